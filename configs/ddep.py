@@ -60,6 +60,8 @@ SMALL = {
   **shared.LABELED,
   'pretrain_seed': 0,  # of the stages before fine-tuning
   'lr': 0.0,  # of fine-tuning; 0: the config's own
+  # Factor of the encoder's rate in fine-tuning; 0: the config's own.
+  'encoder_lr': 0.0,
   'tiny': False,  # 60 steps a stage
 }
 
@@ -211,13 +213,18 @@ def paper(
 
 
 def small(
-  options: SimpleNamespace, encoder: str = '', **blocks: Any
+  options: SimpleNamespace,
+  encoder: str = '',
+  encoder_lr: float = 1.0,
+  **blocks: Any,
 ) -> ml_collections.ConfigDict:
   """Builds an experiment for a CPU.
 
   Args:
     options: parsed options, among them those of `SMALL`, and `init`.
     encoder: a finished stage or a weight file, in place of `classify`.
+    encoder_lr: factor of the encoder's learning rate in fine-tuning if no
+      option gives it.
     **blocks: blocks of the config: network, classify, denoise, finetune,
       evaluate.
 
@@ -226,6 +233,9 @@ def small(
   """
   config = shared.block(program='ddep.main', **blocks)
   config.finetune.update(shared.block(**shared.class_weights(options)))
+  config.finetune.recipe.optimizer.update(
+    shared.encoder_group(options, config.network, encoder_lr)
+  )
   _set_stages(config, options)
   if encoder:
     _set_encoder(config, encoder)

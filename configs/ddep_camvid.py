@@ -27,10 +27,13 @@ def get_config(argument=None):
   crop = pretrained.camvid_crop(network)
   data = {'name': 'camvid', 'source': options.source}
   noise = ddep.noise(options, gamma=0.95)
-  optimizer = shared.adam(options.lr or 7e-3, warmup_steps=50)
+  optimizer = shared.adam(
+    options.lr or network.learning_rate(7e-3), warmup_steps=50
+  )
   return ddep.small(
     options,
     encoder=network.encoder,
+    encoder_lr=network.encoder_lr,
     notes=network.notes,
     network=network.block,
     **ddep.photo_pretraining(data, crop, noise),

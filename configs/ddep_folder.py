@@ -26,10 +26,13 @@ def get_config(argument=None):
       f'config option unlabeled={options.unlabeled}: expected init=ddep or '
       f'dep, as init={options.init} trains on images with masks alone'
     )
-  optimizer = shared.adam(options.lr or 2e-3, warmup_steps=50)
+  optimizer = shared.adam(
+    options.lr or network.learning_rate(2e-3), warmup_steps=50
+  )
   return ddep.small(
     options,
     encoder=network.encoder,
+    encoder_lr=network.encoder_lr,
     notes=(*network.notes, *shared.folder_notes(options)),
     network=network.block,
     **ddep.photo_pretraining(

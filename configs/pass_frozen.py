@@ -52,6 +52,7 @@ def get_config(argument=None):
   chosen = options.protocol
   return shared.block(
     program='pass_luss.main',
+    notes=shared.folder_notes(options),
     network={'encoder': {'name': 'of_weights'}},
     stages=_STAGES if chosen == 'all' else (f'frozen_{chosen}',),
     frozen_knn={

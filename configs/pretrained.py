@@ -41,6 +41,7 @@ class Network(NamedTuple):
       values.
     size_multiple: divisor of the sides of crops and images, in pixels.
     max_area: largest share of an image that crops of about 14,000 pixels show.
+    is_small: whether it is one of the small networks without public weights.
     notes: what was chosen, and how to choose something else.
   """
 
@@ -48,7 +49,17 @@ class Network(NamedTuple):
   encoder: str
   size_multiple: int
   max_area: float
+  is_small: bool
   notes: tuple[str, ...]
+
+  @property
+  def encoder_lr(self) -> float:
+    """Returns the factor of the encoder's learning rate."""
+    return 0.1 if self.encoder else 1.0
+
+  def learning_rate(self, of_small: float) -> float:
+    """Returns the learning rate; that of the small networks is given."""
+    return of_small if self.is_small else 3e-3
 
   def round_down(self, size: int) -> int:
     """Returns the largest multiple of `size_multiple` up to a size."""
@@ -97,12 +108,14 @@ def choose_network(
     frozen=bool(encoder or getattr(options, 'start', '')),
     full_resolution=full_resolution,
   )
+  is_small = network.startswith('small+')
   return Network(
     block,
     encoder,
     _size_multiple(network, block),
     # Encoders of public weights resolve little at the size of whole images.
-    1.0 if network.startswith('small+') else 0.4,
+    1.0 if is_small else 0.4,
+    is_small,
     notes,
   )
 
@@ -118,15 +131,13 @@ def _size_multiple(network: str, block: ml_collections.ConfigDict) -> int:
 
 def camvid_crop(network: Network) -> dict[str, Any]:
   """Builds the crop of the photographs of CamVid, of 360x480 pixels."""
-  is_small = network.max_area == 1.0
-  area = (0.25, 1.0) if is_small else (0.16, network.max_area)
+  area = (0.25, 1.0) if network.is_small else (0.16, network.max_area)
   return {'name': 'inception', 'size': (96, 128), 'area': area}
 
 
 def camvid_protocol(network: Network) -> dict[str, Any]:
   """Builds the scale of evaluation on CamVid: about that of the crops."""
-  is_small = network.max_area == 1.0
-  return {'scales': (0.3 if is_small else 0.5,), 'antialias': True}
+  return {'scales': (0.3 if network.is_small else 0.5,), 'antialias': True}
 
 
 def is_installed(package: str) -> bool:

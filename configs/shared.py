@@ -146,6 +146,22 @@ def class_weights(options: SimpleNamespace) -> dict[str, Any]:
   return {'class_weights': {'kind': options.class_weights}}
 
 
+def encoder_group(
+  options: SimpleNamespace, network: ml_collections.ConfigDict, factor: float
+) -> dict[str, Any]:
+  """Builds the field of an optimizer that scales the encoder's learning rate.
+
+  Args:
+    options: parsed options, among them `encoder_lr`.
+    network: block of the network; nothing is built for a frozen encoder.
+    factor: factor if the option does not give it.
+  """
+  factor = options.encoder_lr or factor
+  if factor == 1.0 or network.encoder.get('frozen'):
+    return {}
+  return {'groups': (('^encoder/', factor, 1.0),)}
+
+
 def folder(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the data set of a folder of images and masks.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, shared
+from configs import networks, shared, unlabeled
 
 # By option `system`: U2PL+, U2PL, and what they are compared with.
 SYSTEMS = ['u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt', 'sup_only']
@@ -62,6 +62,8 @@ SMALL = {
   **_METHOD,
   **shared.LABELED,
   'lr': 0.0,  # 0: the config's own
+  'encoder_lr': 0.0,  # factor of the encoder's rate; 0: the config's own
+  **unlabeled.OPTIONS,
   'encoder': '',  # a finished stage, or a weight file
 }
 
@@ -162,6 +164,7 @@ def small(
   epochs_per_evaluation: int,
   learning_rate: float,
   evaluate: dict[str, Any],
+  encoder_lr: float = 1.0,
   notes: tuple[str, ...] = (),
 ) -> ml_collections.ConfigDict:
   """Builds an experiment for a CPU, with 8 images of each kind a step.
@@ -178,6 +181,7 @@ def small(
       training.
     learning_rate: learning rate if no option gives it.
     evaluate: block of the reported evaluation.
+    encoder_lr: factor of the encoder's learning rate if no option gives it.
     notes: lines about what the config chose, for the user.
 
   Raises:
@@ -194,7 +198,11 @@ def small(
       'recipe': shared.recipe(
         8,
         epochs * train['steps_per_epoch'],
-        shared.adam(options.lr or learning_rate, warmup_steps=50),
+        shared.adam(
+          options.lr or learning_rate,
+          warmup_steps=50,
+          **shared.encoder_group(options, network, encoder_lr),
+        ),
         evaluate_every=epochs_per_evaluation * train['steps_per_epoch'],
       ),
       **train,
@@ -228,11 +236,13 @@ def small_losses(
     'first_capacity': 4000,
     'max_push': 256,
   }
-  weights = shared.class_weights(options)
+  if options.system == 'sup_only':
+    unlabeled.refuse_options(options)
   return losses(
     options,
-    **({'supervised': weights} if weights else {}),
-    consistency={'weight': weight},
+    supervised=shared.class_weights(options),
+    teacher=unlabeled.teacher(options),
+    consistency={'weight': weight, **unlabeled.student_view(options)},
     contrast={**sizes, **contrast},
     warmup_epochs=warmup_epochs,
   )

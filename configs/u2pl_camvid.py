@@ -40,7 +40,8 @@ def get_config(argument=None):
     labels=23,
     epochs=25,
     epochs_per_evaluation=5,
-    learning_rate=7e-3,
+    learning_rate=network.learning_rate(7e-3),
+    encoder_lr=network.encoder_lr,
     # At the scale of the crops of training.
     evaluate={
       'protocol': u2pl.WHOLE_IMAGE | pretrained.camvid_protocol(network)

@@ -59,7 +59,8 @@ def get_config(argument=None):
     labels=0,
     epochs=20,
     epochs_per_evaluation=10,
-    learning_rate=2e-3,
+    learning_rate=network.learning_rate(2e-3),
+    encoder_lr=network.encoder_lr,
     # Images of many sizes are padded to few, each compiled once.
     evaluate={
       'protocol': u2pl.WHOLE_IMAGE | {'size_multiple': network.round_down(64)},

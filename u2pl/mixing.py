@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
@@ -50,7 +50,7 @@ class MixingOptions:
       )
 
 
-class Draws(NamedTuple):
+class MixDraws(NamedTuple):
   """Random draws of a global batch.
 
   Attributes:
@@ -71,7 +71,7 @@ def sample_mixing_draws(
   options: MixingOptions,
   shape: tuple[int, int, int],
   num_classes: int,
-) -> Draws:
+) -> MixDraws:
   """Draws which groups are mixed, the boxes and the classes' priorities.
 
   Args:
@@ -88,7 +88,7 @@ def sample_mixing_draws(
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (3 + num_classes,)))(
     keys
   )
-  return Draws(
+  return MixDraws(
     chance < options.probability,
     cutmix_boxes(uniforms[:, :3], height, width),
     uniforms[:, 3:],
@@ -169,12 +169,25 @@ def classmix_kept_mask(
 def mix_unlabeled_images(
   images: Float[Array, 'B H W 3'],
   labels: Int[Array, 'B H W'],
-  draws: Draws,
+  draws: MixDraws,
   options: MixingOptions,
-) -> tuple[Float[Array, 'B H W 3'], Int[Array, 'B H W']]:
-  """Mixes images in [-1, 1] and their labels as drawn."""
+  *maps: Shaped[Array, 'B H W'],
+) -> tuple[Array, ...]:
+  """Mixes images in [-1, 1] and their labels as drawn.
+
+  Args:
+    images: images in [-1, 1].
+    labels: their labels, which ClassMix chooses from.
+    draws: random draws of the batch.
+    options: kind and group.
+    *maps: further values of the pixels, mixed as the labels are; Cutout, which
+      ignores the labels in its box, leaves them.
+
+  Returns:
+    Images, labels and maps.
+  """
   if options.kind == 'none':
-    return images, labels
+    return images, labels, *maps
   mixed = jnp.repeat(draws.mixed, options.group)[:, None, None]
   if options.kind == 'classmix':
     own = classmix_kept_mask(labels, draws.priorities)
@@ -186,10 +199,14 @@ def mix_unlabeled_images(
     return (
       jnp.where(own[..., None], images, color),
       jnp.where(own, labels, batch_lib.IGNORE),
+      *maps,
     )
   return (
     jnp.where(own[..., None], images, _partners(images, options.group)),
-    jnp.where(own, labels, _partners(labels, options.group)),
+    *(
+      jnp.where(own, values, _partners(values, options.group))
+      for values in (labels, *maps)
+    ),
   )
 
 

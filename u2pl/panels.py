@@ -49,7 +49,8 @@ class TeacherPanels:
   def __call__(self, state: mean_teacher.State) -> tensorboard.Summaries:
     """Returns the image 'teacher/panels'.
 
-    Unreliable pixels are gray in the last column; entropy is white at log C.
+    Pixels that the student does not learn are gray in the last column; entropy
+    is white at log C.
     """
     outputs = jax.device_get(self._compute(state, self.batch))
     rows = []
@@ -84,7 +85,7 @@ class TeacherPanels:
       return {
         'student': jnp.argmax(scores, axis=-1).astype(jnp.int32),
         'images': output.images,
-        'labels': output.labels,
+        'labels': output.student_labels,
         'weak_labels': output.weak_labels,
         'entropy': output.entropy,
         'kept': output.kept,

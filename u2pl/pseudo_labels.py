@@ -97,6 +97,19 @@ def pixel_entropy(logits: Float[Array, '*shape C']) -> Float[Array, '*shape']:
   return -jnp.sum(probs * jnp.log(probs + _ENTROPY_EPSILON), axis=-1)
 
 
+def confident_pixels(
+  logits: Float[Array, 'B H W C'], labels: Int[Array, 'B H W'], least: float
+) -> Bool[Array, 'B H W']:
+  """Returns where a label has at least a probability by the logits.
+
+  Args:
+    logits: logits of the teacher for the images before mixing.
+    labels: their pseudo-labels; negative ones are never confident.
+    least: least softmax probability.
+  """
+  return (labels >= 0) & (losses.label_probability(logits, labels) >= least)
+
+
 def partition_by_entropy(
   entropies: Float[Array, 'B H W'],
   valid: Bool[Array, 'B H W'],

@@ -115,8 +115,8 @@ def make_natural_scene(
   else:
     first = 1 + int(rng.choice(num_classes, p=natural_classes.FREQUENCIES))
     others = int(rng.integers(0, config.max_objects))
-  context = natural_scene.sample_context(rng, first)
-  classes = natural_scene.sample_companions(rng, context, others)
+  context = natural_scene.sample_natural_context(rng, first)
+  classes = natural_scene.sample_natural_companions(rng, context, others)
   # What is sampled first must not always lie behind the rest.
   classes = rng.permutation([first, *classes]).tolist()
   return name, natural_scene.sample_natural_scene(
@@ -129,17 +129,17 @@ def draw_natural_background(
 ) -> Float[np.ndarray, 'size size 3']:
   """Draws the background without clutter, in [0, 1]."""
   centers = np.arange(scene.size) + 0.5
-  gradient = natural_waves.draw_waves(scene.gradient, centers, centers)
-  texture = natural_waves.draw_waves(scene.texture, centers, centers)
+  gradient = natural_waves.draw_texture_waves(scene.gradient, centers, centers)
+  texture = natural_waves.draw_texture_waves(scene.texture, centers, centers)
   sharpness = natural_classes.CONTEXTS[scene.context].texture.sharpness
   weight = 0.5 + 0.25 * gradient + 0.35 * np.tanh(sharpness * texture)
   first, second = scene.tones
   return first + np.clip(weight, -0.3, 1.3)[..., None] * (second - first)
 
 
-def draw_object_surface(
+def draw_natural_object_surface(
   item: natural_scene.NaturalObject,
-  window: natural_scene.Window,
+  window: natural_scene.ObjectWindow,
   depth: Float[np.ndarray, 'H W'],
   light: tuple[float, float],
 ) -> Float[np.ndarray, 'H W 3']:
@@ -151,7 +151,7 @@ def draw_object_surface(
     depth: distance from the center relative to that of the outline, 1 there.
     light: direction from which the light comes, along x and y.
   """
-  texture = natural_waves.draw_waves(item.texture, window.x, window.y)
+  texture = natural_waves.draw_texture_waves(item.texture, window.x, window.y)
   weight = 0.5 + 0.5 * np.tanh(item.sharpness * texture)
   first, second = item.tones
   surface = first + weight[..., None] * (second - first)
@@ -161,11 +161,11 @@ def draw_object_surface(
   toward_x = (window.x - item.center[0])[None, :] / item.radius * light[0]
   toward_y = (window.y - item.center[1])[:, None] / item.radius * light[1]
   shading = item.relief * (slope * (toward_x + toward_y) - 0.4 * depth**2)
-  mottling = natural_waves.draw_waves(item.mottling, window.x, window.y)
+  mottling = natural_waves.draw_texture_waves(item.mottling, window.x, window.y)
   return surface * (1.1 + shading + MOTTLING * mottling)[..., None]
 
 
-def draw_object(
+def draw_natural_object(
   image: Float[np.ndarray, 'size size 3'],
   label: Int16[np.ndarray, 'size size'],
   item: natural_scene.NaturalObject,
@@ -186,19 +186,19 @@ def draw_object(
     item, center=(x - offset * light[0], y - offset * light[1])
   )
   softness = SHADOW_SOFTNESS * item.radius
-  window = natural_scene.object_window(shadow, size, margin=softness)
-  distance, _ = natural_outlines.outline_distance(
+  window = natural_scene.natural_object_window(shadow, size, margin=softness)
+  distance, _ = natural_outlines.natural_outline_distance(
     item.outline, window.u, window.v
   )
   darkness = np.clip(0.5 - distance * item.radius / softness, 0, 1)
   image[window.pixels] *= 1 - item.shadow * darkness[..., None]
 
-  window = natural_scene.object_window(item, size)
-  distance, depth = natural_outlines.outline_distance(
+  window = natural_scene.natural_object_window(item, size)
+  distance, depth = natural_outlines.natural_outline_distance(
     item.outline, window.u, window.v
   )
   coverage = np.clip(0.5 - distance * item.radius, 0, 1)[..., None]
-  surface = draw_object_surface(item, window, depth, light)
+  surface = draw_natural_object_surface(item, window, depth, light)
   image[window.pixels] += coverage * (surface - image[window.pixels])
   label[window.pixels][distance < 0] = item.class_id
 
@@ -216,7 +216,7 @@ def draw_natural_scene(
   toward = scene.camera.shade_direction + np.pi
   light = float(np.cos(toward)), float(np.sin(toward))
   for item in (*scene.clutter, *scene.objects):
-    draw_object(image, label, item, light)
+    draw_natural_object(image, label, item, light)
   return np.clip(image, 0, 1), label
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Tint:
+class NaturalTint:
   """A color.
 
   Attributes:
@@ -25,7 +25,7 @@ class Tint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outline:
+class NaturalOutline:
   """An outline r(t) = 1 - depth * |sin(lobes * t / 2)|^power, stretched.
 
   Attributes:
@@ -42,7 +42,7 @@ class Outline:
 
 
 @dataclasses.dataclass(frozen=True)
-class Texture:
+class NaturalTexture:
   """A sum of random waves, through a sigmoid.
 
   Attributes:
@@ -63,15 +63,15 @@ class Texture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class NaturalContext:
   """A kind of background: two tones that a texture mixes."""
 
-  tones: tuple[Tint, Tint]
-  texture: Texture
+  tones: tuple[NaturalTint, NaturalTint]
+  texture: NaturalTexture
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class NaturalClass:
   """A class of objects.
 
   Attributes:
@@ -82,125 +82,125 @@ class Kind:
     context: name of the most frequent background.
   """
 
-  outline: Outline
-  tones: tuple[tuple[Tint, Tint], ...]
-  texture: Texture
+  outline: NaturalOutline
+  tones: tuple[tuple[NaturalTint, NaturalTint], ...]
+  texture: NaturalTexture
   context: str
 
 
 CONTEXTS = {
-  'meadow': Context(
-    (Tint(105.0, 0.55, 0.36), Tint(85.0, 0.55, 0.55)),
-    Texture((6.0, 22.0), spread=0.35, decay=0.5),
+  'meadow': NaturalContext(
+    (NaturalTint(105.0, 0.55, 0.36), NaturalTint(85.0, 0.55, 0.55)),
+    NaturalTexture((6.0, 22.0), spread=0.35, decay=0.5),
   ),
-  'soil': Context(
-    (Tint(25.0, 0.50, 0.22), Tint(35.0, 0.40, 0.42)),
-    Texture((3.0, 20.0), sharpness=1.5, decay=0.5),
+  'soil': NaturalContext(
+    (NaturalTint(25.0, 0.50, 0.22), NaturalTint(35.0, 0.40, 0.42)),
+    NaturalTexture((3.0, 20.0), sharpness=1.5, decay=0.5),
   ),
-  'sand': Context(
-    (Tint(35.0, 0.40, 0.50), Tint(42.0, 0.45, 0.68)),
-    Texture((5.0, 10.0), axis=np.pi / 2, spread=0.25),
+  'sand': NaturalContext(
+    (NaturalTint(35.0, 0.40, 0.50), NaturalTint(42.0, 0.45, 0.68)),
+    NaturalTexture((5.0, 10.0), axis=np.pi / 2, spread=0.25),
   ),
-  'water': Context(
-    (Tint(210.0, 0.60, 0.30), Tint(190.0, 0.50, 0.52)),
-    Texture((2.0, 9.0), axis=np.pi / 2, spread=0.5, decay=1.0),
+  'water': NaturalContext(
+    (NaturalTint(210.0, 0.60, 0.30), NaturalTint(190.0, 0.50, 0.52)),
+    NaturalTexture((2.0, 9.0), axis=np.pi / 2, spread=0.5, decay=1.0),
   ),
-  'rock': Context(
-    (Tint(30.0, 0.08, 0.33), Tint(220.0, 0.06, 0.56)),
-    Texture((1.0, 22.0), sharpness=1.5, decay=1.0),
+  'rock': NaturalContext(
+    (NaturalTint(30.0, 0.08, 0.33), NaturalTint(220.0, 0.06, 0.56)),
+    NaturalTexture((1.0, 22.0), sharpness=1.5, decay=1.0),
   ),
 }
 
 # From the most to the least frequent.
 KINDS = {
-  'leaf': Kind(
-    Outline(2, 0.60, 0.9, 1.1),
+  'leaf': NaturalClass(
+    NaturalOutline(2, 0.60, 0.9, 1.1),
     (
-      (Tint(100.0, 0.60, 0.42), Tint(130.0, 0.60, 0.24)),
-      (Tint(35.0, 0.70, 0.55), Tint(15.0, 0.70, 0.32)),
+      (NaturalTint(100.0, 0.60, 0.42), NaturalTint(130.0, 0.60, 0.24)),
+      (NaturalTint(35.0, 0.70, 0.55), NaturalTint(15.0, 0.70, 0.32)),
     ),
-    Texture((1.5, 2.2), axis=0.5, spread=0.12, sharpness=3.0),
+    NaturalTexture((1.5, 2.2), axis=0.5, spread=0.12, sharpness=3.0),
     'soil',
   ),
-  'blossom': Kind(
-    Outline(5, 0.50, 4.0),
+  'blossom': NaturalClass(
+    NaturalOutline(5, 0.50, 4.0),
     (
-      (Tint(320.0, 0.50, 0.65), Tint(340.0, 0.70, 0.42)),
-      (Tint(50.0, 0.10, 0.88), Tint(50.0, 0.60, 0.68)),
+      (NaturalTint(320.0, 0.50, 0.65), NaturalTint(340.0, 0.70, 0.42)),
+      (NaturalTint(50.0, 0.10, 0.88), NaturalTint(50.0, 0.60, 0.68)),
     ),
-    Texture((0.4, 0.8), sharpness=0.8),
+    NaturalTexture((0.4, 0.8), sharpness=0.8),
     'meadow',
   ),
-  'pebble': Kind(
-    Outline(0, aspect=1.3),
+  'pebble': NaturalClass(
+    NaturalOutline(0, aspect=1.3),
     (
-      (Tint(30.0, 0.10, 0.62), Tint(30.0, 0.15, 0.42)),
-      (Tint(220.0, 0.12, 0.38), Tint(210.0, 0.10, 0.56)),
+      (NaturalTint(30.0, 0.10, 0.62), NaturalTint(30.0, 0.15, 0.42)),
+      (NaturalTint(220.0, 0.12, 0.38), NaturalTint(210.0, 0.10, 0.56)),
     ),
-    Texture((0.5, 6.0), decay=1.0),
+    NaturalTexture((0.5, 6.0), decay=1.0),
     'rock',
   ),
-  'shell': Kind(
-    Outline(1, 0.55, 1.0, 0.95),
+  'shell': NaturalClass(
+    NaturalOutline(1, 0.55, 1.0, 0.95),
     (
-      (Tint(40.0, 0.30, 0.78), Tint(20.0, 0.50, 0.48)),
-      (Tint(330.0, 0.25, 0.72), Tint(350.0, 0.40, 0.46)),
+      (NaturalTint(40.0, 0.30, 0.78), NaturalTint(20.0, 0.50, 0.48)),
+      (NaturalTint(330.0, 0.25, 0.72), NaturalTint(350.0, 0.40, 0.46)),
     ),
-    Texture((2.4, 3.2), axis=np.pi / 2, spread=0.08, sharpness=4.0),
+    NaturalTexture((2.4, 3.2), axis=np.pi / 2, spread=0.08, sharpness=4.0),
     'sand',
   ),
-  'jellyfish': Kind(
-    Outline(3, 0.30, 2.0, 1.25),
+  'jellyfish': NaturalClass(
+    NaturalOutline(3, 0.30, 2.0, 1.25),
     (
-      (Tint(330.0, 0.30, 0.76), Tint(300.0, 0.40, 0.52)),
-      (Tint(200.0, 0.35, 0.80), Tint(225.0, 0.45, 0.56)),
+      (NaturalTint(330.0, 0.30, 0.76), NaturalTint(300.0, 0.40, 0.52)),
+      (NaturalTint(200.0, 0.35, 0.80), NaturalTint(225.0, 0.45, 0.56)),
     ),
-    Texture((0.8, 1.3), axis=np.pi / 2, spread=0.4, sharpness=1.0),
+    NaturalTexture((0.8, 1.3), axis=np.pi / 2, spread=0.4, sharpness=1.0),
     'water',
   ),
-  'clover': Kind(
-    Outline(3, 0.65, 4.0),
+  'clover': NaturalClass(
+    NaturalOutline(3, 0.65, 4.0),
     (
-      (Tint(125.0, 0.55, 0.34), Tint(110.0, 0.50, 0.56)),
-      (Tint(145.0, 0.50, 0.26), Tint(120.0, 0.50, 0.44)),
+      (NaturalTint(125.0, 0.55, 0.34), NaturalTint(110.0, 0.50, 0.56)),
+      (NaturalTint(145.0, 0.50, 0.26), NaturalTint(120.0, 0.50, 0.44)),
     ),
-    Texture((0.6, 1.2), axis=0.0, spread=0.6, sharpness=2.0),
+    NaturalTexture((0.6, 1.2), axis=0.0, spread=0.6, sharpness=2.0),
     'meadow',
   ),
-  'beetle': Kind(
-    Outline(0, aspect=1.8),
+  'beetle': NaturalClass(
+    NaturalOutline(0, aspect=1.8),
     (
-      (Tint(240.0, 0.40, 0.14), Tint(190.0, 0.60, 0.40)),
-      (Tint(10.0, 0.85, 0.38), Tint(0.0, 0.10, 0.09)),
+      (NaturalTint(240.0, 0.40, 0.14), NaturalTint(190.0, 0.60, 0.40)),
+      (NaturalTint(10.0, 0.85, 0.38), NaturalTint(0.0, 0.10, 0.09)),
     ),
-    Texture((1.2, 1.7), sharpness=6.0),
+    NaturalTexture((1.2, 1.7), sharpness=6.0),
     'soil',
   ),
-  'starfish': Kind(
-    Outline(5, 0.66, 0.8),
+  'starfish': NaturalClass(
+    NaturalOutline(5, 0.66, 0.8),
     (
-      (Tint(20.0, 0.75, 0.48), Tint(40.0, 0.60, 0.68)),
-      (Tint(350.0, 0.60, 0.38), Tint(20.0, 0.55, 0.58)),
+      (NaturalTint(20.0, 0.75, 0.48), NaturalTint(40.0, 0.60, 0.68)),
+      (NaturalTint(350.0, 0.60, 0.38), NaturalTint(20.0, 0.55, 0.58)),
     ),
-    Texture((2.0, 3.0), sharpness=3.0),
+    NaturalTexture((2.0, 3.0), sharpness=3.0),
     'sand',
   ),
-  'crystal': Kind(
-    Outline(4, 0.36, 1.0, 1.25),
+  'crystal': NaturalClass(
+    NaturalOutline(4, 0.36, 1.0, 1.25),
     (
-      (Tint(190.0, 0.35, 0.78), Tint(220.0, 0.50, 0.44)),
-      (Tint(290.0, 0.40, 0.66), Tint(270.0, 0.55, 0.34)),
+      (NaturalTint(190.0, 0.35, 0.78), NaturalTint(220.0, 0.50, 0.44)),
+      (NaturalTint(290.0, 0.40, 0.66), NaturalTint(270.0, 0.55, 0.34)),
     ),
-    Texture((0.6, 1.1), axis=0.8, spread=0.5, sharpness=8.0),
+    NaturalTexture((0.6, 1.1), axis=0.8, spread=0.5, sharpness=8.0),
     'rock',
   ),
-  'urchin': Kind(
-    Outline(11, 0.35, 0.9),
+  'urchin': NaturalClass(
+    NaturalOutline(11, 0.35, 0.9),
     (
-      (Tint(280.0, 0.45, 0.20), Tint(300.0, 0.45, 0.38)),
-      (Tint(20.0, 0.40, 0.16), Tint(350.0, 0.50, 0.34)),
+      (NaturalTint(280.0, 0.45, 0.20), NaturalTint(300.0, 0.45, 0.38)),
+      (NaturalTint(20.0, 0.40, 0.16), NaturalTint(350.0, 0.50, 0.34)),
     ),
-    Texture((3.0, 6.0), sharpness=2.0),
+    NaturalTexture((3.0, 6.0), sharpness=2.0),
     'water',
   ),
 }
@@ -226,7 +226,7 @@ FREQUENCIES /= FREQUENCIES.sum()
 CONTEXT_FIT = 0.7
 
 
-def context_probabilities() -> np.ndarray:
+def natural_context_probabilities() -> np.ndarray:
   """Returns the probability [classes, contexts] of a context given a class."""
   homes = np.array([kind.context for kind in KINDS.values()])
   fits = homes[:, None] == np.array(list(CONTEXTS))

@@ -11,16 +11,16 @@ NUM_DIRECTIONS = 720
 DEFORMATION = 0.03
 
 
-def outline_directions() -> Float[np.ndarray, 'directions']:
+def natural_outline_directions() -> Float[np.ndarray, 'directions']:
   """Returns the directions of the stored radii, in radians."""
   return 2 * np.pi * np.arange(NUM_DIRECTIONS) / NUM_DIRECTIONS
 
 
-def outline_radii(
-  outline: natural_classes.Outline,
+def natural_outline_radii(
+  outline: natural_classes.NaturalOutline,
 ) -> Float[np.ndarray, 'directions']:
   """Computes the radius in each direction; the largest is 1."""
-  t = outline_directions()
+  t = natural_outline_directions()
   r = 1 - outline.depth * np.abs(np.sin(outline.lobes * t / 2)) ** outline.power
   # Stretching moves the points to other directions, but keeps their order.
   x, y = outline.aspect * r * np.cos(t), r * np.sin(t)
@@ -28,8 +28,8 @@ def outline_radii(
   return radii / radii.max()
 
 
-def sample_outline_radii(
-  rng: np.random.Generator, outline: natural_classes.Outline
+def sample_natural_outline_radii(
+  rng: np.random.Generator, outline: natural_classes.NaturalOutline
 ) -> Float[np.ndarray, 'directions']:
   """Samples a variant of an outline; the largest radius is 1.
 
@@ -40,7 +40,7 @@ def sample_outline_radii(
   low = 0.8, 0.8, 0.85
   high = 1.15, 1.25, 1.15
   depth, power, aspect = rng.uniform(low, high).tolist()
-  variant = natural_classes.Outline(
+  variant = natural_classes.NaturalOutline(
     lobes=outline.lobes,
     depth=depth * outline.depth,
     power=power * outline.power,
@@ -49,17 +49,17 @@ def sample_outline_radii(
   counts = np.arange(2, 7)
   amplitudes = DEFORMATION * rng.standard_normal(len(counts))
   phases = rng.uniform(0, 2 * np.pi, len(counts))
-  angles = counts[:, None] * outline_directions() + phases[:, None]
-  radii = outline_radii(variant) * (1 + amplitudes @ np.cos(angles))
+  angles = counts[:, None] * natural_outline_directions() + phases[:, None]
+  radii = natural_outline_radii(variant) * (1 + amplitudes @ np.cos(angles))
   return radii / radii.max()
 
 
-def outline_area(radii: Float[np.ndarray, 'directions']) -> float:
+def natural_outline_area(radii: Float[np.ndarray, 'directions']) -> float:
   """Computes the area inside of an outline."""
   return float(np.pi * np.mean(radii**2))
 
 
-def outline_distance(
+def natural_outline_distance(
   radii: Float[np.ndarray, 'directions'],
   u: Float[np.ndarray, 'H W'],
   v: Float[np.ndarray, 'H W'],

@@ -17,7 +17,7 @@ from input_pipeline.builders import (
   shapes_scene,
 )
 
-CAMERA = shapes_camera.CameraRanges(
+CAMERA = shapes_camera.SceneCameraRanges(
   light=(0.75, 1.05),
   shade=(0.0, 0.5),
   cast=(0.0, 0.2),
@@ -34,9 +34,9 @@ MAX_TRIES = 20  # Positions tried for an object before it is omitted.
 CLUTTER = (2, 7)
 CLUTTER_RADII = (0.03, 0.12)
 # Slow changes of the background, in cycles per side.
-GRADIENT = natural_classes.Texture((0.2, 1.2))
+GRADIENT = natural_classes.NaturalTexture((0.2, 1.2))
 # Small changes of brightness of surfaces, in cycles per radius.
-MOTTLING = natural_classes.Texture((1.0, 8.0), decay=0.5)
+MOTTLING = natural_classes.NaturalTexture((1.0, 8.0), decay=0.5)
 # Standard deviations of the tones of objects and backgrounds: of the hue in
 # degrees, the logarithm of the saturation, and the luma.
 VARIATION = (14.0, 0.35, 0.09)
@@ -66,9 +66,9 @@ class NaturalObject:
   angle: float
   outline: Float[np.ndarray, 'directions']
   tones: Float[np.ndarray, '2 3']
-  texture: natural_waves.Waves
+  texture: natural_waves.TextureWaves
   sharpness: float
-  mottling: natural_waves.Waves
+  mottling: natural_waves.TextureWaves
   relief: float
   shadow: float
 
@@ -89,11 +89,11 @@ class NaturalScene:
 
   context: str
   tones: Float[np.ndarray, '2 3']
-  gradient: natural_waves.Waves
-  texture: natural_waves.Waves
+  gradient: natural_waves.TextureWaves
+  texture: natural_waves.TextureWaves
   clutter: tuple[NaturalObject, ...]
   objects: tuple[NaturalObject, ...]
-  camera: shapes_camera.Camera
+  camera: shapes_camera.SceneCamera
 
   @property
   def size(self) -> int:
@@ -102,7 +102,7 @@ class NaturalScene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class ObjectWindow:
   """A rectangle of the pixels of an image, and coordinates about an object.
 
   Attributes:
@@ -120,9 +120,9 @@ class Window:
   v: Float[np.ndarray, 'H W']
 
 
-def object_window(
+def natural_object_window(
   item: NaturalObject, size: int, margin: float = 1.0
-) -> Window:
+) -> ObjectWindow:
   """Computes the part of an image that an object may touch.
 
   Args:
@@ -142,13 +142,15 @@ def object_window(
   dy = (y - item.center[1])[:, None] / item.radius
   cos, sin = np.cos(item.angle), np.sin(item.angle)
   u, v = cos * dx + sin * dy, cos * dy - sin * dx
-  return Window((rows, columns), x, y, u, v)
+  return ObjectWindow((rows, columns), x, y, u, v)
 
 
-def object_mask(item: NaturalObject, size: int) -> Bool[np.ndarray, 'H W']:
+def natural_object_mask(
+  item: NaturalObject, size: int
+) -> Bool[np.ndarray, 'H W']:
   """Computes the pixels whose centers are inside of the outline."""
-  window = object_window(item, size)
-  distance, _ = natural_outlines.outline_distance(
+  window = natural_object_window(item, size)
+  distance, _ = natural_outlines.natural_outline_distance(
     item.outline, window.u, window.v
   )
   mask = np.zeros((size, size), bool)
@@ -156,7 +158,7 @@ def object_mask(item: NaturalObject, size: int) -> Bool[np.ndarray, 'H W']:
   return mask
 
 
-def object_visibility(
+def natural_object_visibility(
   item: NaturalObject, visible: Bool[np.ndarray, 'H W']
 ) -> float:
   """Computes the number of visible pixels relative to the area of the outline.
@@ -165,12 +167,12 @@ def object_visibility(
     item: the object.
     visible: mask of the pixels in which no other object covers it.
   """
-  area = natural_outlines.outline_area(item.outline) * item.radius**2
+  area = natural_outlines.natural_outline_area(item.outline) * item.radius**2
   return visible.sum() / area
 
 
-def sample_tones(
-  rng: np.random.Generator, tones: Sequence[natural_classes.Tint]
+def sample_natural_tones(
+  rng: np.random.Generator, tones: Sequence[natural_classes.NaturalTint]
 ) -> Float[np.ndarray, '2 3']:
   """Samples variants of two tones that differ from them in the same way.
 
@@ -192,13 +194,13 @@ def sample_tones(
   return np.stack(colors)
 
 
-def sample_surface(
+def sample_natural_surface(
   rng: np.random.Generator,
   class_id: int,
   size: int,
   radii: tuple[float, float],
   tones: Float[np.ndarray, '2 3'],
-  kind: natural_classes.Kind,
+  kind: natural_classes.NaturalClass,
 ) -> NaturalObject:
   """Samples size, angle, outline and texture of an object in the middle.
 
@@ -218,7 +220,7 @@ def sample_surface(
     center=(size / 2, size / 2),
     radius=radius,
     angle=angle,
-    outline=natural_outlines.sample_outline_radii(rng, kind.outline),
+    outline=natural_outlines.sample_natural_outline_radii(rng, kind.outline),
     tones=tones,
     texture=waves(rng, kind.texture, radius, angle),
     sharpness=kind.texture.sharpness * rng.uniform(0.7, 1.3),
@@ -228,7 +230,7 @@ def sample_surface(
   )
 
 
-def sample_clutter(
+def sample_natural_clutter(
   rng: np.random.Generator, tones: Float[np.ndarray, '2 3'], size: int
 ) -> NaturalObject:
   """Samples a piece of clutter with colors near those of the background.
@@ -238,28 +240,28 @@ def sample_clutter(
     tones: colors of the background, RGB in [0, 1].
     size: side of the image in pixels.
   """
-  outline = natural_classes.Outline(
+  outline = natural_classes.NaturalOutline(
     lobes=int(rng.integers(0, 5)),
     depth=rng.uniform(0, 0.4),
     power=rng.uniform(0.8, 3),
     aspect=rng.uniform(1, 2),
   )
   cycles = rng.uniform(0.5, 3)
-  texture = natural_classes.Texture((cycles, 2 * cycles))
+  texture = natural_classes.NaturalTexture((cycles, 2 * cycles))
   luma = rng.uniform(0.7, 1.3)
-  piece = sample_surface(
+  piece = sample_natural_surface(
     rng,
     0,
     size,
     CLUTTER_RADII,
     np.clip(luma * tones + rng.uniform(-0.08, 0.08, 3), 0, 1),
-    natural_classes.Kind(outline, (), texture, ''),
+    natural_classes.NaturalClass(outline, (), texture, ''),
   )
   center = tuple(rng.uniform(0, size, 2).tolist())
   return dataclasses.replace(piece, center=center, shadow=0.5 * piece.shadow)
 
 
-def sample_objects(
+def sample_natural_objects(
   rng: np.random.Generator,
   class_ids: Sequence[int],
   radii: tuple[float, float],
@@ -280,28 +282,28 @@ def sample_objects(
   visible: list[np.ndarray] = []
   for class_id in class_ids:
     kind = kinds[class_id - 1]
-    tones = sample_tones(rng, kind.tones[rng.integers(len(kind.tones))])
-    item = sample_surface(rng, class_id, size, radii, tones, kind)
+    tones = sample_natural_tones(rng, kind.tones[rng.integers(len(kind.tones))])
+    item = sample_natural_surface(rng, class_id, size, radii, tones, kind)
     inside = (1 - MAX_OUTSIDE) * item.radius
     for _ in range(MAX_TRIES):
       center = tuple(rng.uniform(inside, size - inside, 2).tolist())
       item = dataclasses.replace(item, center=center)
-      mask = object_mask(item, size)
+      mask = natural_object_mask(item, size)
       tried = [*objects, item]
       remaining = [*(other & ~mask for other in visible), mask]
-      if min(map(object_visibility, tried, remaining)) >= MIN_VISIBLE:
+      if min(map(natural_object_visibility, tried, remaining)) >= MIN_VISIBLE:
         objects, visible = tried, remaining
         break
   return tuple(objects)
 
 
-def sample_context(rng: np.random.Generator, class_id: int) -> int:
+def sample_natural_context(rng: np.random.Generator, class_id: int) -> int:
   """Samples the index of the context in which an object of a class lies."""
-  probabilities = natural_classes.context_probabilities()[class_id - 1]
+  probabilities = natural_classes.natural_context_probabilities()[class_id - 1]
   return int(rng.choice(len(probabilities), p=probabilities))
 
 
-def sample_companions(
+def sample_natural_companions(
   rng: np.random.Generator, context: int, count: int
 ) -> list[int]:
   """Samples the classes of further objects in a context.
@@ -314,7 +316,7 @@ def sample_companions(
     context: index of the context.
     count: number of objects.
   """
-  likelihood = natural_classes.context_probabilities()[:, context]
+  likelihood = natural_classes.natural_context_probabilities()[:, context]
   posterior = natural_classes.FREQUENCIES * likelihood
   posterior /= posterior.sum()
   return (1 + rng.choice(len(posterior), count, p=posterior)).tolist()
@@ -338,7 +340,7 @@ def sample_natural_scene(
   """
   name = list(natural_classes.CONTEXTS)[context]
   kind = natural_classes.CONTEXTS[name]
-  tones = sample_tones(rng, kind.tones)
+  tones = sample_natural_tones(rng, kind.tones)
   waves = natural_waves.sample_texture_waves
   turn = rng.normal(0, 0.2)
   return NaturalScene(
@@ -347,11 +349,11 @@ def sample_natural_scene(
     gradient=waves(rng, GRADIENT, float(size), 0.0),
     texture=waves(rng, kind.texture, float(size), turn),
     clutter=tuple(
-      sample_clutter(rng, tones, size)
+      sample_natural_clutter(rng, tones, size)
       for _ in range(rng.integers(*CLUTTER, endpoint=True))
     ),
-    objects=sample_objects(rng, class_ids, radii, size),
-    camera=shapes_camera.sample_camera(
+    objects=sample_natural_objects(rng, class_ids, radii, size),
+    camera=shapes_camera.sample_scene_camera(
       rng, CAMERA, rng.uniform(*CAMERA.noise), size
     ),
   )

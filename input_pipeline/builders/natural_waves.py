@@ -8,12 +8,12 @@ from jaxtyping import Float
 from input_pipeline.builders import natural_classes
 
 NUM_WAVES = 24
-# Waves with more cycles per pixel are omitted, as they would alias.
+# TextureWaves with more cycles per pixel are omitted, as they would alias.
 MAX_FREQUENCY = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
-class Waves:
+class TextureWaves:
   """Waves whose sum has variance 1 before those that alias are omitted.
 
   Attributes:
@@ -29,10 +29,10 @@ class Waves:
 
 def sample_texture_waves(
   rng: np.random.Generator,
-  texture: natural_classes.Texture,
+  texture: natural_classes.NaturalTexture,
   unit: float,
   angle: float,
-) -> Waves:
+) -> TextureWaves:
   """Samples the waves of a texture.
 
   Args:
@@ -47,15 +47,15 @@ def sample_texture_waves(
   amplitudes = cycles**-texture.decay
   amplitudes *= np.sqrt(2 / np.sum(amplitudes**2))
   axes = np.stack([np.cos(direction), np.sin(direction)], axis=1)
-  return Waves(
+  return TextureWaves(
     frequencies=cycles[:, None] / unit * axes,
     phases=rng.uniform(0, 2 * np.pi, NUM_WAVES),
     amplitudes=amplitudes,
   )
 
 
-def draw_waves(
-  waves: Waves, x: Float[np.ndarray, 'W'], y: Float[np.ndarray, 'H']
+def draw_texture_waves(
+  waves: TextureWaves, x: Float[np.ndarray, 'W'], y: Float[np.ndarray, 'H']
 ) -> Float[np.ndarray, 'H W']:
   """Computes the sum of the waves, about in [-3, 3].
 

@@ -53,7 +53,7 @@ PALETTE = (
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class ShapesConfig(tfds.core.BuilderConfig):
   """Describes a variant of the data set.
 
   Attributes:
@@ -155,7 +155,7 @@ def sample_scene_classes(
 
 
 def make_scene(
-  config: Config, split: str, index: int
+  config: ShapesConfig, split: str, index: int
 ) -> tuple[str, shapes_scene.Scene]:
   """Samples the scene of an image, seeded by the name of the image.
 
@@ -176,7 +176,7 @@ def make_scene(
 
 
 def draw_labeled_scene(
-  config: Config, split: str, index: int
+  config: ShapesConfig, split: str, index: int
 ) -> records.Sample:
   """Draws an image of the data set with its labels.
 
@@ -191,16 +191,18 @@ def draw_labeled_scene(
   return records.Sample(name, png.tobytes(), image, label, tags)
 
 
-def _configs(size: int, suffix: str = '') -> list[Config]:
+def _configs(size: int, suffix: str = '') -> list[ShapesConfig]:
   """Returns the four variants at one size."""
   scenes = {'train': 2000, 'unlabeled': 4000, 'val': 400, 'test': 400}
   single = {'train': 4000, 'train_semi': 80, 'val': 400, 'test': 400}
   domain = {'train': 2000, 'val': 400, 'test': 400}
   return [
-    Config(f'scenes{suffix}', size=size, num_images=scenes),
-    Config(f'single{suffix}', size=size, max_objects=1, num_images=single),
-    Config(f'source{suffix}', size=size, num_images=domain),
-    Config(
+    ShapesConfig(f'scenes{suffix}', size=size, num_images=scenes),
+    ShapesConfig(
+      f'single{suffix}', size=size, max_objects=1, num_images=single
+    ),
+    ShapesConfig(f'source{suffix}', size=size, num_images=domain),
+    ShapesConfig(
       f'target{suffix}',
       size=size,
       rendering=shapes_scene.DUSK,

@@ -10,7 +10,7 @@ from input_pipeline.builders import shapes_coordinates
 
 
 @dataclasses.dataclass(frozen=True)
-class CameraRanges:
+class SceneCameraRanges:
   """Ranges from which light and camera are sampled.
 
   Attributes:
@@ -32,7 +32,7 @@ class CameraRanges:
 
 
 @dataclasses.dataclass(frozen=True)
-class Camera:
+class SceneCamera:
   """The light and the camera of an image.
 
   Attributes:
@@ -59,9 +59,9 @@ class Camera:
     return len(self.noise)
 
 
-def sample_camera(
-  rng: np.random.Generator, ranges: CameraRanges, noise: float, size: int
-) -> Camera:
+def sample_scene_camera(
+  rng: np.random.Generator, ranges: SceneCameraRanges, noise: float, size: int
+) -> SceneCamera:
   """Samples light and camera.
 
   Args:
@@ -70,7 +70,7 @@ def sample_camera(
     noise: standard deviation of the sensor's noise, in [0, 1].
     size: side of the image in pixels.
   """
-  return Camera(
+  return SceneCamera(
     light=rng.uniform(*ranges.light),
     shade=rng.uniform(*ranges.shade),
     shade_direction=rng.uniform(0, 2 * np.pi),
@@ -82,7 +82,7 @@ def sample_camera(
 
 
 def photograph_scene(
-  image: Float[np.ndarray, 'size size 3'], camera: Camera
+  image: Float[np.ndarray, 'size size 3'], camera: SceneCamera
 ) -> UInt8[np.ndarray, 'size size 3']:
   """Applies light, haze, blur of the lens and noise of the sensor to an image.
 

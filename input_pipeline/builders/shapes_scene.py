@@ -52,7 +52,7 @@ class Rendering:
   clutter: tuple[int, int] = (4, 12)
   texture: float = 0.12
   cells: tuple[int, int] = (2, 24)
-  camera: shapes_camera.CameraRanges = shapes_camera.CameraRanges()
+  camera: shapes_camera.SceneCameraRanges = shapes_camera.SceneCameraRanges()
 
 
 DAY = Rendering()
@@ -60,7 +60,7 @@ DUSK = Rendering(
   clutter=(12, 20),
   texture=0.16,
   cells=(10, 40),
-  camera=shapes_camera.CameraRanges(
+  camera=shapes_camera.SceneCameraRanges(
     light=(0.55, 0.8),
     shade=(0.2, 0.5),
     cast=(0.15, 0.3),
@@ -136,7 +136,7 @@ class Scene:
   background: Float[np.ndarray, '3']
   texture: tuple[Float[np.ndarray, '_ _ 3'], ...]
   clutter: tuple[Clutter, ...]
-  camera: shapes_camera.Camera
+  camera: shapes_camera.SceneCamera
 
   @property
   def size(self) -> int:
@@ -392,5 +392,7 @@ def sample_scene(
       sample_scene_clutter(rng, background_luma, size)
       for _ in range(rng.integers(*rendering.clutter, endpoint=True))
     ),
-    camera=shapes_camera.sample_camera(rng, rendering.camera, noise, size),
+    camera=shapes_camera.sample_scene_camera(
+      rng, rendering.camera, noise, size
+    ),
   )

@@ -24,7 +24,7 @@ from segcore.types import ExampleKeys
 with epy.lazy_imports():
   import dm_pix
 
-# Indices of the operations in `Draws.factors`; brightness is the first.
+# Indices of the operations in `ColorDraws.factors`; brightness is the first.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
 # A Gaussian is truncated at this many standard deviations.
@@ -74,8 +74,13 @@ class ColorOptions:
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 
+  @property
+  def changes_images(self) -> bool:
+    """Returns whether any operation has a probability above 0."""
+    return any((self.jitter, self.gray, self.blur, self.solarize))
 
-class Draws(NamedTuple):
+
+class ColorDraws(NamedTuple):
   """The random values of one example.
 
   Attributes:
@@ -99,7 +104,7 @@ class Draws(NamedTuple):
   solarize: Bool[Array, '']
 
 
-def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
+def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> ColorDraws:
   """Draws the random values of one example.
 
   Args:
@@ -114,7 +119,7 @@ def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   low = jnp.maximum(identity - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
   # A key for each kind of draw: none depends on whether others are used.
   uniforms = jax.random.uniform(keys[0], (4,))
-  return Draws(
+  return ColorDraws(
     jitter=jax.random.bernoulli(keys[1], options.jitter),
     order=jax.random.permutation(keys[2], 4),
     factors=low + uniforms * (identity + strength - low),
@@ -128,7 +133,7 @@ def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
 
 
 def apply_color_draws(
-  image: Float[Array, 'H W 3'], draws: Draws, options: ColorOptions
+  image: Float[Array, 'H W 3'], draws: ColorDraws, options: ColorOptions
 ) -> Float[Array, 'H W 3']:
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
 
@@ -167,7 +172,7 @@ def augment_colors(
 
 
 def jitter_color(
-  image: Float[Array, 'H W 3'], draws: Draws
+  image: Float[Array, 'H W 3'], draws: ColorDraws
 ) -> Float[Array, 'H W 3']:
   """Changes brightness, contrast, saturation and hue of an image in [0, 1].
 
@@ -258,4 +263,24 @@ def _blend_partner(
 def _shift_hue(
   image: Float[Array, 'H W 3'], shift: Float[Array, '']
 ) -> Float[Array, 'H W 3']:
-  return jnp.clip(dm_pix.adjust_hue(image, shift), 0.0, 1.0)
+  """Shifts the hue of an image in [0, 1] by a part of the color circle."""
+  red, green, blue = jnp.moveaxis(image, -1, 0)
+  value = jnp.max(image, axis=-1)
+  chroma = value - jnp.min(image, axis=-1)
+  divisor = jnp.where(chroma > 0, chroma, 1.0)
+  # The channels are compared with each other. Compared with their maximum, as
+  # in `dm_pix.rgb_to_hsv`, none may equal it: where XLA computes a channel
+  # twice, roundings differ, and the hue would be that of another color.
+  hue = jnp.where(
+    red >= jnp.maximum(green, blue),
+    (green - blue) / divisor,
+    jnp.where(
+      green >= blue,
+      (blue - red) / divisor + 2.0,
+      (red - green) / divisor + 4.0,
+    ),
+  )
+  saturation = chroma / jnp.where(value > 0, value, 1.0)
+  # The hue is taken modulo 1 on the way back.
+  hsv = jnp.stack([hue / 6.0 + shift, saturation, value], axis=-1)
+  return jnp.clip(dm_pix.hsv_to_rgb(hsv), 0.0, 1.0)

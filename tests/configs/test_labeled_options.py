@@ -2,6 +2,7 @@
 
 import pytest
 
+from segcore.train import optimizers
 from tests.configs import loading
 
 CONFIGS = [
@@ -36,3 +37,39 @@ def test_all_systems_weight_the_classes(system):
     'u2pl_shapes', f'system={system},class_weights=effective'
   )
   assert labeled_fields(config)[1].kind == 'effective'
+
+
+@pytest.mark.parametrize('name', [n for n in CONFIGS if n != 'ddep_pascal'])
+def test_the_rate_of_the_encoder_is_an_option(name):
+  stage = 'finetune' if name.startswith('ddep') else 'train'
+  for argument, expected in (('encoder_lr=0.1', 0.1), ('', 1.0)):
+    config = loading.load(name, argument)
+    block = config[stage].recipe.optimizer
+    factors = optimizers.OptimizerOptions(**block).factors
+    assert factors('encoder/stem/kernel') == (expected, 1.0)
+    assert factors('decoder/block1/kernel') == (1.0, 1.0)
+
+
+def test_options_of_the_teacher_and_of_the_students_images():
+  config = loading.load(
+    'u2pl_camvid',
+    'system=cutmix,ema=0.98,statistics=ema,confidence=0.8,jitter=0.8,blur=0.5',
+  )
+  learn = config.train.learn
+  assert (learn.teacher.decay, learn.teacher.statistics) == (0.98, 'ema')
+  consistency = learn.consistency
+  assert (consistency.confidence, consistency.filtered) == (0.8, False)
+  color = consistency.color
+  assert (color.jitter, color.gray, color.blur) == (0.8, 0.0, 0.5)
+  assert (color.brightness, color.hue) == (0.5, 0.25)
+  plain = loading.load('u2pl_camvid', 'system=cutmix').train.learn
+  assert (plain.teacher.decay, plain.consistency.confidence) == (0.99, 0.0)
+
+
+def test_options_of_unlabeled_images_are_refused_without_them():
+  with pytest.raises(
+    ValueError,
+    match='config option jitter=0.5: expected a system with unlabeled images, '
+    'got system=sup_only',
+  ):
+    loading.load('u2pl_shapes', 'system=sup_only,jitter=0.5')

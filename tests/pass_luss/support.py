@@ -36,7 +36,7 @@ def build_network(heads_by_name, dtype=jnp.float32):
 def build_attention_network():
   """Returns a network with an attention head, and its state."""
   net = build_network(
-    {'clusters': heads.Clusters(8, 6, 5), 'attention': heads.Attention()}
+    {'clusters': heads.Clusters(8, 6, 5), 'attention': heads.AttentionHead()}
   )
   return net, random_state(net)
 
@@ -71,7 +71,7 @@ def random_images(count=2, size=(32, 40), seed=0):
 
 def to_symmetric(images):
   """Converts [0, 255] to [-1, 1], the range of a network's input."""
-  return jnp.asarray((images.astype(np.float32) - 127.5) / 127.5)
+  return jax.device_put((images.astype(np.float32) - 127.5) / 127.5)
 
 
 def attention_weights(state):
@@ -106,10 +106,11 @@ def projection_weights(params):
 
 def deepest_features(net, state, images):
   """Returns the encoder's deepest map of uint8 images, in float64."""
-  maps = net.apply(
-    train_state.train_state_variables(state),
-    to_symmetric(images),
-    decode=False,
-    method='features',
-  )
-  return np.asarray(maps['encoder'].deepest.array, np.float64)
+
+  @jax.jit
+  def deepest(variables, images):
+    maps = net.apply(variables, images, decode=False, method='features')
+    return maps['encoder'].deepest.array
+
+  variables = train_state.train_state_variables(state)
+  return np.asarray(deepest(variables, to_symmetric(images)), np.float64)

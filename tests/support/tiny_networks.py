@@ -1,7 +1,6 @@
 """Networks that are small enough to train in a test."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from segcore.models import segmenter
@@ -49,7 +48,7 @@ def images(batch, size, seed=0):
     'label': rng.integers(-1, 3, (batch, size, size)).astype(np.int16),
     'mask': np.ones(batch, bool),
   }
-  return jax.tree.map(jnp.asarray, arrays)
+  return jax.device_put(arrays)
 
 
 def spec(batch):
@@ -86,4 +85,4 @@ def initial_state(method, batch, seed=0):
     opt_state=zeros,
     rng=key,
   )
-  return jax.tree.map(jnp.asarray, state)
+  return jax.device_put(state)

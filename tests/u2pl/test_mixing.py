@@ -46,7 +46,7 @@ def pair(seed=0):
 def draws_of(boxes, mixed=True, classes=None):
   if classes is None:
     classes = np.zeros((4, inputs.CLASSES))
-  return mixing.Draws(np.full(1, mixed), boxes, classes)
+  return mixing.MixDraws(np.full(1, mixed), boxes, classes)
 
 
 @pytest.mark.parametrize('kind', ['cutmix', 'cutout'])
@@ -107,7 +107,7 @@ def test_a_group_that_is_not_mixed_does_not_change(kind):
 def test_partners_are_neighbors_in_the_group():
   images = np.broadcast_to(np.arange(6.0)[:, None, None, None], (6, 4, 4, 3))
   labels = np.zeros((6, 4, 4), int)
-  draws = mixing.Draws(
+  draws = mixing.MixDraws(
     np.array([True, False]),
     np.tile(np.array([0, 0, 4, 4]), (6, 1)),
     np.zeros((6, 2)),
@@ -131,3 +131,20 @@ def test_half_of_the_groups_are_mixed_and_widths_are_uniform():
   assert set(widths) == set(range(33, 64))
   # Uniform: 31 widths, each expected 129 times; 5 standard deviations.
   assert np.abs(np.bincount(widths)[33:] - 4000 / 31).max() < 57
+
+
+@pytest.mark.parametrize('kind', ['cutmix', 'classmix', 'none'])
+def test_further_maps_are_mixed_as_the_labels(kind):
+  images, labels = pair()
+  draws = draws_of(
+    np.array([(0, 0, 4, 6), (1, 2, 5, 5), (2, 1, 3, 7), (0, 3, 6, 4)]),
+    classes=np.random.default_rng(2).random((4, inputs.CLASSES)),
+  )
+  options = mixing.MixingOptions(kind=kind)
+  alone = mix(images, labels, draws, options)
+  *mixed, copy, even = mix(
+    images, labels, draws, options, labels, labels % 2 == 0
+  )
+  jax.tree.map(np.testing.assert_array_equal, tuple(mixed), tuple(alone))
+  np.testing.assert_array_equal(copy, alone[1])
+  np.testing.assert_array_equal(even, alone[1] % 2 == 0)

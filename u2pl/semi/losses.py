@@ -82,8 +82,8 @@ def unsupervised_loss(
 
   Args:
     logits: logits of the student.
-    labels: pseudo-labels of the strong view.
-    kept: pixels that count.
+    labels: pseudo-labels of the strong view; where negative, the loss is 0.
+    kept: pixels that count in the mean.
     num_pixels: number of pixels of the images, without ignored padding.
     options: weights; without `filtered` λ_u is 1.
   """

@@ -15,12 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
 from segcore import types
-from segcore.models import segmenter as segmenter_lib
+from segcore.ops import color_augment
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import contrastive_branch, ema, mixing, pseudo_labels
-from u2pl.semi import losses, student
+from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib
 
 
@@ -58,6 +57,10 @@ class TeacherOutput(NamedTuple):
     num_pixels: number of pixels, without ignored padding.
     outputs: outputs of the teacher by head, for labeled images and strong views
       joined.
+    confident: pixels of the strong view of at least the least confidence; None
+      without one.
+    truth: ground truth of the strong view, to measure confident pseudo-labels
+      by; None without it, or without a least confidence.
   """
 
   images: Float[Array, 'B H W 3']
@@ -68,6 +71,15 @@ class TeacherOutput(NamedTuple):
   kept: Bool[Array, 'B H W']
   num_pixels: Int[Array, '']
   outputs: dict[str, Array]
+  confident: Bool[Array, 'B H W'] | None = None
+  truth: Int[Array, 'B H W'] | None = None
+
+  @property
+  def student_labels(self) -> Int[Array, 'B H W']:
+    """Returns the pseudo-labels, ignored where they are not confident."""
+    if self.confident is None:
+      return self.labels
+    return jnp.where(self.confident, self.labels, batch_lib.IGNORE)
 
 
 @flax.struct.dataclass
@@ -92,29 +104,17 @@ class StudentTargets:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanTeacher:
+class MeanTeacher(method.SemiSupervised):
   """Semi-supervised training of a student by its EMA teacher.
 
-  The segmenter has heads `logits`, `rep` with contrast or denoising, and `aux`
-  if the supervised loss has an auxiliary weight. Batches have the streams
-  'labeled' and 'unlabeled'; without consistency they are plain labeled ones.
+  The segmenter has a head `rep`, too, with contrast or denoising. Without
+  consistency batches are plain labeled ones.
 
   Attributes:
-    segmenter: network of both student and teacher.
-    update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
-    num_classes: number C of classes.
-    steps_per_epoch: number of steps that read all unlabeled images once.
-    class_weights: weight of each class in the supervised loss; None for equal
-      weights.
   """
 
-  segmenter: segmenter_lib.Segmenter
-  update: update_lib.Update
   options: options_lib.LearnOptions
-  num_classes: int
-  steps_per_epoch: int
-  class_weights: tuple[float, ...] | None = None
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -144,20 +144,10 @@ class MeanTeacher:
     targets_rng, student_rng = jax.random.split(rng)
     step = functools.partial(student.student_step, self.segmenter, self.update)
     heads = options.student_heads
-    supervised_loss = functools.partial(
-      losses.supervised_loss,
-      options=options.supervised,
-      class_weights=self.class_weights,
-    )
     if not options.consistency:
       images = batch_lib.batch_images_to_symmetric(batch['image'])
-      return step(
-        state,
-        images,
-        heads,
-        lambda outputs: (supervised_loss(outputs, batch['label']), {}),
-        student_rng,
-      )
+      loss = functools.partial(self.supervised_loss, labels=batch['label'])
+      return step(state, images, heads, lambda x: (loss(x), {}), student_rng)
 
     # Teacher forward, pseudo-labels and their reliability, strong view, and the
     # contrastive targets. Gradients stay outside of the branches: XLA computes
@@ -175,7 +165,7 @@ class MeanTeacher:
     def loss(outputs):
       labeled, strong = losses.split_student_outputs(outputs)
       # L_s on labels (Eq. 3), L_u on pseudo-labels (Eqs. 12-14, 16).
-      supervised = supervised_loss(labeled, labels)
+      supervised = self.supervised_loss(labeled, labels)
       unsupervised = losses.unsupervised_loss(
         strong['logits'],
         targets.labels,
@@ -226,8 +216,13 @@ class MeanTeacher:
       state = state.replace(**vars(branch))
       if contrastive is not None:
         scalars |= self.branch.scalars(branch, contrastive)
+    # Colors change for the student alone, after the teacher's passes; by a key
+    # beside the two that `rng` was split into.
+    images = _augment_colors(
+      output.images, jax.random.fold_in(rng, 2), self.options.consistency.color
+    )
     return state, StudentTargets(
-      *(output.images, output.labels, output.kept, output.num_pixels),
+      *(images, output.student_labels, output.kept, output.num_pixels),
       *(contrastive, scalars),
     )
 
@@ -243,9 +238,11 @@ class MeanTeacher:
     # Pseudo-labels: argmax on the weak view, denoised in U2PL+ (Eqs. 19-20).
     weak = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
     # Ignored padding gets none, and so takes part in nothing that follows.
+    weak_labels, logits = self.pseudo_label(state, weak)
     weak_labels, num_pixels = pseudo_labels.ignore_padded_pseudo_labels(
-      self.pseudo_label(state, weak), batch['unlabeled'].get('valid')
+      weak_labels, batch['unlabeled'].get('valid')
     )
+    maps = _confidence_maps(logits, weak_labels, batch, options.confidence)
     # Strong view: images and pseudo-labels are mixed alike.
     draws = mixing.sample_mixing_draws(
       mixing_rng,
@@ -254,8 +251,8 @@ class MeanTeacher:
       weak_labels.shape,
       self.num_classes,
     )
-    strong, labels = mixing.mix_unlabeled_images(
-      weak, weak_labels, draws, options.mixing
+    strong, labels, *mixed = mixing.mix_unlabeled_images(
+      weak, weak_labels, draws, options.mixing, *maps.values()
     )
     # Teacher in training mode on both streams: entropy, ranks, representations.
     labeled = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
@@ -279,18 +276,23 @@ class MeanTeacher:
     return state, TeacherOutput(
       *(strong, labels, weak_labels, entropy, reliability, kept, num_pixels),
       outputs,
+      **dict(zip(maps, mixed, strict=True)),
     )
 
   def pseudo_label(
     self, state: State, images: Float[Array, 'B H W 3']
-  ) -> Int[Array, 'B H W']:
-    """Computes the teacher's labels in evaluation mode, denoised if enabled."""
+  ) -> tuple[Int[Array, 'B H W'], Float[Array, 'B H W C']]:
+    """Computes the teacher's labels in evaluation mode, denoised if enabled.
+
+    Returns:
+      The labels, and the logits before denoising.
+    """
     denoise = self.options.consistency.denoise
     heads = ('logits',) if denoise == 'off' else ('logits', 'rep')
     outputs = self.segmenter.apply(
       self.teacher.variables(state), images, heads=heads
     )
-    scores = pseudo_labels.upsample_teacher_scores(
+    logits = scores = pseudo_labels.upsample_teacher_scores(
       outputs['logits'], images.shape[1:3]
     )
     if denoise != 'off':
@@ -298,7 +300,7 @@ class MeanTeacher:
       scores = self.branch.denoise(
         state.branch, scores, outputs['rep'], denoise, epoch_done
       )
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32), logits
 
   def warm_up(
     self, state: State, batch: batch_lib.Batch, rng: Array
@@ -313,24 +315,11 @@ class MeanTeacher:
     ignored = jnp.full(images.shape[:3], batch_lib.IGNORE, jnp.int32)
     return state, zeros.replace(images=images, labels=ignored)
 
-  def predict(
-    self, state: State, images: Float[Array, 'B H W 3']
-  ) -> Float[Array, 'B h w C']:
-    """Computes logits of the teacher, or of the student in the warm-up."""
-    return self.segmenter.apply(
-      self.reported(state), images, heads=('logits',)
-    )['logits']
-
   def reported(self, state: State) -> dict[str, types.Params]:
-    """Returns the variables that are evaluated."""
+    """Returns the variables of the teacher; in the warm-up the student's."""
     if not self.options.consistency:
-      return train_state.train_state_variables(state)
+      return super().reported(state)
     return self.teacher.reported(state)
-
-  @property
-  def warmup_steps(self) -> int:
-    """Returns the number of steps of the supervised loss alone."""
-    return self.options.warmup_epochs * self.steps_per_epoch
 
   @property
   def teacher(self) -> ema.EmaTeacher:
@@ -353,6 +342,35 @@ class MeanTeacher:
       self.options.contrast,
       self.options.prototype_momentum,
     )
+
+
+def _confidence_maps(
+  logits: Float[Array, 'B H W C'],
+  labels: Int[Array, 'B H W'],
+  batch: batch_lib.Batch,
+  confidence: float,
+) -> dict[str, Array]:
+  """Returns the maps of `TeacherOutput` that a least confidence needs."""
+  if not confidence:
+    return {}
+  maps = {
+    'confident': pseudo_labels.confident_pixels(logits, labels, confidence)
+  }
+  if 'label' in batch['unlabeled']:
+    maps['truth'] = batch['unlabeled']['label'].astype(jnp.int32)
+  return maps
+
+
+def _augment_colors(
+  images: Float[Array, 'B H W 3'],
+  rng: Array,
+  options: color_augment.ColorOptions,
+) -> Float[Array, 'B H W 3']:
+  """Changes the colors of images in [-1, 1], each with a key of its own."""
+  if not options.changes_images:
+    return images
+  keys = update_lib.row_prng_keys(rng, len(images))
+  return color_augment.augment_colors(images, keys, options)
 
 
 def _progress(
@@ -389,4 +407,13 @@ def pseudo_label_scalars(
     correct = (output.weak_labels == truth).astype(jnp.float32)
     accuracy = pixel_losses.masked_mean(correct, truth >= 0)
     scalars['pseudo_label_accuracy'] = accuracy
+  if output.confident is not None:
+    learned = output.kept & output.confident
+    num_learned = jnp.sum(learned, dtype=jnp.float32)
+    scalars['kept_share'] = num_learned / output.num_pixels
+    if output.truth is not None:
+      correct = (output.labels == output.truth).astype(jnp.float32)
+      scalars['kept_accuracy'] = pixel_losses.masked_mean(
+        correct, learned & (output.truth >= 0)
+      )
   return scalars

@@ -5,6 +5,7 @@ from typing import Literal
 
 from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
+from segcore.ops import color_augment
 from u2pl import contrast as contrast_lib
 from u2pl import ema, pseudo_labels
 from u2pl import mixing as mixing_lib
@@ -29,8 +30,8 @@ class SupervisedOptions:
   threshold: float = 0.7
   kept_per_image: int = 50_000
   auxiliary: float = 0.0
-  class_weights: class_weights_lib.ClassWeightOptions = (
-    class_weights_lib.ClassWeightOptions()
+  class_weights: class_weights_lib.LossClassWeightOptions = (
+    class_weights_lib.LossClassWeightOptions()
   )
 
   def __post_init__(self):
@@ -52,6 +53,12 @@ class ConsistencyOptions:
       with distances of 'raw' or of L2-normalized ('l2') representations.
     mixing: strong augmentation.
     weight: weight of this loss; that of the supervised loss is 1.
+    confidence: least probability that the teacher gives a pseudo-label on the
+      weak view, before denoising, for the student to learn it. Pixels below it
+      add 0 to the mean of the loss (Sohn et al. 2020, FixMatch, Eq. 4); with
+      `filtered` the weight stays that of the share of reliable pixels.
+    color: color augmentation of the student's strong view, after mixing, with
+      draws of its own for each image. The teacher sees the images without it.
   """
 
   filtered: bool = True
@@ -60,8 +67,12 @@ class ConsistencyOptions:
   denoise: Literal['off', 'raw', 'l2'] = 'off'
   mixing: mixing_lib.MixingOptions = mixing_lib.MixingOptions()
   weight: float = 1.0
+  confidence: float = 0.0
+  color: color_augment.ColorOptions = color_augment.ColorOptions()
 
   def __post_init__(self):
+    if not 0 <= self.confidence < 1:
+      raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
     if self.weight <= 0:
       raise ValueError(f'weight: expected more than 0, got {self.weight}')
     if min(self.forward, self.reverse) < 0 or not self.forward + self.reverse:
@@ -71,8 +82,73 @@ class ConsistencyOptions:
       )
 
 
+class SystemOptions:
+  """Base class of the options of a system: what a training stage reads of them.
+
+  A subclass is a dataclass with the two fields below. All but `LearnOptions`
+  have a field `name`, a Literal, by which a config selects them.
+
+  Attributes:
+    supervised: loss on labeled images.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  supervised: SupervisedOptions
+  warmup_epochs: int
+
+  @property
+  def reads_unlabeled(self) -> bool:
+    """Returns whether batches have a stream of unlabeled images."""
+    return True
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns whether the state has an EMA teacher, which is reported."""
+    return False
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return 1
+
+  @property
+  def needs_representations(self) -> bool:
+    """Returns whether the network needs a head `rep`."""
+    return False
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the losses depend on the length of the training."""
+    return False
+
+  @property
+  def student_heads(self) -> tuple[str, ...]:
+    """Returns the heads of the student's forward pass."""
+    return ('logits', 'aux') if self.supervised.auxiliary else ('logits',)
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Checks that whole groups of unlabeled images are mixed.
+
+    Raises:
+      ValueError: groups do not divide the batch.
+    """
+    if batch_size % self.mixing_group:
+      raise ValueError(
+        f'mixing.group: expected a divisor of the batch of {batch_size}, got '
+        f'{self.mixing_group}'
+      )
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that the losses are defined for a number of classes.
+
+    Raises:
+      ValueError: there are too few classes.
+    """
+    del num_classes
+
+
 @dataclasses.dataclass(frozen=True)
-class LearnOptions:
+class LearnOptions(SystemOptions):
   """Options of Mean Teacher, U2PL and U2PL+.
 
   Attributes:
@@ -112,6 +188,26 @@ class LearnOptions:
       )
 
   @property
+  def reads_unlabeled(self) -> bool:
+    """Returns whether batches have a stream of unlabeled images."""
+    return self.consistency is not None
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns whether the state has an EMA teacher, which is reported."""
+    return self.consistency is not None
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return self.consistency.mixing.group if self.consistency else 1
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the share of unreliable pixels falls until the end."""
+    return self.consistency is not None and self.partition.dynamic
+
+  @property
   def needs_representations(self) -> bool:
     """Returns whether the network needs a head `rep`."""
     denoises = self.consistency and self.consistency.denoise != 'off'
@@ -132,3 +228,26 @@ class LearnOptions:
   def anchor_entropy(self) -> Literal['paper', 'released']:
     """Returns the rule of reliable anchors; without contrast it has no use."""
     return self.contrast.anchor_entropy if self.contrast else 'paper'
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Checks that whole groups of unlabeled images are mixed.
+
+    Raises:
+      ValueError: groups do not divide the batch.
+    """
+    try:
+      super().check_batch_size(batch_size)
+    except ValueError as error:
+      raise ValueError(f'consistency.{error}') from error
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that the contrastive loss is defined.
+
+    Raises:
+      ValueError: there are too few classes.
+    """
+    if self.contrast:
+      try:
+        self.contrast.check_classes(num_classes)
+      except ValueError as error:
+        raise ValueError(f'contrast: {error}') from error

@@ -24,7 +24,9 @@ CONFIGS = {
 }
 SCENES = {'train': 2000, 'unlabeled': 4000, 'val': 400, 'test': 400}
 SINGLE = {'train': 4000, 'train_semi': 100, 'val': 400, 'test': 400}
-NO_WAVES = natural_waves.Waves(np.zeros((1, 2)), np.zeros(1), np.zeros(1))
+NO_WAVES = natural_waves.TextureWaves(
+  np.zeros((1, 2)), np.zeros(1), np.zeros(1)
+)
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +52,7 @@ def plain_object(outline, class_id=3, center=(31.3, 32.8), angle=0.4):
     center=center,
     radius=20.0,
     angle=angle,
-    outline=natural_outlines.outline_radii(outline),
+    outline=natural_outlines.natural_outline_radii(outline),
     tones=np.ones((2, 3)),
     texture=NO_WAVES,
     sharpness=1.0,
@@ -63,7 +65,7 @@ def plain_object(outline, class_id=3, center=(31.3, 32.8), angle=0.4):
 def draw_alone(item, size=64):
   """Draws one object on black; returns the image over its largest value."""
   image, label = np.zeros((size, size, 3)), np.zeros((size, size), np.int16)
-  natural.draw_object(image, label, item, (1.0, 0.0))
+  natural.draw_natural_object(image, label, item, (1.0, 0.0))
   return image[..., 0] / image.max(), label
 
 
@@ -77,7 +79,7 @@ def ellipse(x, y, item, aspect):
 
 @pytest.mark.parametrize('aspect', [1.0, 1.3, 1.8])
 def test_mask_and_edge_of_an_ellipse(aspect):
-  item = plain_object(natural_classes.Outline(0, aspect=aspect))
+  item = plain_object(natural_classes.NaturalOutline(0, aspect=aspect))
   image, label = draw_alone(item)
   assert set(np.unique(label)) == {0, 3}
 
@@ -93,21 +95,27 @@ def test_mask_and_edge_of_an_ellipse(aspect):
   np.testing.assert_array_equal(label == 3, center_inside)
   area = np.pi * 20 * 20 / aspect
   assert image.sum() == pytest.approx(area, rel=0.005)
-  assert natural_outlines.outline_area(item.outline) * 400 == pytest.approx(
-    area, rel=1e-4
-  )
+  assert natural_outlines.natural_outline_area(
+    item.outline
+  ) * 400 == pytest.approx(area, rel=1e-4)
 
 
 def test_outlines_match_their_formula():
-  t = natural_outlines.outline_directions()
-  star = natural_outlines.outline_radii(natural_classes.Outline(5, 0.6, 0.8))
+  t = natural_outlines.natural_outline_directions()
+  star = natural_outlines.natural_outline_radii(
+    natural_classes.NaturalOutline(5, 0.6, 0.8)
+  )
   # Tips where sin(5 t / 2) = 0, notches halfway between.
   np.testing.assert_allclose(star[::144], 1)
   np.testing.assert_allclose(star[72::144], 0.4)
-  one_tip = natural_outlines.outline_radii(natural_classes.Outline(1, 0.5))
+  one_tip = natural_outlines.natural_outline_radii(
+    natural_classes.NaturalOutline(1, 0.5)
+  )
   np.testing.assert_allclose(one_tip, 1 - 0.5 * np.abs(np.sin(t / 2)))
   # Stretched to 2 : 1, a circle is an ellipse.
-  flat = natural_outlines.outline_radii(natural_classes.Outline(0, aspect=2.0))
+  flat = natural_outlines.natural_outline_radii(
+    natural_classes.NaturalOutline(0, aspect=2.0)
+  )
   expected = 0.5 / np.hypot(0.5 * np.cos(t), np.sin(t))
   np.testing.assert_allclose(flat, expected, atol=1e-4)
 
@@ -115,8 +123,10 @@ def test_outlines_match_their_formula():
 def test_variants_of_an_outline_differ_but_keep_its_tips():
   rng = np.random.default_rng(0)
   star = natural_classes.KINDS['starfish'].outline
-  mean = natural_outlines.outline_radii(star)
-  variants = [natural_outlines.sample_outline_radii(rng, star) for _ in '12345']
+  mean = natural_outlines.natural_outline_radii(star)
+  variants = [
+    natural_outlines.sample_natural_outline_radii(rng, star) for _ in '12345'
+  ]
   for radii in variants:
     assert 0.01 < np.abs(radii - mean).mean() < 0.2
     assert radii.max() == 1 and radii.min() > 0
@@ -126,7 +136,7 @@ def test_variants_of_an_outline_differ_but_keep_its_tips():
 
 def test_waves_are_summed():
   rng = np.random.default_rng(0)
-  texture = natural_classes.Texture((2.0, 20.0), decay=1.0)
+  texture = natural_classes.NaturalTexture((2.0, 20.0), decay=1.0)
   waves = natural_waves.sample_texture_waves(rng, texture, 100.0, 0.3)
   x, y = np.arange(5) + 0.5, np.arange(3) + 2.5
   expected = np.zeros((3, 5))
@@ -135,7 +145,7 @@ def test_waves_are_summed():
     angle = 2 * np.pi * (fx * x + fy * y[:, None]) + phase
     expected += amplitude * np.cos(angle)
   np.testing.assert_allclose(
-    natural_waves.draw_waves(waves, x, y), expected, atol=1e-12
+    natural_waves.draw_texture_waves(waves, x, y), expected, atol=1e-12
   )
   assert np.sum(waves.amplitudes**2) / 2 == pytest.approx(1)
   cycles = 100 * np.hypot(*waves.frequencies.T)
@@ -146,24 +156,25 @@ def test_waves_are_summed():
   dense = dataclasses.replace(waves, frequencies=20 * waves.frequencies)
   shown = 20 * np.hypot(*waves.frequencies.T) < 0.45
   assert 0 < shown.sum() < len(shown)
-  kept = natural_waves.Waves(
+  kept = natural_waves.TextureWaves(
     dense.frequencies[shown], waves.phases[shown], waves.amplitudes[shown]
   )
   np.testing.assert_allclose(
-    natural_waves.draw_waves(dense, x, y), natural_waves.draw_waves(kept, x, y)
+    natural_waves.draw_texture_waves(dense, x, y),
+    natural_waves.draw_texture_waves(kept, x, y),
   )
 
 
 def test_textures_have_their_direction():
   rng = np.random.default_rng(0)
-  texture = natural_classes.Texture((2.0, 3.0), axis=0.5, spread=0.1)
+  texture = natural_classes.NaturalTexture((2.0, 3.0), axis=0.5, spread=0.1)
   waves = natural_waves.sample_texture_waves(rng, texture, 10.0, 1.0)
   angles = np.arctan2(*waves.frequencies.T[::-1])
   assert np.all(np.abs(angles - 1.5) <= 0.1)
 
 
 def test_later_objects_hide_earlier_ones(scenes):
-  outline = natural_classes.Outline(0)
+  outline = natural_classes.NaturalOutline(0)
   back = plain_object(outline, 1, (25.0, 32.0))
   front = plain_object(outline, 4, (40.0, 32.0))
   clutter = plain_object(outline, 0, (32.0, 15.0))
@@ -179,10 +190,12 @@ def test_later_objects_hide_earlier_ones(scenes):
 
 
 def test_shadows_fall_away_from_the_light():
-  item = plain_object(natural_classes.Outline(0), center=(32.0, 32.0))
+  item = plain_object(natural_classes.NaturalOutline(0), center=(32.0, 32.0))
   item = dataclasses.replace(item, shadow=0.4)
   image, label = np.ones((64, 64, 3)), np.zeros((64, 64), np.int16)
-  natural.draw_object(image, label, item, (1.0, 0.0))  # light from the right
+  natural.draw_natural_object(
+    image, label, item, (1.0, 0.0)
+  )  # light from the right
   # The rim of the object is at 12 and 52, that of the shadow 3 pixels left.
   assert image[32, 10, 0] < 0.8
   np.testing.assert_allclose(image[32, 54:, 0], 1)
@@ -204,7 +217,9 @@ def test_objects_hide_each_other_but_remain_visible(scenes):
       areas[item.class_id] += np.pi * np.mean(item.outline**2) * item.radius**2
     shown = np.bincount(sample.label.ravel(), minlength=11)[1:]
     assert np.all(shown >= 0.35 * areas[1:])
-    masks = [natural_scene.object_mask(item, 64) for item in scene.objects]
+    masks = [
+      natural_scene.natural_object_mask(item, 64) for item in scene.objects
+    ]
     covered += np.sum(masks, axis=0).max() > 1
   assert covered > 10
 
@@ -220,7 +235,7 @@ def test_contexts_fit_the_class_in_70_percent():
   names = list(natural_classes.CONTEXTS)
   for class_id, name in ((1, 'soil'), (10, 'water')):
     counts = np.bincount(
-      [natural_scene.sample_context(rng, class_id) for _ in range(1000)]
+      [natural_scene.sample_natural_context(rng, class_id) for _ in range(1000)]
     )
     # Standard deviations of 14 and 8 images.
     home = names.index(name)
@@ -233,9 +248,9 @@ def test_classes_are_long_tailed_and_share_contexts():
   counts = np.zeros((2, 11))
   for _ in range(3000):
     first = 1 + rng.choice(10, p=natural_classes.FREQUENCIES)
-    context = natural_scene.sample_context(rng, int(first))
+    context = natural_scene.sample_natural_context(rng, int(first))
     counts[0, first] += 1
-    counts[1, natural_scene.sample_companions(rng, context, 1)[0]] += 1
+    counts[1, natural_scene.sample_natural_companions(rng, context, 1)[0]] += 1
   # 1 / rank; five standard deviations are 130 objects or fewer.
   expected = 3000 / np.arange(1, 11) / sum(1 / n for n in range(1, 11))
   np.testing.assert_allclose(counts[:, 1:], [expected] * 2, atol=130)

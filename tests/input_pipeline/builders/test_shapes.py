@@ -16,7 +16,7 @@ from input_pipeline.sources import records
 CONFIGS = {
   config.name: config
   for config in shapes.Shapes.BUILDER_CONFIGS
-  if isinstance(config, shapes.Config)
+  if isinstance(config, shapes.ShapesConfig)
 }
 SMALL = {'train': 5, 'val': 3}
 SKIP_DECODING = {

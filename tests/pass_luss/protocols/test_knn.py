@@ -6,6 +6,10 @@ import pytest
 from pass_luss.protocols import knn
 from segcore.distributed import sharding
 
+vote = jax.jit(
+  knn.knn_vote, static_argnames=('k', 'temperature', 'query_rows', 'bank_rows')
+)
+
 
 def unit(rows):
   return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
@@ -19,7 +23,7 @@ def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
   features = centers[labels] + 1.5 * rng.normal(size=(num_entries, dim))
   queries = 3 * rng.normal(size=(num_queries, dim))
   return (
-    knn.Bank(unit(features).astype(np.float32), labels),
+    knn.KnnBank(unit(features).astype(np.float32), labels),
     queries.astype(np.float32),
   )
 
@@ -42,7 +46,7 @@ def vote_slowly(queries, bank, k, temperature, num_classes):
 @pytest.mark.parametrize('temperature', [0.07, 1.0])
 def test_vote_equals_the_transcription(k, temperature):
   bank, queries = problem()
-  actual = knn.knn_vote(jnp.asarray(queries), bank, k, temperature)
+  actual = vote(queries, bank, k, temperature)
   expected = vote_slowly(queries, bank, k, temperature, num_classes=6)
   np.testing.assert_array_equal(actual, expected)
   assert len(set(expected)) > 2
@@ -51,8 +55,8 @@ def test_vote_equals_the_transcription(k, temperature):
 def test_defaults_are_those_of_the_paper():
   bank, queries = problem()
   np.testing.assert_array_equal(
-    knn.knn_vote(jnp.asarray(queries), bank),
-    knn.knn_vote(jnp.asarray(queries), bank, k=10, temperature=0.07),
+    vote(queries, bank),
+    vote(queries, bank, k=10, temperature=0.07),
   )
 
 
@@ -60,9 +64,7 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize('bank_rows', [1, 7, 11, 60, 100])
 def test_result_does_not_depend_on_the_block_size(query_rows, bank_rows):
   bank, queries = problem()
-  actual = knn.knn_vote(
-    jnp.asarray(queries), bank, query_rows=query_rows, bank_rows=bank_rows
-  )
+  actual = vote(queries, bank, query_rows=query_rows, bank_rows=bank_rows)
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
   np.testing.assert_array_equal(actual, expected)
 
@@ -82,40 +84,40 @@ def test_eight_devices_equal_one():
 def test_entries_without_a_class_are_ignored(bank_rows):
   bank, queries = problem()
   # Each query has an entry of its own, which would be the nearest.
-  padded = knn.Bank(
+  padded = knn.KnnBank(
     np.concatenate([unit(queries), bank.features, unit(queries)]),
     np.concatenate([np.full(40, -1), bank.labels, np.full(40, -1)]).astype(
       np.int32
     ),
   )
   np.testing.assert_array_equal(
-    knn.knn_vote(jnp.asarray(queries), padded, bank_rows=bank_rows),
-    knn.knn_vote(jnp.asarray(queries), bank),
+    vote(queries, padded, bank_rows=bank_rows),
+    vote(queries, bank),
   )
 
 
 def test_lowest_of_classes_with_equal_weight_wins():
   eye = np.eye(4, dtype=np.float32)
-  bank = knn.Bank(eye, np.array([5, 3, 0, 3], np.int32))
+  bank = knn.KnnBank(eye, np.array([5, 3, 0, 3], np.int32))
   # Two entries are as near: 5 before 3 in the bank; then 3 and 0.
-  queries = jnp.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
-  np.testing.assert_array_equal(knn.knn_vote(queries, bank, k=2), [3, 0])
+  queries = np.float32([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+  np.testing.assert_array_equal(vote(queries, bank, k=2), [3, 0])
 
 
 @pytest.mark.parametrize('bank_rows', [1, 2, 9])
 def test_first_of_equally_near_entries_votes(bank_rows):
   ones = np.full((5, 4), 0.5, np.float32)
-  bank = knn.Bank(ones, np.array([7, 7, 2, 2, 2], np.int32))
+  bank = knn.KnnBank(ones, np.array([7, 7, 2, 2, 2], np.int32))
   for k, expected in ((1, 7), (3, 7), (4, 2), (5, 2)):
-    actual = knn.knn_vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
+    actual = vote(np.ones((1, 4), np.float32), bank, k, bank_rows=bank_rows)
     np.testing.assert_array_equal(actual, [expected])
 
 
 def test_no_entry_votes_twice_where_blocks_overlap():
   ones = np.full((3, 4), 0.5, np.float32)
-  bank = knn.Bank(ones, np.array([1, 4, 1], np.int32))
+  bank = knn.KnnBank(ones, np.array([1, 4, 1], np.int32))
   # The second block of two would be the second and third entry.
-  actual = knn.knn_vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
+  actual = vote(np.ones((1, 4), np.float32), bank, k=3, bank_rows=2)
   np.testing.assert_array_equal(actual, [1])
 
 
@@ -125,18 +127,18 @@ def test_one_near_neighbor_outweighs_nine_far_ones():
   query = np.array([[1.0, 0.0]], np.float32)
   for cosine, expected in ((0.8, 1), (0.9, 0)):
     far = [[cosine, np.sqrt(1 - cosine**2)]] * 9
-    bank = knn.Bank(
+    bank = knn.KnnBank(
       np.array([[1.0, 0.0], *far], np.float32),
       np.array([1] + [0] * 9, np.int32),
     )
-    actual = knn.knn_vote(jnp.asarray(query), bank)
+    actual = vote(query, bank)
     np.testing.assert_array_equal(actual, [expected])
 
 
 def test_a_small_temperature_does_not_overflow():
   bank, queries = problem()
-  actual = knn.knn_vote(jnp.asarray(queries), bank, temperature=1e-4)
-  nearest = knn.knn_vote(jnp.asarray(queries), bank, k=1)
+  actual = vote(queries, bank, temperature=1e-4)
+  nearest = vote(queries, bank, k=1)
   np.testing.assert_array_equal(actual, nearest)
 
 
@@ -210,7 +212,7 @@ def soft_problem(num_entries=70, num_queries=30, dim=6, num_classes=4, seed=1):
   labels = rng.dirichlet(np.full(num_classes, 0.3), num_entries)
   queries = 2 * rng.normal(size=(num_queries, dim))
   queries[:5] = features[:5]
-  return knn.SoftBank(features, labels), queries
+  return knn.SoftKnnBank(features, labels), queries
 
 
 def average_slowly(queries, bank, k, temperature):

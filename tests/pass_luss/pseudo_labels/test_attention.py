@@ -1,7 +1,6 @@
 """Training of pixel attention."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pass_luss.pretrain import prototypes as prototypes_lib
@@ -35,7 +34,7 @@ def test_trains_attention_and_prototypes_and_updates_batch_statistics():
   method = build_method()
   rng = np.random.default_rng(0)
   batch = {
-    'views_large': jnp.asarray(
+    'views_large': jax.device_put(
       rng.integers(0, 256, (4, 2, 32, 32, 3), np.uint8)
     )
   }
@@ -50,7 +49,7 @@ def test_trains_attention_and_prototypes_and_updates_batch_statistics():
   assert np.isfinite(scalars['loss'])
 
   def changed(old, new):
-    return jax.tree.map(lambda a, b: bool(np.any(a != b)), old, new)
+    return jax.tree.map(lambda a, b: not np.array_equal(a, b), old, new)
 
   assert not any(
     jax.tree.leaves(changed(before.params['encoder'], state.params['encoder']))
@@ -74,7 +73,7 @@ def test_embeddings_of_attended_features():
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = support.build_attention_network()
   params = prototypes_lib.l2_normalize_prototypes(state.params)
-  (embeddings, _), _ = method._embed(
+  (embeddings, _), _ = jax.jit(method._embed)(
     params, state.batch_stats, support.to_symmetric(views)
   )
   variables = {'params': params, 'batch_stats': state.batch_stats}
@@ -83,12 +82,13 @@ def test_embeddings_of_attended_features():
     maps = net.features(images, decode=False, train=True)['encoder']
     return maps.deepest.array
 
-  maps, _ = method.segmenter.apply(
-    variables,
-    support.to_symmetric(views.reshape(6, 32, 32, 3)),
-    method=deepest,
-    mutable=['batch_stats'],
-  )
+  @jax.jit
+  def encode(variables, images):
+    return method.segmenter.apply(
+      variables, images, method=deepest, mutable=['batch_stats']
+    )[0]
+
+  maps = encode(variables, support.to_symmetric(views.reshape(6, 32, 32, 3)))
   weights = support.projection_weights(
     params['heads']['clusters']['projection']
   )

@@ -1,5 +1,6 @@
 """Pseudo-labels of features and centroids, and the choice of a threshold."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ def test_categories_of_images_and_of_cells():
     pass_pretraining.gap(support.deepest_features(net, state, images))
   )
   centroids = pooled[[3, 0, 5, 1]].astype(np.float32)
-  predict = labeler.pseudo_category_function(net, centroids, 'image')
+  predict = jax.jit(labeler.pseudo_category_function(net, centroids, 'image'))
   grids = np.asarray(predict(state, support.to_symmetric(images)))
   nearest = np.argmax(pooled @ pass_pretraining.normalize(centroids).T, axis=-1)
   np.testing.assert_array_equal(
@@ -23,7 +24,7 @@ def test_categories_of_images_and_of_cells():
   )
   assert len(set(nearest)) > 1 and np.all(grids[..., 1] == 1)
 
-  predict = labeler.pseudo_category_function(net, centroids, 'pixel')
+  predict = jax.jit(labeler.pseudo_category_function(net, centroids, 'pixel'))
   grids = np.asarray(predict(state, support.to_symmetric(images[:1])))
   deep = support.deepest_features(net, state, images[:1])[0]
   expected = pass_labels.category_map(deep, centroids, (16, 20))
@@ -35,7 +36,9 @@ def test_pseudo_labels():
   images = support.random_images()
   rng = np.random.default_rng(1)
   centroids = rng.normal(size=(support.CLASSES, 32)).astype(np.float32)
-  predict = labeler.pseudo_category_function(net, centroids, 'attended')
+  predict = jax.jit(
+    labeler.pseudo_category_function(net, centroids, 'attended')
+  )
   grids = np.asarray(predict(state, support.to_symmetric(images)))
   weights, size = support.attention_weights(state), (37, 45)
   for i, deep in enumerate(support.deepest_features(net, state, images)):

@@ -83,7 +83,7 @@ def test_class_weights_weight_the_pixels_that_count(kind):
       counted &= own <= max(0.3, np.sort(own[counted])[119])
     weight = np.array(weights)[labels[counted]]
     expected += factor * (weight * -np.log(own[counted])).sum() / weight.sum()
-  loss = losses.supervised_loss(
+  loss = jax.jit(losses.supervised_loss, static_argnums=(2, 3))(
     jax.tree.map(jnp.asarray, outputs),
     jnp.asarray(labels, jnp.int32),
     options,
@@ -107,6 +107,28 @@ def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
   expected = reference.symmetric_cross_entropy(
     upsampled(logits_of(0)), np.where(kept, labels, -1), xi
   )
+  if filtered:
+    expected *= kept.size / kept.sum()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('filtered', [True, False])
+def test_pixels_without_confidence_add_0_to_the_mean(filtered):
+  """FixMatch, Eq. 4: the mean is over all pixels, not the confident ones."""
+  labels, rng = labels_of(), np.random.default_rng(2)
+  kept = (labels >= 0) & (rng.random(labels.shape) < 0.7)
+  confident = rng.random(labels.shape) < 0.4
+  loss = unsupervised_loss(
+    jnp.asarray(logits_of(0)),
+    jnp.asarray(np.where(confident, labels, -1), jnp.int32),
+    jnp.asarray(kept),
+    kept.size,
+    options_lib.ConsistencyOptions(filtered=filtered, reverse=0.1),
+  )
+  mean = reference.symmetric_cross_entropy(
+    upsampled(logits_of(0)), np.where(kept & confident, labels, -1), (1.0, 0.1)
+  )
+  expected = mean * (kept & confident).sum() / kept.sum()
   if filtered:
     expected *= kept.size / kept.sum()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)

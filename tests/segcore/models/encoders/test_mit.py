@@ -125,19 +125,12 @@ def test_maps_and_scores_of_afa_equal_the_transcription(x64):
   _assert_equal_to_transcription(maps, _scores(updated), pixels, strides)
 
 
-def test_scores_are_kept_only_where_they_are_asked_for():
-  module = mit.MiT(**_SMALL)
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  variables = jax.eval_shape(module.init, jax.random.key(0), images)
-  assert set(variables) == {'params'}
-
-
 def test_branches_are_dropped_for_each_image_by_itself():
   """Four outcomes, of which kept branches are divided by 1 - p."""
   rate, num_images = 0.3, 2000
   state = _state()
   params = {'params': _params(state)['params']['stage1']['block0']}
-  block = mit.Block(1, 8, 32, rate, jnp.float32)
+  block = mit.MiTBlock(1, 8, 32, rate, jnp.float32)
   cells = np.random.default_rng(3).normal(size=(9, 8, 8))
   x = jnp.broadcast_to(jnp.float32(cells), (num_images, 9, 8, 8))
   apply = jax.jit(block.apply, static_argnums=2)
@@ -188,7 +181,7 @@ def test_the_rate_grows_over_all_blocks(monkeypatch, remat):
 
 
 def test_initial_values():
-  stage = mit.Stage(64, 3, 2, 1, 2, 256, (0.0,), jnp.float32, False)
+  stage = mit.MiTStage(64, 3, 2, 1, 2, 256, (0.0,), jnp.float32, False)
   params = jax.jit(functools.partial(stage.init, train=False))(
     jax.random.key(0), jnp.zeros((1, 4, 4, 32))
   )['params']
@@ -228,18 +221,17 @@ def test_what_does_not_fit_is_refused(fields, message):
 def test_a_side_of_29_is_enough():
   module = mit.MiT(**_SMALL)
   images = jax.ShapeDtypeStruct((1, 29, 29, 3), jnp.float32)
-  maps, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+  maps, variables = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), images
+  )
   assert [x.array.shape[1] for x in maps.maps] == [8, 4, 2, 1]
-
-
-def test_programs_of_symbolic_sides_can_be_exported():
-  module = mit.MiT(**_SMALL)
+  assert set(variables) == {'params'}  # Scores are kept on request alone.
+  # From there on any size can be traced, as for an export.
   height, width = jax_export.symbolic_shape(
     'H, W', constraints=('H >= 29', 'W >= 29')
   )
   images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-  exported = jax_export.export(jax.jit(module.apply))(
-    jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))),
-    images,
-  )
-  assert len(exported.out_avals) == 4
+  maps = jax.eval_shape(module.apply, variables, images)
+  for x, stride in zip(maps.maps, (4, 2, 2, 2), strict=True):
+    height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    assert x.array.shape[1:3] == (height, width)

@@ -1,0 +1,68 @@
+"""Options of the EMA teacher, and of what the student learns from it.
+
+OPTIONS are those of the small experiments of U2PL.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+OPTIONS = {
+  'ema': 0.0,  # decay of the EMA teacher; 0: 0.99
+  # Batch statistics of the teacher: of its own passes, or the student's.
+  'statistics': ['own', 'ema', 'copy'],
+  # Least probability of a pseudo-label for the student to learn it.
+  'confidence': 0.0,
+  # Probabilities that the student sees an unlabeled image with other colors, in
+  # gray, or blurred.
+  'jitter': 0.0,
+  'gray': 0.0,
+  'blur': 0.0,
+}
+# Strengths of the changes of colors, those of UniMatch (Yang et al. 2023).
+_COLORS = {
+  'brightness': 0.5,
+  'contrast': 0.5,
+  'saturation': 0.5,
+  'hue': 0.25,
+}
+
+
+def refuse_options(options: SimpleNamespace) -> None:
+  """Refuses the options, for a system without unlabeled images.
+
+  Args:
+    options: parsed options, among them `OPTIONS` and `system`.
+
+  Raises:
+    ValueError: one of them is given.
+  """
+  for name, default in OPTIONS.items():
+    value = getattr(options, name)
+    if value != (default[0] if isinstance(default, list) else default):
+      raise ValueError(
+        f'config option {name}={value}: expected a system with unlabeled '
+        f'images, got system={options.system}'
+      )
+
+
+def teacher(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the fields of the EMA teacher that options give."""
+  fields: dict[str, Any] = {'decay': options.ema} if options.ema else {}
+  if options.statistics != 'own':
+    fields['statistics'] = options.statistics
+  return fields
+
+
+def student_view(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the fields of confidence and colors that options give."""
+  changes = {
+    name: getattr(options, name)
+    for name in ('jitter', 'gray', 'blur')
+    if getattr(options, name)
+  }
+  fields: dict[str, Any] = {}
+  if options.confidence:
+    fields['confidence'] = options.confidence
+  if changes:
+    fields['color'] = changes | (_COLORS if 'jitter' in changes else {})
+  return fields
