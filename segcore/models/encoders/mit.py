@@ -94,10 +94,11 @@ class MiTAttention(nn.Module):
 class MixMlp(nn.Module):
   """Two dense layers; between them a depthwise 3x3 and an exact GELU.
 
-  The zeros around the map tell cells their position, which replaces a table.
+  The zero padding of the convolution encodes positions in place of a position
+  table. Source: Xie et al. 2021, Eq. 3 (Mix-FFN).
 
   Attributes:
-    hidden_size: features between the layers.
+    hidden_size: features D between the layers.
     dtype: dtype of the activations.
   """
 
@@ -120,8 +121,8 @@ class MiTBlock(nn.Module):
   """A pre-norm block: attention and perceptron, both residual.
 
   In training, either branch is dropped (stochastic depth; Huang et al. 2016)
-  for each image by itself, with draws from the stream 'dropout'; branches that
-  are kept are divided by the probability of that.
+  for each image separately, with draws from the stream 'dropout'; branches that
+  are kept are divided by the probability of being kept.
 
   Attributes:
     num_heads: number of attention heads.

@@ -110,7 +110,7 @@ class ResNetUnit(nn.Module):
 
 
 class ResNetBlock(nn.Module):
-  """Units of one width, of which the first has the stride.
+  """A sequence of units of one width; the first one has the stride.
 
   Attributes:
     kind: kind of the units.

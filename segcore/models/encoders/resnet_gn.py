@@ -140,7 +140,7 @@ class ResNetGNUnit(nn.Module):
 
 
 class ResNetGNBlock(nn.Module):
-  """Units of one width, of which the first has the stride.
+  """A sequence of units of one width; the first one has the stride.
 
   Attributes:
     num_units: number of units.
