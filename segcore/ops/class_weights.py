@@ -70,6 +70,7 @@ def compute_class_weights(
   ... ).round(3)
   array([0.667, 2.   , 1.   , 1.   ])
   """
+  # A class that never occurs has no loss: its weight only has to be finite.
   weights = np.ones(len(pixels))
   occurs = pixels > 0
   if options.kind == 'none' or not occurs.any():
@@ -80,6 +81,8 @@ def compute_class_weights(
     ratios = (np.median(counts) / counts) ** options.exponent
     weights[occurs] = np.clip(ratios, options.least, options.most)
     return weights
+  # The constant factor 1 - β cancels when the mean is set to 1. In float64:
+  # 1 - β ** n loses digits where β is near 1.
   effective = 1 - options.beta ** images[occurs].astype(np.float64)
   weights[occurs] = (1 / effective) / np.mean(1 / effective)
   return weights

@@ -227,7 +227,8 @@ def test_an_unknown_config_of_shapes_is_refused(name, tmp_path):
     lambda: datasets.dataset_builder(options, str(tmp_path))
   ) == (
     'name: expected shapes/ with one of scenes, single, source, target, '
-    f'scenes_128, single_128, source_128, target_128, got {name!r}'
+    'scenes_128, single_128, source_128, target_128, natural, '
+    f'natural_single, natural_128, natural_single_128, got {name!r}'
   )
 
 

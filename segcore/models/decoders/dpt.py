@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segcore.models import features as features_lib
+from segcore.models.decoders import unconditional
 from segcore.models.layers import conv_block, resize
 
 _NUM_MAPS = 4
@@ -116,7 +117,7 @@ class DPTFusionBlock(nn.Module):
     )(x)
 
 
-class DPT(nn.Module):
+class DPT(unconditional.UnconditionalDecoder):
   """Fuses the maps of four depths of a plain ViT, from deep to shallow.
 
   The encoder returns four maps of one grid, in the order of its blocks: those
@@ -137,14 +138,10 @@ class DPT(nn.Module):
     widths: channels of the four maps, from shallow to deep. UniMatch V2 has
       (48, 96, 192, 384) for a small ViT, (96, 192, 384, 768) for a base one.
     fusion_width: channels F of the fusion blocks: 64 and 128 for these.
-    dtype: dtype of the activations; parameters are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   widths: Sequence[int] = (48, 96, 192, 384)
   fusion_width: int = 64
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   def __post_init__(self) -> None:
     if len(self.widths) != _NUM_MAPS:
@@ -155,27 +152,11 @@ class DPT(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, four of one stride.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: has no effect, as there is neither dropout nor a batch norm.
-
-    Raises:
-      ValueError: there are other maps, or a condition is given.
-    """
+    """Fuses the four maps of one stride; `train` has no effect."""
     del train
-    if condition is not None:
-      raise ValueError(
-        'condition: DPT has none, expected None: use the U-Net for it'
-      )
     _check_maps(features)
     stride = features.deepest.stride
     maps = [self._resize(i, each.array) for i, each in enumerate(features.maps)]
