@@ -33,13 +33,13 @@ class FrozenDistanceOptions(frozen.FrozenOptions):
 
 
 class FrozenDistanceStage(frozen.FrozenStage):
-  """Labels cells by the nearest regions of the labeled images."""
+  """Labels each cell by a vote of the nearest regions of the labeled images."""
 
   name = 'frozen_distance'
   options: FrozenDistanceOptions
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the vote of the nearest regions."""
     block = self.options
     return (
       f'{block.neighbors} nearest regions, temperature {block.temperature}, '
@@ -53,7 +53,7 @@ class FrozenDistanceStage(frozen.FrozenStage):
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
   ) -> frozen.FrozenFit:
-    """Builds the bank of regions, and the predictor by its nearest ones."""
+    """Builds the bank of labeled regions that votes for the class of a cell."""
     del workspace
     block, context = self.options, self.context
     maps = encoder.feature_maps(

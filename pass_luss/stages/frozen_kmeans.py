@@ -72,7 +72,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
       )
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the clusters and how they are matched with classes."""
     block = self.options
     return (
       f'{block.clusters or "as many"} clusters '
@@ -87,7 +87,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
   ) -> frozen.FrozenFit:
-    """Clusters patches, and matches the clusters with classes."""
+    """Clusters the patches, and matches the clusters with classes."""
     block = self.options
     centroids = self._fit_centroids(encoder, labeled, workspace)
     predictor = encoder.feature_maps(cluster_function(encoder, centroids))

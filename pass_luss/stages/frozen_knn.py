@@ -85,13 +85,13 @@ class NeighborScores:
 
 
 class FrozenKnnStage(frozen.FrozenStage):
-  """Labels patches by the nearest patches of the labeled images."""
+  """Labels each patch by a vote of the nearest labeled patches."""
 
   name = 'frozen_knn'
   options: FrozenKnnOptions
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the vote of the nearest patches."""
     block = self.options
     text = (
       f'{block.neighbors} nearest patches, temperature {block.temperature}, '
@@ -109,7 +109,7 @@ class FrozenKnnStage(frozen.FrozenStage):
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
   ) -> frozen.FrozenFit:
-    """Builds the memory, and the predictor by its nearest rows."""
+    """Builds the memory of labeled patches that votes for each patch."""
     block, mesh = self.options, self.context.mesh
     memory = self._build_memory(encoder, labeled, workspace)
     console.print_line(f'memory: {len(memory.features):,} patches')

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import depthwise, standardize
 from segcore.models.layers import norm as norms
 
@@ -208,7 +208,7 @@ class MiTStage(nn.Module):
     return norms.layer_norm(_EPSILON, self.dtype, 'norm')(x)
 
 
-class MiT(nn.Module):
+class MiT(network_part.NetworkPart):
   """A transformer whose stages shrink the map: 'stage1' to 'stage4'.
 
   By default it is MiT-B1. Maps are those after the norm of each stage, at
@@ -227,9 +227,6 @@ class MiT(nn.Module):
     mlp_ratio: features between the layers of a perceptron, per feature.
     drop_path_rate: probability that a branch of the last block is dropped for
       an image in training. It grows in equal steps, from 0 in the first block.
-    dtype: dtype of the activations; parameters, softmax and statistics are
-      float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   hidden_sizes: Sequence[int] = (64, 128, 320, 512)
@@ -239,8 +236,6 @@ class MiT(nn.Module):
   reductions: Sequence[int] = (8, 4, 2, 1)
   mlp_ratio: int = 4
   drop_path_rate: float = 0.1
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
