@@ -1,7 +1,8 @@
 """Samplers: which record is next in a stream that is drawn with replacement.
 
-  pixels = class_counts.count_class_pixels(split.records, num_classes)
-  sampler = RareClassSampler.from_pixels(pixels, RareClassOptions(), classes)
+  sampler = RareClassSampler.from_pixels(
+    split.class_pixels(), RareClassOptions(), split.classes
+  )
   stream = loader.Stream(split.records, transform, sampler)
 
 A sampler draws with a generator whose seed is that of the stream and the
@@ -136,7 +137,8 @@ class RareClassSampler:
       np.flatnonzero(column > options.min_pixels) for column in pixels.T
     ]
     problems = [
-      f'min_pixels: expected less than {pixels[:, i].max()}, the most pixels '
+      'rare_classes.min_pixels: expected less than '
+      f'{pixels[:, i].max()}, the most pixels '
       f'that an image shows of {classes[i]}, got {options.min_pixels}'
       for i in np.flatnonzero(totals)
       if not len(images[i])

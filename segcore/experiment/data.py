@@ -16,7 +16,7 @@ from input_pipeline import (
   transforms,
   views,
 )
-from input_pipeline.sources import class_counts, records
+from input_pipeline.sources import records
 from runtime import console, files, json_files, options
 from segcore.ops import class_weights
 from segcore.train import workspace as workspace_lib
@@ -250,7 +250,7 @@ def stage_class_weights(
 
   Args:
     workspace: folder of the stage.
-    labeled: images that are trained on; each mask is read once.
+    labeled: images that are trained on.
     weighting: options of the weights.
 
   Returns:
@@ -262,9 +262,7 @@ def stage_class_weights(
   """
   if weighting.kind == 'none':
     return None
-  pixels = class_counts.count_class_pixels(
-    labeled.records, len(labeled.classes)
-  )
+  pixels = labeled.class_pixels()
   images = np.count_nonzero(pixels, axis=0)
   exact = class_weights.compute_class_weights(
     pixels.sum(axis=0), images, weighting

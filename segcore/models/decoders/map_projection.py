@@ -43,24 +43,17 @@ class MapProjection(nn.Module):
 
 
 def select_maps(
-  name: str,
-  features: features_lib.Features,
-  condition: Float[Array, 'B'] | None,
+  name: str, features: features_lib.Features
 ) -> features_lib.Features:
   """Selects the maps at stride 4 and above that a decoder reads.
 
   Args:
     name: name of the decoder in configs, for messages.
     features: maps of the encoder.
-    condition: condition that is given to the decoder.
 
   Raises:
-    ValueError: there is no such map (MissingMapError), or a condition is given.
+    MissingMapError: there is no such map.
   """
-  if condition is not None:
-    raise ValueError(
-      f'condition: decoder {name} has none, expected None: use the U-Net for it'
-    )
   maps = tuple(each for each in features.maps if each.stride >= _MIN_STRIDE)
   if not maps:
     raise features_lib.MissingMapError(
