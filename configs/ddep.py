@@ -324,12 +324,17 @@ def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
   }
 
 
-def shapes_classifier() -> dict[str, Any]:
-  """Builds the training of a small encoder on single shapes."""
+def shapes_classifier(data: str = 'single', side: int = 64) -> dict[str, Any]:
+  """Builds the training of a small encoder on drawn images of one object.
+
+  Args:
+    data: name of the variant of `shapes`.
+    side: side of crops, in pixels.
+  """
   return {
-    'data': {'name': 'shapes/single'},
+    'data': {'name': f'shapes/{data}'},
     'kind': 'softmax',
-    'crop': {'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
+    'crop': {'name': 'inception', 'size': (side, side), 'area': (0.6, 1.0)},
     'flips': ('horizontal', 'vertical'),
     'recipe': shared.recipe(
       32, 3400, shared.adam(2e-3, warmup_steps=100), 1000

@@ -1,7 +1,8 @@
 """Samplers: which record is next in a stream that is drawn with replacement.
 
-  pixels = class_counts.count_class_pixels(split.records, num_classes)
-  sampler = RareClassSampler.from_pixels(pixels, RareClassOptions(), classes)
+  sampler = RareClassSampler.from_pixels(
+    split.class_pixels(), RareClassOptions(), split.classes
+  )
   stream = loader.Stream(split.records, transform, sampler)
 
 A sampler draws with a generator whose seed is that of the stream and the

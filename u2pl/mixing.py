@@ -50,7 +50,7 @@ class MixingOptions:
       )
 
 
-class Draws(NamedTuple):
+class MixDraws(NamedTuple):
   """Random draws of a global batch.
 
   Attributes:
@@ -71,7 +71,7 @@ def sample_mixing_draws(
   options: MixingOptions,
   shape: tuple[int, int, int],
   num_classes: int,
-) -> Draws:
+) -> MixDraws:
   """Draws which groups are mixed, the boxes and the classes' priorities.
 
   Args:
@@ -88,7 +88,7 @@ def sample_mixing_draws(
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (3 + num_classes,)))(
     keys
   )
-  return Draws(
+  return MixDraws(
     chance < options.probability,
     cutmix_boxes(uniforms[:, :3], height, width),
     uniforms[:, 3:],
@@ -169,7 +169,7 @@ def classmix_kept_mask(
 def mix_unlabeled_images(
   images: Float[Array, 'B H W 3'],
   labels: Int[Array, 'B H W'],
-  draws: Draws,
+  draws: MixDraws,
   options: MixingOptions,
   *maps: Shaped[Array, 'B H W'],
 ) -> tuple[Array, ...]:

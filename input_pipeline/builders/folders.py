@@ -155,7 +155,7 @@ class ImageMaskFolderOptions(ImageFolderOptions):
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class FolderConfig(tfds.core.BuilderConfig):
   """The state of a folder; its name contains a digest of its content.
 
   Attributes:
@@ -197,7 +197,7 @@ class ImageFolder(files.FileBuilder):
     self,
     options: ImageFolderOptions,
     *,
-    config: Config | None = None,
+    config: FolderConfig | None = None,
     **kwargs: Any,
   ):
     """Lists the folder, unless its state is given.
@@ -231,7 +231,7 @@ class ImageFolder(files.FileBuilder):
     """Lists the files of each split."""
     return _list_splits(self._options)
 
-  def _config(self) -> Config:
+  def _config(self) -> FolderConfig:
     """Describes the state of the folder."""
     listings = self.listings()
     classes = self._read_classes()
@@ -242,7 +242,9 @@ class ImageFolder(files.FileBuilder):
       listings,
       self._digests,
     )
-    return Config(name=name, classes=classes, unlabeled=UNLABELED in listings)
+    return FolderConfig(
+      name=name, classes=classes, unlabeled=UNLABELED in listings
+    )
 
   def _read_classes(self) -> class_list.ClassList | None:
     return None

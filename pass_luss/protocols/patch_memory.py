@@ -107,7 +107,7 @@ def choose_patches(
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryCrop:
+class PatchMemoryCrop:
   """Crops a box of random area and aspect ratio and resizes it to a square.
 
   An area above that of the image, which no box has, gives the whole image, or
@@ -140,7 +140,7 @@ class MemoryCrop:
     )
 
 
-def with_jitter(
+def with_patch_memory_jitter(
   function: short_side_lib.ForwardFn, seed: int
 ) -> short_side_lib.ForwardFn:
   """Builds the function that jitters the colors of images first.
@@ -149,10 +149,12 @@ def with_jitter(
     function: function of a state and images.
     seed: seed of the jitter.
   """
-  return lambda state, images: function(state, jitter_colors(images, seed))
+  return lambda state, images: function(
+    state, jitter_patch_memory_images(images, seed)
+  )
 
 
-def jitter_colors(
+def jitter_patch_memory_images(
   images: Float[Array, 'B H W 3'], seed: int
 ) -> Float[Array, 'B H W 3']:
   """Jitters each image of a batch in [-1, 1] by random values of its own.
@@ -174,15 +176,15 @@ def jitter_colors(
       jax.random.fold_in(key, 1), JITTER_PROBABILITY, (len(_NO_CHANGE),)
     )
     return color_augment.apply_color_draws(
-      image, keep_factors(draws, changed), JITTER
+      image, keep_patch_memory_factors(draws, changed), JITTER
     )
 
   return jax.vmap(augment)(images, keys)
 
 
-def keep_factors(
-  draws: color_augment.Draws, changed: Bool[Array, '4']
-) -> color_augment.Draws:
+def keep_patch_memory_factors(
+  draws: color_augment.ColorDraws, changed: Bool[Array, '4']
+) -> color_augment.ColorDraws:
   """Returns draws that leave alone what is not to be changed.
 
   Args:

@@ -79,7 +79,7 @@ class FrozenOptions(data_lib.LabeledData):
       )
 
 
-class Fitted(NamedTuple):
+class FrozenFit(NamedTuple):
   """What a protocol has made of the labeled images.
 
   Attributes:
@@ -105,7 +105,7 @@ class FrozenStage(base.InferenceStage):
     encoder: frozen_encoder.FrozenEncoder,
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
-  ) -> Fitted:
+  ) -> FrozenFit:
     """Returns the predictions that follow from the labeled images.
 
     Args:

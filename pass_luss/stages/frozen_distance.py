@@ -52,7 +52,7 @@ class FrozenDistanceStage(frozen.FrozenStage):
     encoder: frozen_encoder.FrozenEncoder,
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
-  ) -> frozen.Fitted:
+  ) -> frozen.FrozenFit:
     """Builds the bank of regions, and the predictor by its nearest ones."""
     del workspace
     block, context = self.options, self.context
@@ -75,7 +75,7 @@ class FrozenDistanceStage(frozen.FrozenStage):
     bank = matcher.build_bank(labeled)
     console.print_line(f'{labeled.name}: {len(bank.labels)} regions')
     predictor = matcher.vote_predictor(bank)
-    return frozen.Fitted(
+    return frozen.FrozenFit(
       lambda split: segment.CellPredictions(
         split,
         predictor,

@@ -86,7 +86,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
     encoder: frozen_encoder.FrozenEncoder,
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
-  ) -> frozen.Fitted:
+  ) -> frozen.FrozenFit:
     """Clusters patches, and matches the clusters with classes."""
     block = self.options
     centroids = self._fit_centroids(encoder, labeled, workspace)
@@ -97,7 +97,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
       counts = counts.update(labels, example['label'], example['id'])
     counts = metrics.merge_metrics_across_hosts(counts).counts
     match = cluster_matching.match_clusters(counts[: len(labeled.classes)])
-    return frozen.Fitted(
+    return frozen.FrozenFit(
       lambda split: self._predictions(split, predictor, match.classes),
       encoder.state,
       {

@@ -52,11 +52,11 @@ class FrozenKnnOptions(frozen.FrozenOptions):
 
 
 @flax.struct.dataclass
-class MemoryState(train_state.TrainState):
+class FrozenKnnState(train_state.TrainState):
   """An encoder and its memory.
 
   Attributes:
-    memory: a `knn.SoftBank`, replicated.
+    memory: a `knn.SoftKnnBank`, replicated.
   """
 
   memory: Any
@@ -73,10 +73,10 @@ class NeighborScores:
   """
 
   encoder: frozen_encoder.FrozenEncoder
-  vote: Callable[[Array, knn.SoftBank], Array]
+  vote: Callable[[Array, knn.SoftKnnBank], Array]
 
   def predict(
-    self, state: MemoryState, images: Float[Array, 'B H W 3']
+    self, state: FrozenKnnState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
     """Predicts the class scores of each cell."""
     maps = self.encoder.normalized_features(state, images)
@@ -108,7 +108,7 @@ class FrozenKnnStage(frozen.FrozenStage):
     encoder: frozen_encoder.FrozenEncoder,
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
-  ) -> frozen.Fitted:
+  ) -> frozen.FrozenFit:
     """Builds the memory, and the predictor by its nearest rows."""
     block, mesh = self.options, self.context.mesh
     memory = self._build_memory(encoder, labeled, workspace)
@@ -129,7 +129,7 @@ class FrozenKnnStage(frozen.FrozenStage):
       encoder.short_side,
       input_multiple=encoder.size_multiple,
     )
-    return frozen.Fitted(
+    return frozen.FrozenFit(
       lambda split: evaluator.Predictions(
         split,
         predictor,
@@ -139,7 +139,7 @@ class FrozenKnnStage(frozen.FrozenStage):
         self.context.operation.reading,
         log_progress=True,
       ),
-      MemoryState(**fields, memory=jax.device_put(memory, replicated)),
+      FrozenKnnState(**fields, memory=jax.device_put(memory, replicated)),
       {'num_rows': len(memory.features)},
     )
 
@@ -148,7 +148,7 @@ class FrozenKnnStage(frozen.FrozenStage):
     encoder: frozen_encoder.FrozenEncoder,
     labeled: datasets.Split,
     workspace: workspace_lib.Workspace,
-  ) -> knn.SoftBank:
+  ) -> knn.SoftKnnBank:
     """Builds the memory of the labeled images, the same on all hosts."""
     block, channels = self.options, encoder.channels
     side, _ = encoder.input_size((1, 1))
@@ -164,9 +164,11 @@ class FrozenKnnStage(frozen.FrozenStage):
     for number in range(max(block.passes, 1)):
       function, augmentation = encoder.normalized_features, None
       if block.passes:
-        function = patch_memory.with_jitter(function, block.seed + number)
+        function = patch_memory.with_patch_memory_jitter(
+          function, block.seed + number
+        )
         augmentation = evaluator.Augmentation(
-          patch_memory.MemoryCrop(side), (block.seed, number)
+          patch_memory.PatchMemoryCrop(side), (block.seed, number)
         )
       parts.append(
         extractor.extract(
@@ -179,7 +181,7 @@ class FrozenKnnStage(frozen.FrozenStage):
         )
       )
     rows = np.concatenate(parts)
-    return knn.SoftBank(
+    return knn.SoftKnnBank(
       np.ascontiguousarray(rows[:, :channels]),
       np.ascontiguousarray(rows[:, channels:]),
     )

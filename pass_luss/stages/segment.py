@@ -81,7 +81,7 @@ class SegmentOnOptions(SegmentOptions):
   trained_by: Literal['finetune', 'semi']
 
 
-class SegmentingStage(base.InferenceStage):
+class LussSegmentationStage(base.InferenceStage):
   """Segments splits, matches categories with classes, and scores."""
 
   is_report = True
@@ -218,7 +218,7 @@ class SegmentingStage(base.InferenceStage):
     return lambda split: labeler.label_maps(split, chosen.threshold), chosen
 
 
-class SegmentStage(SegmentingStage):
+class SegmentStage(LussSegmentationStage):
   """Segments images by the network that was fine-tuned on pseudo-labels."""
 
   name = 'segment'
@@ -262,7 +262,7 @@ class SegmentStage(SegmentingStage):
     )
 
 
-class SegmentSemiStage(SegmentingStage):
+class SegmentSemiStage(LussSegmentationStage):
   """Segments images by the network that was trained on few masks."""
 
   name = 'segment_semi'
@@ -274,7 +274,7 @@ class SegmentSemiStage(SegmentingStage):
     return finetune.SemiStage(self.experiment, self.context)
 
 
-class SegmentOnStage(SegmentingStage):
+class SegmentOnStage(LussSegmentationStage):
   """Segments another data set by either network."""
 
   name = 'segment_on'

@@ -99,7 +99,7 @@ def _read_started_crop(
 
 
 def _choose_crop(
-  crop: crop_scale.FittedCrop,
+  crop: crop_scale.FittedInceptionCrop,
   data: datasets.DataOptions,
   split: str,
   data_dir: str,

@@ -24,7 +24,7 @@ from segcore.types import ExampleKeys
 with epy.lazy_imports():
   import dm_pix
 
-# Indices of the operations in `Draws.factors`; brightness is the first.
+# Indices of the operations in `ColorDraws.factors`; brightness is the first.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
 # A Gaussian is truncated at this many standard deviations.
@@ -80,7 +80,7 @@ class ColorOptions:
     return any((self.jitter, self.gray, self.blur, self.solarize))
 
 
-class Draws(NamedTuple):
+class ColorDraws(NamedTuple):
   """The random values of one example.
 
   Attributes:
@@ -104,7 +104,7 @@ class Draws(NamedTuple):
   solarize: Bool[Array, '']
 
 
-def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
+def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> ColorDraws:
   """Draws the random values of one example.
 
   Args:
@@ -119,7 +119,7 @@ def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   low = jnp.maximum(identity - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
   # A key for each kind of draw: none depends on whether others are used.
   uniforms = jax.random.uniform(keys[0], (4,))
-  return Draws(
+  return ColorDraws(
     jitter=jax.random.bernoulli(keys[1], options.jitter),
     order=jax.random.permutation(keys[2], 4),
     factors=low + uniforms * (identity + strength - low),
@@ -133,7 +133,7 @@ def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
 
 
 def apply_color_draws(
-  image: Float[Array, 'H W 3'], draws: Draws, options: ColorOptions
+  image: Float[Array, 'H W 3'], draws: ColorDraws, options: ColorOptions
 ) -> Float[Array, 'H W 3']:
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
 
@@ -172,7 +172,7 @@ def augment_colors(
 
 
 def jitter_color(
-  image: Float[Array, 'H W 3'], draws: Draws
+  image: Float[Array, 'H W 3'], draws: ColorDraws
 ) -> Float[Array, 'H W 3']:
   """Changes brightness, contrast, saturation and hue of an image in [0, 1].
 

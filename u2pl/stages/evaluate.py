@@ -1,4 +1,4 @@
-"""Stage `evaluate`: reports the teacher."""
+"""Stage `evaluate`: reports the teacher, or a network without one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from u2pl.stages import train
 
 
 class EvaluateStage(reporting.EvaluateStage):
-  """Evaluates the teacher; the student where training has no teacher yet."""
+  """Evaluates the teacher; the network itself where there is none yet."""
 
   trained_by = 'train'
   checkpoint_fields = (
@@ -36,7 +36,7 @@ class EvaluateStage(reporting.EvaluateStage):
     """Returns the teacher's variables, or the student's during the warm-up."""
     block = self.labeled_data
     has_teacher = (
-      block.learn.consistency and fields['step'] > block.warmup_steps
+      block.learn.has_teacher and fields['step'] > block.warmup_steps
     )
     prefix = 'teacher_' if has_teacher else ''
     return {

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
+from segcore.models.decoders import unconditional
 from segcore.models.layers import conv_block, resize
 
 _STRIDE = 4
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(unconditional.UnconditionalDecoder):
   """Atrous spatial pyramid pooling of the deepest map, joined to stride 4.
 
   The branches of the pyramid are the mean over the image, a 1x1, and a 3x3 for
@@ -32,37 +32,17 @@ class DeepLabV3Plus(nn.Module):
     width: channels of each branch, of the fusion and of the low-level map.
     dilations: dilations of the 3x3 convolutions.
     dropout_rate: share of the fused channels that are dropped in training.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   width: int = 256
   dilations: Sequence[int] = (12, 24, 36)
   dropout_rate: float = 0.1
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, one of them at stride 4 and one deeper.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: whether dropout is on, and batch statistics are used and collected.
-
-    Raises:
-      ValueError: a map is missing (MissingMapError), or a condition is given.
-    """
-    if condition is not None:
-      raise ValueError(
-        'condition: DeepLabv3+ has none, expected None: use the U-Net for it'
-      )
+    """Fuses the map at stride 4 with the deepest one, pooled at all scales."""
     low, deep = self._low_and_deep(features)
 
     def block(

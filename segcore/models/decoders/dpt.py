@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segcore.models import features as features_lib
+from segcore.models.decoders import unconditional
 from segcore.models.layers import conv_block, resize
 
 _NUM_MAPS = 4
@@ -61,7 +62,7 @@ class TransposedConv(nn.Module):
     return result + bias.astype(self.dtype)
 
 
-class ResidualUnit(nn.Module):
+class DPTResidualUnit(nn.Module):
   """Two 3x3 convolutions, each after a ReLU, added to their input.
 
   Attributes:
@@ -81,11 +82,11 @@ class ResidualUnit(nn.Module):
     return x + y
 
 
-class FusionBlock(nn.Module):
+class DPTFusionBlock(nn.Module):
   """Adds a skip to the deeper map, and resizes the sum to the next grid.
 
-    x = deeper + ResidualUnit(skip), or deeper where there is no skip
-    conv1x1(resize(ResidualUnit(x)))
+    x = deeper + DPTResidualUnit(skip), or deeper where there is no skip
+    conv1x1(resize(DPTResidualUnit(x)))
 
   Attributes:
     dtype: dtype of the activations.
@@ -108,15 +109,15 @@ class FusionBlock(nn.Module):
       size: height and width of the result.
     """
     if skip is not None:
-      x = x + ResidualUnit(self.dtype, name='skip_unit')(skip)
-    x = ResidualUnit(self.dtype, name='unit')(x)
+      x = x + DPTResidualUnit(self.dtype, name='skip_unit')(skip)
+    x = DPTResidualUnit(self.dtype, name='unit')(x)
     x = resize.resize_bilinear(x, size, align_corners=True)
     return conv_block.conv(
       x.shape[-1], x.shape[-1], 1, dtype=self.dtype, name='conv'
     )(x)
 
 
-class DPT(nn.Module):
+class DPT(unconditional.UnconditionalDecoder):
   """Fuses the maps of four depths of a plain ViT, from deep to shallow.
 
   The encoder returns four maps of one grid, in the order of its blocks: those
@@ -137,14 +138,10 @@ class DPT(nn.Module):
     widths: channels of the four maps, from shallow to deep. UniMatch V2 has
       (48, 96, 192, 384) for a small ViT, (96, 192, 384, 768) for a base one.
     fusion_width: channels F of the fusion blocks: 64 and 128 for these.
-    dtype: dtype of the activations; parameters are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   widths: Sequence[int] = (48, 96, 192, 384)
   fusion_width: int = 64
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   def __post_init__(self) -> None:
     if len(self.widths) != _NUM_MAPS:
@@ -155,33 +152,17 @@ class DPT(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, four of one stride.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: has no effect, as there is neither dropout nor a batch norm.
-
-    Raises:
-      ValueError: there are other maps, or a condition is given.
-    """
+    """Fuses the four maps of one stride; `train` has no effect."""
     del train
-    if condition is not None:
-      raise ValueError(
-        'condition: DPT has none, expected None: use the U-Net for it'
-      )
     _check_maps(features)
     stride = features.deepest.stride
     maps = [self._resize(i, each.array) for i, each in enumerate(features.maps)]
-    block = FusionBlock
+    block = DPTFusionBlock
     if self.remat:
-      block = nn.remat(FusionBlock, static_argnums=(3,))
+      block = nn.remat(DPTFusionBlock, static_argnums=(3,))
     x, skip, results = maps.pop(), None, []
     for i in range(1, _NUM_MAPS + 1):
       size = maps[-1].shape[1:3] if maps else tuple(2 * n for n in x.shape[1:3])

@@ -1,6 +1,6 @@
 """Projection of an encoder's maps to one width and one grid.
 
-  maps = Projection(256)(features)    # a list of [B, h, w, 256]
+  maps = MapProjection(256)(features)    # a list of [B, h, w, 256]
 
 The first step of the decoders of SegFormer and DAFormer.
 """
@@ -16,7 +16,7 @@ from segcore.models.layers import conv_block, resize
 _MIN_STRIDE = 4
 
 
-class Projection(nn.Module):
+class MapProjection(nn.Module):
   """A 1x1 convolution with bias of each map, resized to the finest grid.
 
   Attributes:
@@ -43,24 +43,17 @@ class Projection(nn.Module):
 
 
 def select_maps(
-  name: str,
-  features: features_lib.Features,
-  condition: Float[Array, 'B'] | None,
+  name: str, features: features_lib.Features
 ) -> features_lib.Features:
   """Selects the maps at stride 4 and above that a decoder reads.
 
   Args:
     name: name of the decoder in configs, for messages.
     features: maps of the encoder.
-    condition: condition that is given to the decoder.
 
   Raises:
-    ValueError: there is no such map (MissingMapError), or a condition is given.
+    MissingMapError: there is no such map.
   """
-  if condition is not None:
-    raise ValueError(
-      f'condition: decoder {name} has none, expected None: use the U-Net for it'
-    )
   maps = tuple(each for each in features.maps if each.stride >= _MIN_STRIDE)
   if not maps:
     raise features_lib.MissingMapError(

@@ -19,7 +19,7 @@ from segcore.models.encoders import resnet_gn
 from segcore.models.layers import norm as norms
 
 
-class Unit(nn.Module):
+class BiTUnit(nn.Module):
   """A bottleneck of which each convolution follows a norm and a ReLU.
 
     h = relu(gn_a(x))
@@ -128,7 +128,7 @@ class BiT(nn.Module):
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
     unit = functools.partial(
-      nn.remat(Unit) if self.remat else Unit,
+      nn.remat(BiTUnit) if self.remat else BiTUnit,
       num_groups=self.num_groups,
       norm_epsilon=self.norm_epsilon,
       conv_epsilon=self.conv_epsilon,

@@ -33,7 +33,7 @@ SCALES: dict[str, tuple[float, float]] = {
 _STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
 
 
-class Block(NamedTuple):
+class EfficientNetBlock(NamedTuple):
   """A block of the network.
 
   Attributes:
@@ -65,7 +65,7 @@ _STAGES = (
 )
 
 
-def scale_blocks(variant: str) -> list[Block]:
+def scale_blocks(variant: str) -> list[EfficientNetBlock]:
   """Scales the blocks of EfficientNet-B0; Lite scales neither end in depth.
 
   Channels are multiples of 8, at least 90 % of the scaled number.
@@ -81,7 +81,7 @@ def scale_blocks(variant: str) -> list[Block]:
     channels = max(8, int(scaled + 4) // 8 * 8)
     if channels < 0.9 * scaled:
       channels += 8
-    first = Block(stage, kernel, channels, expansion, stride, False)
+    first = EfficientNetBlock(stage, kernel, channels, expansion, stride, False)
     rest = first._replace(stride=1, shortcut=True)
     blocks += [first, *[rest] * (repeats - 1)]
   return blocks
@@ -121,7 +121,7 @@ class InvertedBottleneck(nn.Module):
     dtype: dtype of the activations.
   """
 
-  block: Block
+  block: EfficientNetBlock
   stride: int
   dilation: int
   dtype: DTypeLike

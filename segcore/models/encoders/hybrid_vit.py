@@ -22,7 +22,7 @@ from segcore.models.layers import position_table, resize
 _xavier = nn.initializers.xavier_uniform()
 
 
-class Attention(nn.Module):
+class HybridViTAttention(nn.Module):
   """Multi-head self-attention, with the softmax in float32.
 
   Attributes:
@@ -66,7 +66,7 @@ class Attention(nn.Module):
     )(mixed)
 
 
-class Mlp(nn.Module):
+class HybridViTMlp(nn.Module):
   """Two dense layers with a GELU (tanh form) between, each with dropout.
 
   Attributes:
@@ -119,12 +119,12 @@ class EncoderBlock(nn.Module):
   ) -> Float[Array, 'B T D']:
     """Applies the block; with dropout if `train`."""
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_0')(x)
-    y = Attention(
+    y = HybridViTAttention(
       self.num_heads, self.dtype, name='MultiHeadDotProductAttention_0'
     )(y)
     x = x + nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_1')(x)
-    return x + Mlp(
+    return x + HybridViTMlp(
       self.mlp_dim, self.dropout_rate, self.dtype, name='MlpBlock_0'
     )(y, train)
 

@@ -45,7 +45,7 @@ def _dense(size: int, dtype: DTypeLike, name: str) -> nn.Dense:
   return nn.Dense(size, kernel_init=init, dtype=dtype, name=name)
 
 
-class Attention(nn.Module):
+class MiTAttention(nn.Module):
   """Self-attention in which a convolution reduces the keys and values.
 
   Where the collection 'intermediates' is mutable, the scores q·k of all heads
@@ -116,7 +116,7 @@ class MixMlp(nn.Module):
     return _dense(size, self.dtype, 'fc2')(nn.gelu(x, approximate=False))
 
 
-class Block(nn.Module):
+class MiTBlock(nn.Module):
   """A pre-norm block: attention and perceptron, both residual.
 
   In training, either branch is dropped (stochastic depth; Huang et al. 2016)
@@ -143,7 +143,7 @@ class Block(nn.Module):
   ) -> Float[Array, 'B h w D']:
     """Applies the block to a map; branches are dropped if `train`."""
     branches = (
-      Attention(self.num_heads, self.reduction, self.dtype, name='attn'),
+      MiTAttention(self.num_heads, self.reduction, self.dtype, name='attn'),
       MixMlp(self.mlp_dim, self.dtype, name='mlp'),
     )
     for i, branch in enumerate(branches, 1):
@@ -155,7 +155,7 @@ class Block(nn.Module):
     return x
 
 
-class Stage(nn.Module):
+class MiTStage(nn.Module):
   """Overlapping patches, blocks, and a norm.
 
   Attributes:
@@ -195,7 +195,7 @@ class Stage(nn.Module):
       name='patch_embed',
     )(x)
     x = norms.layer_norm(_EPSILON_AFTER_CONV, self.dtype, 'patch_norm')(x)
-    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    block = nn.remat(MiTBlock, static_argnums=(2,)) if self.remat else MiTBlock
     for i, rate in enumerate(self.drop_rates):
       x = block(
         self.num_heads,
@@ -280,7 +280,7 @@ class MiT(nn.Module):
     rates = iter(self._drop_rates())
     maps = []
     for s, stride in enumerate(self._total_strides):
-      x = Stage(
+      x = MiTStage(
         self.hidden_sizes[s],
         3 if s else 7,
         self.strides[s],

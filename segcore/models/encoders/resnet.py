@@ -52,7 +52,7 @@ def _conv(
   )
 
 
-class Unit(nn.Module):
+class ResNetUnit(nn.Module):
   """Two or three convolutions with norms, added to a shortcut.
 
   A 'bottleneck' is a 1x1, a 3x3 with the stride and a 1x1 to 4 times the width;
@@ -109,7 +109,7 @@ class Unit(nn.Module):
     return (width, 1, 1, 1), (width, 3, stride, first), (4 * width, 1, 1, 1)
 
 
-class Block(nn.Module):
+class ResNetBlock(nn.Module):
   """Units of one width, of which the first has the stride.
 
   Attributes:
@@ -135,7 +135,9 @@ class Block(nn.Module):
     self, x: Float[Array, 'B h w D'], train: bool
   ) -> Float[Array, 'B h_out w_out D_out']:
     """Applies the units one after the other."""
-    unit = nn.remat(Unit, static_argnums=(2,)) if self.remat else Unit
+    unit = (
+      nn.remat(ResNetUnit, static_argnums=(2,)) if self.remat else ResNetUnit
+    )
     for i, dilations in enumerate(self.dilations):
       x = unit(
         self.kind,
@@ -178,7 +180,7 @@ class DilatedResNet(nn.Module):
     output_stride: stride of the last block's map.
     multi_grid: factors of the dilations of the last block's units. None for
       (2, 2, 4) with bottlenecks at output stride 8, and for 1 elsewhere.
-    unit: kind of the units; see `Unit`.
+    unit: kind of the units; see `ResNetUnit`.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
     dtype: dtype of the activations; parameters and statistics are float32.
@@ -218,7 +220,7 @@ class DilatedResNet(nn.Module):
     stride = self._stem_stride
     for b, (block_stride, dilations) in enumerate(self._plan()):
       stride *= block_stride
-      x = Block(
+      x = ResNetBlock(
         self.unit,
         dilations,
         self.width * 2**b,

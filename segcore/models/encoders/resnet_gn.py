@@ -80,7 +80,7 @@ class StdConv(nn.Module):
     )
 
 
-class Unit(nn.Module):
+class ResNetGNUnit(nn.Module):
   """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
 
   Attributes:
@@ -139,7 +139,7 @@ class Unit(nn.Module):
     return nn.relu(shortcut + norm(x, 'gn3', self.zero_init))
 
 
-class Block(nn.Module):
+class ResNetGNBlock(nn.Module):
   """Units of one width, of which the first has the stride.
 
   Attributes:
@@ -184,7 +184,7 @@ def apply_resnet_blocks(
   for b, num_units in enumerate(blocks):
     name = f'block{b + 1}'
     of_width = functools.partial(unit, width * 2**b)
-    x = Block(num_units, of_width, 1 if b == 0 else 2, name=name)(x)
+    x = ResNetGNBlock(num_units, of_width, 1 if b == 0 else 2, name=name)(x)
     maps[name] = x
   return maps
 
@@ -253,7 +253,7 @@ class ResNet(nn.Module):
     root = x
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     unit = functools.partial(
-      nn.remat(Unit) if self.remat else Unit,
+      nn.remat(ResNetGNUnit) if self.remat else ResNetGNUnit,
       num_groups=self.num_groups,
       norm_epsilon=self.norm_epsilon,
       conv_epsilon=self.conv_epsilon,

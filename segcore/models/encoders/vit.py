@@ -40,7 +40,7 @@ _DEPTHS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23)}
 _normal = nn.initializers.truncated_normal(0.02)
 
 
-class Attention(nn.Module):
+class ViTAttention(nn.Module):
   """Multi-head self-attention, with one projection to query, key and value.
 
   Attributes:
@@ -73,7 +73,7 @@ class Attention(nn.Module):
     )(mixed.reshape(x.shape))
 
 
-class Mlp(nn.Module):
+class ViTMlp(nn.Module):
   """Two dense layers with an exact GELU (of the error function) between.
 
   Attributes:
@@ -110,7 +110,7 @@ class LayerScale(nn.Module):
     return x * gamma.astype(x.dtype)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
   """A pre-norm transformer block: attention and perceptron, both residual.
 
   Attributes:
@@ -132,10 +132,10 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Applies the block to the tokens of each image."""
-    attention = Attention(
+    attention = ViTAttention(
       self.num_heads, self.qkv_bias, self.dtype, name='attn'
     )
-    mlp = Mlp(self.mlp_dim, self.dtype, name='mlp')
+    mlp = ViTMlp(self.mlp_dim, self.dtype, name='mlp')
     for i, branch in enumerate((attention, mlp), 1):
       norm = norms.layer_norm(self.norm_epsilon, self.dtype, f'norm{i}')
       y = branch(norm(x))
@@ -236,7 +236,7 @@ class ViT(nn.Module):
     grid = (x.shape[1], x.shape[2])
     x = self._add_tokens(x.reshape(x.shape[0], -1, self.hidden_size), grid)
 
-    block = nn.remat(Block) if self.remat else Block
+    block = nn.remat(ViTBlock) if self.remat else ViTBlock
     norm = norms.layer_norm(self.norm_epsilon, self.dtype, 'norm')
     num_extra = self.use_cls_token + self.num_registers
     maps = []

@@ -13,7 +13,11 @@ import tensorflow_datasets as tfds
 from input_pipeline.builders import shapes, shapes_scene
 from input_pipeline.sources import records
 
-CONFIGS = {config.name: config for config in shapes.Shapes.BUILDER_CONFIGS}
+CONFIGS = {
+  config.name: config
+  for config in shapes.Shapes.BUILDER_CONFIGS
+  if isinstance(config, shapes.ShapesConfig)
+}
 SMALL = {'train': 5, 'val': 3}
 SKIP_DECODING = {
   'image': tfds.decode.SkipDecoding(),

@@ -1,0 +1,51 @@
+"""Base of the decoders that cannot be conditioned on a noise level."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segcore.models import features as features_lib
+
+
+class UnconditionalDecoder(nn.Module, kw_only=True):
+  """A decoder with the signature of all decoders that refuses a condition.
+
+  A subclass computes its maps in `decode`.
+
+  Attributes:
+    dtype: dtype of the activations; parameters and statistics are float32.
+    remat: whether blocks are recomputed in the backward pass, to save memory.
+  """
+
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  def __call__(
+    self,
+    features: features_lib.Features,
+    condition: Float[Array, 'B'] | None = None,
+    train: bool = False,
+  ) -> features_lib.Features:
+    """Decodes the maps of an encoder.
+
+    Args:
+      features: encoder's maps, [B, h, w, D] each.
+      condition: None.
+      train: whether dropout is on, and batch statistics are those of training.
+
+    Raises:
+      ValueError: a map is missing (MissingMapError), or a condition is given.
+    """
+    if condition is not None:
+      raise ValueError(
+        f'condition: {type(self).__name__} has none, expected None: use the '
+        'U-Net for it'
+      )
+    return self.decode(features, train)
+
+  def decode(
+    self, features: features_lib.Features, train: bool
+  ) -> features_lib.Features:
+    """Computes the decoder's maps of those of an encoder."""
+    raise NotImplementedError
