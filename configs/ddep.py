@@ -245,13 +245,14 @@ def small(
 
 
 def photo_network(options: SimpleNamespace) -> pretrained.Network:
-  """Chooses the network of photographs, and what init='auto' stands for.
+  """Chooses the network for photographs, and replaces init='auto'.
 
   Args:
     options: parsed options, among them those of `PHOTO`; `init` is changed.
 
   Raises:
-    ValueError: the network is unknown, or left open beside a weight file.
+    ValueError: the network is unknown, or `network` is auto and `encoder` a
+      weight file.
   """
   network = pretrained.choose_network(
     options,
@@ -395,7 +396,7 @@ def _finetune_recipe(
 def _set_stages(
   config: ml_collections.ConfigDict, options: SimpleNamespace
 ) -> None:
-  """Sets what `init`, `seed` and `pretrain_seed` choose.
+  """Sets stages, initial weights and seeds by the options.
 
   Runs that differ only in `seed` share their pretraining.
   """

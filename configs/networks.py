@@ -149,7 +149,7 @@ def named(
   frozen: bool = False,
   full_resolution: bool = False,
 ) -> ml_collections.ConfigDict:
-  """Builds the network of a name ENCODER+DECODER, as 'efficientnet+unet'.
+  """Builds the network named ENCODER+DECODER, such as 'efficientnet+unet'.
 
   Decoders are light, and all but the small networks' end at a quarter of the
   resolution or near it. Whether the decoder fits the encoder is checked when
@@ -161,11 +161,11 @@ def named(
       'small+NAME', a network for a CPU without public weights, where NAME is
       one of `SMALL` or 'deeplabv3plus'.
     width: factor of the decoder's channels.
-    frozen: whether the encoder keeps what its public weights have learned: all
-      of a ViT, stem and first blocks (to stride 8) of an EfficientNet. A
-      ResNet, a MiT and the small networks train as a whole.
-    full_resolution: whether a U-Net goes on to full resolution, which
-      predictions of noise need.
+    frozen: whether public weights stay as they are: all of a ViT, stem and
+      first blocks (to stride 8) of an EfficientNet. A ResNet, a MiT and the
+      small networks train as a whole.
+    full_resolution: whether the maps of a U-Net have the resolution of the
+      image, which predictions of noise need, or a quarter of it.
 
   Raises:
     ValueError: a name is unknown; the message has the nearest one.

@@ -109,7 +109,7 @@ def recipe(
 
 
 def num_steps(epochs: float, num_images: int, batch_size: int) -> int:
-  """Computes the steps of some epochs, with the last batch if it is partial.
+  """Computes the number of steps of some epochs; a partial batch is a step.
 
   >>> num_steps(100, 12_743_321, 512)
   2488930
@@ -136,7 +136,7 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
 
 
 def class_weights(options: SimpleNamespace) -> dict[str, Any]:
-  """Builds the field of the weights of the classes; nothing without weights.
+  """Builds the field of the class weights of the loss; {} for equal weights.
 
   Args:
     options: parsed options, among them those of `LABELED`.
@@ -200,7 +200,7 @@ def has_split_folders(options: SimpleNamespace) -> bool:
 
 
 def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:
-  """Returns what was chosen for a folder, for the user.
+  """Returns the choices made for a folder, as lines for the user.
 
   Args:
     options: parsed options, among them those of `FOLDER`.
@@ -214,7 +214,7 @@ def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:
 
 
 def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
-  """Builds data set and split of the images without masks; None without any.
+  """Builds data set and split of images without masks; None if there are none.
 
   Args:
     options: parsed options, among them those of `FOLDER`.
@@ -237,7 +237,7 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
 def folder_crop(
   options: SimpleNamespace, size_multiple: int, max_area: float
 ) -> dict[str, Any]:
-  """Builds the crop of a folder: chosen from its images unless options say.
+  """Builds the crop of a folder: by options, else chosen from its images.
 
   Args:
     options: parsed options, among them those of `FOLDER`.

@@ -1,4 +1,4 @@
-"""Options of the EMA teacher, and of what the student learns from it.
+"""Options of the EMA teacher, the pseudo-labels and the student's augmentation.
 
 OPTIONS are those of the small experiments of U2PL.
 """
@@ -28,13 +28,13 @@ _COLORS = {
 
 
 def refuse_options(options: SimpleNamespace) -> None:
-  """Refuses the options, for a system without unlabeled images.
+  """Raises ValueError for options of unlabeled images in a system without them.
 
   Args:
     options: parsed options, among them `OPTIONS` and `system`.
 
   Raises:
-    ValueError: one of them is given.
+    ValueError: one of `OPTIONS` differs from its default.
   """
   for name, default in OPTIONS.items():
     value = getattr(options, name)
@@ -46,7 +46,7 @@ def refuse_options(options: SimpleNamespace) -> None:
 
 
 def teacher(options: SimpleNamespace) -> dict[str, Any]:
-  """Builds the fields of the EMA teacher that options give."""
+  """Builds the fields of the block `teacher` that differ from its defaults."""
   fields: dict[str, Any] = {'decay': options.ema} if options.ema else {}
   if options.statistics != 'own':
     fields['statistics'] = options.statistics
@@ -54,7 +54,10 @@ def teacher(options: SimpleNamespace) -> dict[str, Any]:
 
 
 def student_view(options: SimpleNamespace) -> dict[str, Any]:
-  """Builds the fields of confidence and colors that options give."""
+  """Builds the fields of pseudo-label confidence and color augmentation.
+
+  Fields whose options have the default are left out.
+  """
   changes = {
     name: getattr(options, name)
     for name in ('jitter', 'gray', 'blur')

@@ -137,7 +137,8 @@ class RareClassSampler:
       np.flatnonzero(column > options.min_pixels) for column in pixels.T
     ]
     problems = [
-      f'min_pixels: expected less than {pixels[:, i].max()}, the most pixels '
+      'rare_classes.min_pixels: expected less than '
+      f'{pixels[:, i].max()}, the most pixels '
       f'that an image shows of {classes[i]}, got {options.min_pixels}'
       for i in np.flatnonzero(totals)
       if not len(images[i])

@@ -156,7 +156,9 @@ class ImageMaskFolderOptions(ImageFolderOptions):
 
 @dataclasses.dataclass(eq=False)
 class FolderConfig(tfds.core.BuilderConfig):
-  """The state of a folder; its name contains a digest of its content.
+  """The content of a folder as a TFDS config.
+
+  The name of the config contains a digest of the folder's content.
 
   Attributes:
     classes: class list of the masks; None for images without masks.

@@ -51,6 +51,10 @@ PALETTE = (
   (200, 90, 220),
 )
 
+# Frequencies of the domains' objects: a striped ring and a checked cross are
+# rare, each is in 1 of 14 images.
+RARE_CLASSES = (1.0, 1.0, 1.0, 1.0, 0.2, 1.0, 1.0, 0.2)
+
 
 @dataclasses.dataclass(eq=False)
 class ShapesConfig(tfds.core.BuilderConfig):
@@ -61,12 +65,15 @@ class ShapesConfig(tfds.core.BuilderConfig):
     max_objects: largest number of objects in an image, which shows at least 1;
       with 1 the classes of a split are balanced.
     rendering: ranges of clutter, light and camera.
+    frequencies: frequency of each class of objects, relative to the others;
+      empty for equal ones.
     num_images: number of images of each split.
   """
 
   size: int = 64
   max_objects: int = 4
   rendering: shapes_scene.Rendering = shapes_scene.DAY
+  frequencies: Sequence[float] = ()
   num_images: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def schema(self) -> records.Schema:
@@ -136,7 +143,10 @@ def render_scene(
 
 
 def sample_scene_classes(
-  rng: np.random.Generator, index: int, max_objects: int
+  rng: np.random.Generator,
+  index: int,
+  max_objects: int,
+  frequencies: Sequence[float] = (),
 ) -> list[int]:
   """Samples the classes of the objects of an image.
 
@@ -146,11 +156,15 @@ def sample_scene_classes(
     rng: random generator.
     index: index of the image in its split.
     max_objects: largest number of objects.
+    frequencies: relative frequency of each class; empty for equal ones.
   """
   num_classes = len(CLASSES) - 1
   if max_objects == 1:
     return [1 + index % num_classes]
   count = rng.integers(1, max_objects, endpoint=True)
+  if frequencies:
+    p = np.divide(frequencies, sum(frequencies))
+    return (1 + rng.choice(num_classes, count, p=p)).tolist()
   return rng.integers(1, num_classes, count, endpoint=True).tolist()
 
 
@@ -169,7 +183,9 @@ def make_scene(
   """
   name = f'{config.name}/{split}/{index:05}'
   rng = np.random.default_rng(list(name.encode()))
-  class_ids = sample_scene_classes(rng, index, config.max_objects)
+  class_ids = sample_scene_classes(
+    rng, index, config.max_objects, config.frequencies
+  )
   return name, shapes_scene.sample_scene(
     rng, class_ids, config.rendering, config.size
   )
@@ -195,19 +211,19 @@ def _configs(size: int, suffix: str = '') -> list[ShapesConfig]:
   """Returns the four variants at one size."""
   scenes = {'train': 2000, 'unlabeled': 4000, 'val': 400, 'test': 400}
   single = {'train': 4000, 'train_semi': 80, 'val': 400, 'test': 400}
-  domain = {'train': 2000, 'val': 400, 'test': 400}
+  domain = {
+    'size': size,
+    'frequencies': RARE_CLASSES,
+    'num_images': {'train': 2000, 'val': 400, 'test': 400},
+    'version': tfds.core.Version('1.2.0'),
+  }
   return [
     ShapesConfig(f'scenes{suffix}', size=size, num_images=scenes),
     ShapesConfig(
       f'single{suffix}', size=size, max_objects=1, num_images=single
     ),
-    ShapesConfig(f'source{suffix}', size=size, num_images=domain),
-    ShapesConfig(
-      f'target{suffix}',
-      size=size,
-      rendering=shapes_scene.DUSK,
-      num_images=domain,
-    ),
+    ShapesConfig(f'source{suffix}', **domain),
+    ShapesConfig(f'target{suffix}', rendering=shapes_scene.DUSK, **domain),
   ]
 
 
@@ -215,10 +231,10 @@ class Shapes(base.Builder):
   """Objects on clutter, drawn by a program.
 
   `scenes` has 1 to 4 striped and checked shapes per image, `single` one;
-  `source` and `target` are the same classes in daylight and at dusk. `natural`
-  and `natural_single` have classes that differ in color, texture, outline and
-  background, as in photographs. Sides are 64 pixels, or 128 in `scenes_128` and
-  so on.
+  `source` and `target` are the same classes in daylight and at dusk, two of
+  them rare. `natural` and `natural_single` have classes that differ in color,
+  texture, outline and background, as in photographs. Sides are 64 pixels, or
+  128 in `scenes_128` and so on.
   """
 
   VERSION = tfds.core.Version('1.1.0')

@@ -21,7 +21,6 @@ from runtime import options as options_lib
 from segcore.distributed import collectives
 from segcore.eval import metrics, short_side
 from segcore.train import train_state
-from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,9 @@ class FrozenKmeansOptions(frozen.FrozenOptions):
   classes on `val_split`.
 
   Attributes:
-    clusters: number of clusters; 0 for as many as classes, which are matched
-      one to one. Of more, each takes the class that it overlaps most.
+    clusters: number of clusters; 0 for the number of classes, with which they
+      are matched one to one. If there are more clusters than classes, each
+      is matched with the class that it overlaps most.
     rows_per_image: number of random patches of an image that are clustered; 0
       for all.
     iterations: number of assignments and updates of each restart.
@@ -61,7 +61,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
   options: FrozenKmeansOptions
 
   def check_data(self) -> None:
-    """Refuses fewer clusters than classes."""
+    """Raises UserError if there are fewer clusters than classes."""
     super().check_data()
     block = self.options
     split = self.context.open(block.data, block.split)
@@ -72,7 +72,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
       )
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the clusters and how they are matched with classes."""
     block = self.options
     return (
       f'{block.clusters or "as many"} clusters '
@@ -81,22 +81,19 @@ class FrozenKmeansStage(frozen.FrozenStage):
       f'pixels, short side {encoder.short_side}'
     )
 
-  def fit(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> frozen.FrozenFit:
-    """Clusters patches, and matches the clusters with classes."""
-    block = self.options
-    centroids = self._fit_centroids(encoder, labeled, workspace)
+  def fit(self, inputs: frozen.FitInputs) -> frozen.FrozenFit:
+    """Clusters the patches, and matches the clusters with classes."""
+    block, encoder = self.options, inputs.encoder
+    centroids = self._fit_centroids(inputs)
     predictor = encoder.feature_maps(cluster_function(encoder, centroids))
     val = self.context.evaluated(block, block.val_split, self.name)
     counts = metrics.ConfusionMatrix.empty(len(centroids))
     for labels, example in self._predictions(val, predictor)(encoder.state):
       counts = counts.update(labels, example['label'], example['id'])
     counts = metrics.merge_metrics_across_hosts(counts).counts
-    match = cluster_matching.match_clusters(counts[: len(labeled.classes)])
+    match = cluster_matching.match_clusters(
+      counts[: len(inputs.labeled.classes)]
+    )
     return frozen.FrozenFit(
       lambda split: self._predictions(split, predictor, match.classes),
       encoder.state,
@@ -108,12 +105,10 @@ class FrozenKmeansStage(frozen.FrozenStage):
     )
 
   def _fit_centroids(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
+    self, inputs: frozen.FitInputs
   ) -> Float[np.ndarray, 'K D']:
     """Returns the centroids; reads them if they were written before."""
+    encoder, labeled, workspace = inputs
     block, path = self.options, workspace.directory / cluster.CENTROIDS
     # Host 0 decides: another host may see its files later.
     if collectives.broadcast_from_host_0(path.exists()):
@@ -189,8 +184,8 @@ def cluster_function(
   """Builds the function from images to the nearest centroid of each cell.
 
   Args:
-    encoder: the encoder, whose L2-normalized features are compared.
-    centroids: centroids of such features.
+    encoder: encoder whose L2-normalized features are compared.
+    centroids: centroids of L2-normalized features.
   """
   centroids = jnp.asarray(centroids)[None]
 

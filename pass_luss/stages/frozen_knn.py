@@ -17,7 +17,6 @@ from runtime import options as options_lib
 from segcore.distributed import sharding
 from segcore.eval import evaluator, short_side
 from segcore.train import train_state
-from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,13 +84,13 @@ class NeighborScores:
 
 
 class FrozenKnnStage(frozen.FrozenStage):
-  """Labels patches by the nearest patches of the labeled images."""
+  """Labels each patch by a vote of the nearest labeled patches."""
 
   name = 'frozen_knn'
   options: FrozenKnnOptions
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the vote of the nearest patches."""
     block = self.options
     text = (
       f'{block.neighbors} nearest patches, temperature {block.temperature}, '
@@ -103,15 +102,10 @@ class FrozenKnnStage(frozen.FrozenStage):
       text += f', {block.passes} random crops of an image'
     return f'{text}; pixels without a class: {block.unlabeled}'
 
-  def fit(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> frozen.FrozenFit:
-    """Builds the memory, and the predictor by its nearest rows."""
+  def fit(self, inputs: frozen.FitInputs) -> frozen.FrozenFit:
+    """Builds the memory of labeled patches that votes for each patch."""
     block, mesh = self.options, self.context.mesh
-    memory = self._build_memory(encoder, labeled, workspace)
+    encoder, memory = inputs.encoder, self._build_memory(inputs)
     console.print_line(f'memory: {len(memory.features):,} patches')
     if block.neighbors > len(memory.features):
       raise errors.UserError(
@@ -143,13 +137,9 @@ class FrozenKnnStage(frozen.FrozenStage):
       {'num_rows': len(memory.features)},
     )
 
-  def _build_memory(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> knn.SoftKnnBank:
+  def _build_memory(self, inputs: frozen.FitInputs) -> knn.SoftKnnBank:
     """Builds the memory of the labeled images, the same on all hosts."""
+    encoder, labeled, workspace = inputs
     block, channels = self.options, encoder.channels
     side, _ = encoder.input_size((1, 1))
     width = channels + len(labeled.classes)

@@ -112,7 +112,7 @@ class LussSegmentationStage(base.InferenceStage):
     return self.options.inference == 'cam' and self.options.threshold < 0
 
   def segmented(self) -> list[str]:
-    """Returns the splits that are segmented, that of the matching first."""
+    """Returns the splits that are segmented; `match_on` is the first."""
     matched = [] if self.has_class_names else [self.options.match_on]
     return [*dict.fromkeys([*matched, *self.options.splits])]
 
@@ -121,7 +121,7 @@ class LussSegmentationStage(base.InferenceStage):
     return tuple(f'{split}/*' for split in self.segmented())
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns all splits, and the one whose masks are needed."""
+    """Returns the splits to read; masks are required where they are matched."""
     read = [(split, '') for split in self.segmented()]
     if not self.has_class_names or self.chooses_threshold:
       read.append((self.options.match_on, 'label'))

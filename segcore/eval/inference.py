@@ -81,7 +81,7 @@ class Labeler(Predictor, Protocol):
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """Predicts the label map of one image, in one traceable function.
+    """Predicts the label map of one image in [0, 255]; traceable, for exports.
 
     The sides of the image may be symbolic.
     """
@@ -272,9 +272,9 @@ class LabelMaps:
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """Predicts the label map of one image, in one traceable function.
+    """Predicts the label map of one image in [0, 255]; traceable, for exports.
 
-    For `export`. The sides may be symbolic if the protocol is a single view of
+    The sides may be symbolic if the protocol is a single view of
     the whole image, resized or not.
 
     Raises:

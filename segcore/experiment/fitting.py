@@ -68,7 +68,7 @@ def fit_config_crops(
 
 
 def is_fitted_crop(crop: Any) -> bool:
-  """Returns whether a block names a crop that is chosen from the data."""
+  """Returns whether a config block is the crop 'fitted', chosen from data."""
   # The crops of PASS are objects, not blocks.
   return hasattr(crop, 'items') and dict(crop.items()).get('name') == _FITTED
 

@@ -15,13 +15,14 @@ from runtime import options as options_lib
 
 @dataclasses.dataclass(frozen=True)
 class LossClassWeightOptions:
-  """Options of the weights of the classes.
+  """Options of the weights of the classes in a loss by pixel.
 
   Attributes:
     kind: 'none' for equal weights; 'median' for (m / f) ** `exponent`, where f
       is a class's share of the labeled pixels and m the median of the shares;
       'effective' for the inverse of a class's effective number of images.
-    exponent: exponent of 'median'; 1 equalizes the classes, up to the bounds.
+    exponent: exponent of 'median', 0 or more; at 1 all classes have the same
+      total weight, up to the bounds.
     least: least weight of 'median'.
     most: largest weight of 'median'.
     beta: β of 'effective', in [0, 1): 0 gives equal weights, and near 1 they

@@ -93,10 +93,10 @@ def test_classes_that_no_image_shows_enough_of_are_named():
   with pytest.raises(errors.UserError) as caught:
     make_sampler(options=options)
   assert str(caught.value).splitlines() == [
-    'min_pixels: expected less than 60, the most pixels that an image shows of '
-    'train, got 60',
-    'min_pixels: expected less than 60, the most pixels that an image shows of '
-    'bus, got 60',
+    'rare_classes.min_pixels: expected less than 60, the most pixels that an '
+    'image shows of train, got 60',
+    'rare_classes.min_pixels: expected less than 60, the most pixels that an '
+    'image shows of bus, got 60',
   ]
   with pytest.raises(errors.UserError, match='expected images with classes'):
     make_sampler(np.zeros((3, 5), int))

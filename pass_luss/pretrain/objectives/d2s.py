@@ -98,7 +98,7 @@ class D2S(objective.Objective):
     return outputs
 
   def targets(self, step: objective.Step) -> objective.Arrays:
-    """Returns q for each stage: SwAV's targets, or the stage's own."""
+    """Returns the targets q [B, 2, K] of each stage: SwAV's, or its own."""
     if self.options.targets == 'deep':
       deep = step.targets['swav']['assignments']
       return dict.fromkeys(step.outputs[self.name], deep)

@@ -121,23 +121,24 @@ class DPT(unconditional.UnconditionalDecoder):
   """Fuses the maps of four depths of a plain ViT, from deep to shallow.
 
   The encoder returns four maps of one grid, in the order of its blocks: those
-  after blocks 2, 5, 8 and 11, counted from 0, of 12, or 4, 11, 17 and 23 of 24,
-  which are the default of the field `depths` of `vit.ViT`. Each has passed
-  through the final norm and holds patch tokens alone.
+  after blocks 2, 5, 8 and 11 (counted from 0) of 12, or 4, 11, 17 and 23 of 24;
+  these are the defaults of the field `depths` of `vit.ViT`. Each map is the
+  output of the final norm, without class token and registers.
 
   The four maps, of h x w cells of stride p, are projected and resized to 4, 2,
   1 and ½ times the grid (rounded up), from shallow to deep. Four blocks fuse
   them from deep to shallow. Returns their results 'fusion1' (stride p),
-  'fusion2' (p/2) and 'fusion3' (p/4), and 'fused' (p/8, of 8h x 8w cells), the
-  last one after a 3x3 and a ReLU, for a 1x1 that classifies.
+  'fusion2' (p/2) and 'fusion3' (p/4), and 'fused' (p/8, of 8h x 8w cells). The
+  last one has passed a 3x3 and a ReLU; a head classifies it by a 1x1.
 
   Source: Ranftl et al. 2021, Sec. 3, in the variant of UniMatch V2 (Yang et al.
-  2025): no batch norm, and no token that is read out.
+  2025): no batch norm, and class token and registers are not used.
 
   Attributes:
     widths: channels of the four maps, from shallow to deep. UniMatch V2 has
       (48, 96, 192, 384) for a small ViT, (96, 192, 384, 768) for a base one.
-    fusion_width: channels F of the fusion blocks: 64 and 128 for these.
+    fusion_width: channels F of the fusion blocks; UniMatch V2 has 64 for a
+      small ViT, 128 for a base one.
   """
 
   widths: Sequence[int] = (48, 96, 192, 384)

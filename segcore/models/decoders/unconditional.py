@@ -1,25 +1,16 @@
 """Base of the decoders that cannot be conditioned on a noise level."""
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
+from segcore.models import network_part
 
 
-class UnconditionalDecoder(nn.Module, kw_only=True):
+class UnconditionalDecoder(network_part.NetworkPart):
   """A decoder with the signature of all decoders that refuses a condition.
 
   A subclass computes its maps in `decode`.
-
-  Attributes:
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
-
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   def __call__(
     self,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import norm as norms
 
@@ -71,7 +71,7 @@ class BiTUnit(nn.Module):
     return shortcut + conv(out_channels, name='conv_c')(h)
 
 
-class BiT(nn.Module):
+class BiT(network_part.NetworkPart):
   """The pre-activation bottleneck ResNet of BiT, with symmetric padding.
 
   Returns 'root' (stride 2, the root convolution alone), 'block1' (4), 'block2'
@@ -87,8 +87,6 @@ class BiT(nn.Module):
     conv_epsilon: constant added to the variance of a kernel.
     skip_norm: whether the other maps are group-normalized, too, without
       parameters, since the convolutions that read them have their own.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 6, 3)
@@ -97,8 +95,6 @@ class BiT(nn.Module):
   norm_epsilon: float = 1e-5
   conv_epsilon: float = 1e-10
   skip_norm: bool = False
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:

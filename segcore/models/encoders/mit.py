@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import depthwise, standardize
 from segcore.models.layers import norm as norms
 
@@ -94,10 +94,11 @@ class MiTAttention(nn.Module):
 class MixMlp(nn.Module):
   """Two dense layers; between them a depthwise 3x3 and an exact GELU.
 
-  The zeros around the map tell cells their position, which replaces a table.
+  The zero padding of the convolution encodes positions in place of a position
+  table. Source: Xie et al. 2021, Eq. 3 (Mix-FFN).
 
   Attributes:
-    hidden_size: features between the layers.
+    hidden_size: features D between the layers.
     dtype: dtype of the activations.
   """
 
@@ -120,8 +121,8 @@ class MiTBlock(nn.Module):
   """A pre-norm block: attention and perceptron, both residual.
 
   In training, either branch is dropped (stochastic depth; Huang et al. 2016)
-  for each image by itself, with draws from the stream 'dropout'; branches that
-  are kept are divided by the probability of that.
+  for each image separately, with draws from the stream 'dropout'; branches that
+  are kept are divided by the probability of being kept.
 
   Attributes:
     num_heads: number of attention heads.
@@ -208,7 +209,7 @@ class MiTStage(nn.Module):
     return norms.layer_norm(_EPSILON, self.dtype, 'norm')(x)
 
 
-class MiT(nn.Module):
+class MiT(network_part.NetworkPart):
   """A transformer whose stages shrink the map: 'stage1' to 'stage4'.
 
   By default it is MiT-B1. Maps are those after the norm of each stage, at
@@ -227,9 +228,6 @@ class MiT(nn.Module):
     mlp_ratio: features between the layers of a perceptron, per feature.
     drop_path_rate: probability that a branch of the last block is dropped for
       an image in training. It grows in equal steps, from 0 in the first block.
-    dtype: dtype of the activations; parameters, softmax and statistics are
-      float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   hidden_sizes: Sequence[int] = (64, 128, 320, 512)
@@ -239,8 +237,6 @@ class MiT(nn.Module):
   reductions: Sequence[int] = (8, 4, 2, 1)
   mlp_ratio: int = 4
   drop_path_rate: float = 0.1
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:

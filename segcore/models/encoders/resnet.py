@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
 
 # Mean and standard deviation of ImageNet's images, 0 to 255, by which torch's
@@ -110,7 +110,7 @@ class ResNetUnit(nn.Module):
 
 
 class ResNetBlock(nn.Module):
-  """Units of one width, of which the first has the stride.
+  """A sequence of units of one width; the first one has the stride.
 
   Attributes:
     kind: kind of the units.
@@ -151,7 +151,7 @@ class ResNetBlock(nn.Module):
     return x
 
 
-class DilatedResNet(nn.Module):
+class DilatedResNet(network_part.NetworkPart):
   """A post-activation ResNet with batch norm, for a given output stride.
 
   Returns 'stem' (stride 2, before the pool), then 'x1' (4), 'x2', 'x3', 'x4';
@@ -183,8 +183,6 @@ class DilatedResNet(nn.Module):
     unit: kind of the units; see `ResNetUnit`.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 23, 3)
@@ -194,8 +192,6 @@ class DilatedResNet(nn.Module):
   multi_grid: Sequence[int] | None = None
   unit: Kind = 'bottleneck'
   zero_init: bool = True
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
 
 
@@ -140,7 +140,7 @@ class ResNetGNUnit(nn.Module):
 
 
 class ResNetGNBlock(nn.Module):
-  """Units of one width, of which the first has the stride.
+  """A sequence of units of one width; the first one has the stride.
 
   Attributes:
     num_units: number of units.
@@ -199,7 +199,7 @@ def features_of_maps(maps: dict[str, Array]) -> features.Features:
   )
 
 
-class ResNet(nn.Module):
+class ResNet(network_part.NetworkPart):
   """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
 
   Returns 'root' (stride 2, after its ReLU and before the pool), then 'block1'
@@ -214,8 +214,6 @@ class ResNet(nn.Module):
     conv_epsilon: constant added to the standard deviation of a kernel.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 9)
@@ -224,8 +222,6 @@ class ResNet(nn.Module):
   norm_epsilon: float = 1e-6
   conv_epsilon: float = 1e-5
   zero_init: bool = True
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:

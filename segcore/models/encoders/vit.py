@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
 from segcore.models.layers import position_table, resize, standardize
 
@@ -143,7 +143,7 @@ class ViTBlock(nn.Module):
     return x
 
 
-class ViT(nn.Module):
+class ViT(network_part.NetworkPart):
   """A vision transformer whose maps are the tokens after several blocks.
 
   Returns a map 'block{i}' for each of the depths, and for the last block; all
@@ -175,9 +175,6 @@ class ViT(nn.Module):
       four at regular depths with 12 or 24 blocks, for the last one otherwise.
     frozen: whether gradients end at the maps, so that no backward pass runs,
       and optimizers leave all parameters out.
-    dtype: dtype of the activations; parameters, softmax and statistics are
-      float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   patch_size: int = 16
@@ -195,8 +192,6 @@ class ViT(nn.Module):
   imagenet_statistics: bool = True
   depths: Sequence[int] | None = None
   frozen: bool = False
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
