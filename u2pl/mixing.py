@@ -214,3 +214,26 @@ def _partners(x: Array, group: int) -> Array:
   """Returns each row's successor in its group, cyclically."""
   grouped = x.reshape(-1, group, *x.shape[1:])
   return jnp.roll(grouped, -1, axis=1).reshape(x.shape)
+
+
+def paste_partners(
+  own: Shaped[Array, 'B H W *D'],
+  others: Shaped[Array, 'B H W *D'],
+  mask: Bool[Array, 'B H W'],
+  group: int,
+) -> Shaped[Array, 'B H W *D']:
+  """Replaces pixels under a mask by those of the partner in `others`.
+
+  The partner of an image is that at the mirrored place of its group: of two
+  images the other one, of a whole batch that of the reversed batch.
+
+  Args:
+    own: values of the pixels outside of the mask.
+    others: values that the partners take part with.
+    mask: pixels that come from the partner.
+    group: number of consecutive images of a group.
+  """
+  grouped = others.reshape(-1, group, *others.shape[1:])
+  partners = grouped[:, ::-1].reshape(others.shape)
+  mask = mask.reshape(*mask.shape, *(1,) * (own.ndim - mask.ndim))
+  return jnp.where(mask, partners, own)

@@ -90,6 +90,7 @@ def training_forward_pass(
   train: tuple[str, ...],
   rng: Array,
   condition: Float[Array, 'B'] | None = None,
+  perturb: segmenter_lib.Perturbation | None = None,
 ) -> tuple[dict[str, Array], types.Params]:
   """Applies the network in training mode.
 
@@ -103,6 +104,7 @@ def training_forward_pass(
       evaluation mode.
     rng: PRNG key of dropout.
     condition: noise level of each image, for a conditional decoder.
+    perturb: function applied to the encoder's maps before the decoder.
 
   Returns:
     Outputs by head, and all batch statistics after the forward pass.
@@ -113,6 +115,7 @@ def training_forward_pass(
     heads=heads,
     train=train,
     condition=condition,
+    perturb=perturb,
     rngs={'dropout': rng},
     mutable=['batch_stats'],
   )

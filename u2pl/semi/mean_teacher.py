@@ -104,7 +104,7 @@ class StudentTargets:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanTeacher(method.SemiSupervised):
+class MeanTeacher(method.TeacherStudent):
   """Semi-supervised training of a student by its EMA teacher.
 
   The segmenter has a head `rep`, too, with contrast or denoising. Without
@@ -120,9 +120,8 @@ class MeanTeacher(method.SemiSupervised):
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> State:
     """Returns the state before step 0, in which the teacher is the student."""
-    shape = batch_spec.get('labeled', batch_spec)['image'].shape
-    fresh = self.update.init(self.segmenter, rng, shape, loaded)
-    has_teacher = self.options.consistency is not None
+    fresh = super().init(rng, batch_spec, loaded)
+    has_teacher = self.options.has_teacher
     branch = self.branch.init() if self.branch else None
     return State(
       **vars(fresh),
@@ -314,22 +313,6 @@ class MeanTeacher(method.SemiSupervised):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec)
     ignored = jnp.full(images.shape[:3], batch_lib.IGNORE, jnp.int32)
     return state, zeros.replace(images=images, labels=ignored)
-
-  def reported(self, state: State) -> dict[str, types.Params]:
-    """Returns the variables of the teacher; in the warm-up the student's."""
-    if not self.options.consistency:
-      return super().reported(state)
-    return self.teacher.reported(state)
-
-  @property
-  def teacher(self) -> ema.EmaTeacher:
-    """Returns the EMA teacher."""
-    return ema.EmaTeacher(
-      self.segmenter,
-      self.options.teacher,
-      self.warmup_steps,
-      self.steps_per_epoch,
-    )
 
   @property
   def branch(self) -> contrastive_branch.ContrastiveBranch | None:

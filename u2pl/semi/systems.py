@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from u2pl import panels as panels_lib
-from u2pl.semi import mean_teacher
+from u2pl.semi import cps, mean_teacher, unimatch, unimatch_v2
 from u2pl.semi import method as method_lib
 from u2pl.semi import options as options_lib
 
@@ -30,7 +30,15 @@ SYSTEMS: Mapping[type[options_lib.SystemOptions], System] = {
   options_lib.LearnOptions: System(
     mean_teacher.MeanTeacher, panels_lib.TeacherPanels
   ),
+  cps.CpsOptions: System(cps.Cps),
+  unimatch.UniMatchOptions: System(unimatch.UniMatch),
+  unimatch_v2.UniMatchV2Options: System(unimatch_v2.UniMatchV2),
 }
 
 # Blocks that a config may have; the first one is that without a name.
-Options = options_lib.LearnOptions
+Options = (
+  options_lib.LearnOptions
+  | cps.CpsOptions
+  | unimatch.UniMatchOptions
+  | unimatch_v2.UniMatchV2Options
+)
