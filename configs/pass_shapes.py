@@ -51,14 +51,7 @@ def get_config(argument=None):
       'accuracy_from': 'train',
       'crop': side,
     },
-    attend={
-      'clusters': {'queue': 512},
-      'shared': options.shared_attention,
-      **views,
-      # LARC moves a weight by less than a thousandth of its length in a step:
-      # nothing would be learned in so few.
-      'recipe': shared.recipe(64, 300, shared.adam(5e-3)),
-    },
+    attend={**_attend(options), **views},
     cluster={
       **inference,
       'kind': options.cluster,
@@ -84,6 +77,16 @@ def get_config(argument=None):
     segment_semi=inference,
   )
   return luss.finish(config, options)
+
+
+def _attend(options):
+  return {
+    'clusters': {'queue': 512},
+    'shared': options.shared_attention,
+    # LARC moves a weight by less than a thousandth of its length in a step:
+    # nothing would be learned in so few.
+    'recipe': shared.recipe(64, 300, shared.adam(5e-3)),
+  }
 
 
 def _represent(options):

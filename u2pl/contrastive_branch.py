@@ -152,6 +152,7 @@ class ContrastiveBranch:
     state, counts = self._update_prototypes(
       state, features, candidates.positives
     )
+    # A key of its own for each: anchors do not depend on what is enqueued.
     push_rng, anchor_rng, bank_rng = jax.random.split(rng, 3)
     bank = (
       state.bank

@@ -55,7 +55,7 @@ def sample_natural_outline_radii(
 
 
 def natural_outline_area(radii: Float[np.ndarray, 'directions']) -> float:
-  """Computes the area inside of an outline."""
+  """Computes the area inside of an outline, in squares of the radii's unit."""
   return float(np.pi * np.mean(radii**2))
 
 

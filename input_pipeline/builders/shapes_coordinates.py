@@ -15,13 +15,16 @@ def _pixel_centers(size: int) -> tuple[np.ndarray, np.ndarray]:
 def scene_coordinates(
   size: int, center: tuple[float, float], radius: float, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns coordinates of all pixels about a center, along rotated axes.
+  """Computes coordinates of all pixels about a center, along rotated axes.
 
   Args:
     size: side of the image in pixels.
     center: x and y of the origin, in pixels.
     radius: unit of the coordinates, in pixels.
     angle: angle of the first axis, in radians.
+
+  Returns:
+    Coordinates along both axes, [size, size] each, in radii.
   """
   x, y = _pixel_centers(size)
   x, y = (x - center[0]) / radius, (y - center[1]) / radius

@@ -263,8 +263,7 @@ class LabelMaps:
       pending.append((scores, view))
       size += math.prod(scores.shape[1:])
       if size > limit:
-        # The scores of the views take more memory than their sum at the size of
-        # the image.
+        # Scores of views that take more memory than their sum for the image.
         total = self._add(pending, total, padded_size)
         pending, size = [], 0
     return self._decide(pending, total, padded_size)
@@ -374,9 +373,8 @@ class LabelMaps:
   @property
   def _fill(self) -> tuple[int, int, int] | None:
     """Returns the color of an input where a view reads no pixel."""
-    if self.protocol.padding_mode == 'mean':
-      return transforms.MEAN_COLOR
-    return None
+    is_mean = self.protocol.padding_mode == 'mean'
+    return transforms.MEAN_COLOR if is_mean else None
 
   def _padded_size(self, size: resize.Size) -> resize.Size:
     padded = _round_up(size, self.protocol.size_multiple or self.multiple)

@@ -38,5 +38,5 @@ class UnconditionalDecoder(network_part.NetworkPart):
   def decode(
     self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Computes the decoder's maps of those of an encoder."""
+    """Computes the decoder's maps from an encoder's, [B, h, w, D] each."""
     raise NotImplementedError

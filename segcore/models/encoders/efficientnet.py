@@ -34,7 +34,7 @@ _STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
 
 
 class EfficientNetBlock(NamedTuple):
-  """A block of the network.
+  """Sizes of a block of an EfficientNet.
 
   Attributes:
     stage: number of its stage, from 1.
