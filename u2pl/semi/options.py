@@ -1,7 +1,7 @@
 """Options of semi-supervised training: losses, EMA teacher, contrast."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
@@ -91,10 +91,13 @@ class SystemOptions:
   Attributes:
     supervised: loss on labeled images.
     warmup_epochs: epochs of the supervised loss alone, at the start.
+    mixing_field: path, in these options, of the number of images that are
+      mixed with each other, for messages.
   """
 
   supervised: SupervisedOptions
   warmup_epochs: int
+  mixing_field: ClassVar[str] = 'group'
 
   @property
   def reads_unlabeled(self) -> bool:
@@ -134,8 +137,8 @@ class SystemOptions:
     """
     if batch_size % self.mixing_group:
       raise ValueError(
-        f'mixing.group: expected a divisor of the batch of {batch_size}, got '
-        f'{self.mixing_group}'
+        f'{self.mixing_field}: expected a divisor of the batch of '
+        f'{batch_size}, got {self.mixing_group}'
       )
 
   def check_num_classes(self, num_classes: int) -> None:
@@ -170,6 +173,7 @@ class LearnOptions(SystemOptions):
   prototype_momentum: float = 0.0
   teacher: ema.EmaOptions = ema.EmaOptions()
   warmup_epochs: int = 1
+  mixing_field: ClassVar[str] = 'consistency.mixing.group'
 
   def __post_init__(self):
     if self.contrast and not self.consistency:
@@ -228,17 +232,6 @@ class LearnOptions(SystemOptions):
   def anchor_entropy(self) -> Literal['paper', 'released']:
     """Returns the rule of reliable anchors; without contrast it has no use."""
     return self.contrast.anchor_entropy if self.contrast else 'paper'
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Checks that whole groups of unlabeled images are mixed.
-
-    Raises:
-      ValueError: groups do not divide the batch.
-    """
-    try:
-      super().check_batch_size(batch_size)
-    except ValueError as error:
-      raise ValueError(f'consistency.{error}') from error
 
   def check_num_classes(self, num_classes: int) -> None:
     """Checks that the contrastive loss is defined.

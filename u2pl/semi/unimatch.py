@@ -5,7 +5,7 @@ Semi-Supervised Semantic Segmentation". There is no teacher.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -42,6 +42,7 @@ class UniMatchOptions(options_lib.SystemOptions):
   dropout_rate: float = 0.5
   weight: float = 1.0
   warmup_epochs: int = 0
+  mixing_field: ClassVar[str] = 'views.group'
 
   def __post_init__(self):
     for name in ('confidence', 'dropout_rate'):

@@ -5,7 +5,7 @@ Semantic Segmentation", of any encoder.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Array
@@ -41,6 +41,7 @@ class UniMatchV2Options(options_lib.SystemOptions):
   )
   weight: float = 1.0
   warmup_epochs: int = 0
+  mixing_field: ClassVar[str] = 'views.group'
 
   def __post_init__(self):
     if not 0 <= self.confidence < 1:
