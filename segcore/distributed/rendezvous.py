@@ -386,6 +386,7 @@ def _report_to_process_0(
 ) -> Connections:
   """Sends this process's report, again and again until it is answered."""
   host, _, port = group.address.rpartition(':')
+  # IPv6 addresses are in brackets before a port.
   address = host.strip('[]'), int(port)
   deadline = time.monotonic() + timeout
   while time.monotonic() < deadline:

@@ -91,13 +91,13 @@ class SystemOptions:
   Attributes:
     supervised: loss on labeled images.
     warmup_epochs: epochs of the supervised loss alone, at the start.
-    mixing_field: path, in these options, of the number of images that are
-      mixed with each other, for messages.
   """
+
+  # Field with the number of images of a group, for messages.
+  group_path: ClassVar[str] = 'group'
 
   supervised: SupervisedOptions
   warmup_epochs: int
-  mixing_field: ClassVar[str] = 'group'
 
   @property
   def reads_unlabeled(self) -> bool:
@@ -137,8 +137,8 @@ class SystemOptions:
     """
     if batch_size % self.mixing_group:
       raise ValueError(
-        f'{self.mixing_field}: expected a divisor of the batch of '
-        f'{batch_size}, got {self.mixing_group}'
+        f'{self.group_path}: expected a divisor of the batch of {batch_size}, '
+        f'got {self.mixing_group}'
       )
 
   def check_num_classes(self, num_classes: int) -> None:
@@ -166,6 +166,8 @@ class LearnOptions(SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  group_path: ClassVar[str] = 'consistency.mixing.group'
+
   supervised: SupervisedOptions = SupervisedOptions()
   consistency: ConsistencyOptions | None = ConsistencyOptions()
   contrast: contrast_lib.ContrastOptions | None = contrast_lib.ContrastOptions()
@@ -173,7 +175,6 @@ class LearnOptions(SystemOptions):
   prototype_momentum: float = 0.0
   teacher: ema.EmaOptions = ema.EmaOptions()
   warmup_epochs: int = 1
-  mixing_field: ClassVar[str] = 'consistency.mixing.group'
 
   def __post_init__(self):
     if self.contrast and not self.consistency:

@@ -33,6 +33,8 @@ class UniMatchOptions(options_lib.SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  group_path: ClassVar[str] = 'views.group'
+
   name: Literal['unimatch'] = 'unimatch'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   confidence: float = 0.95
@@ -42,7 +44,6 @@ class UniMatchOptions(options_lib.SystemOptions):
   dropout_rate: float = 0.5
   weight: float = 1.0
   warmup_epochs: int = 0
-  mixing_field: ClassVar[str] = 'views.group'
 
   def __post_init__(self):
     for name in ('confidence', 'dropout_rate'):

@@ -32,6 +32,8 @@ class UniMatchV2Options(options_lib.SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  group_path: ClassVar[str] = 'views.group'
+
   name: Literal['unimatch_v2'] = 'unimatch_v2'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   confidence: float = 0.95
@@ -41,7 +43,6 @@ class UniMatchV2Options(options_lib.SystemOptions):
   )
   weight: float = 1.0
   warmup_epochs: int = 0
-  mixing_field: ClassVar[str] = 'views.group'
 
   def __post_init__(self):
     if not 0 <= self.confidence < 1:

@@ -75,10 +75,9 @@ class DAFormer(unconditional.UnconditionalDecoder):
     self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
     """Fuses the maps, of which one at least is at stride 4 or above."""
-    maps = map_projection.select_maps('daformer', features)
-    projected = map_projection.MapProjection(
-      self.width, self.dtype, name='projection'
-    )(maps)
+    maps, stride = map_projection.MapProjection(
+      'daformer', self.width, self.dtype, name='projection'
+    )(features)
     block, separable_block = conv_block.ConvBlock, SeparableBlock
     if self.remat:
       block, separable_block = (
@@ -97,7 +96,7 @@ class DAFormer(unconditional.UnconditionalDecoder):
         name=name,
       )(x, train)
 
-    x = jnp.concatenate(projected, axis=-1)
+    x = jnp.concatenate(maps, axis=-1)
     branches = [
       conv(x, 1, 'conv1x1'),
       *(
@@ -109,5 +108,5 @@ class DAFormer(unconditional.UnconditionalDecoder):
     ]
     fused = conv(jnp.concatenate(branches, axis=-1), 3, 'fuse')
     return features_lib.Features(
-      (features_lib.FeatureMap('fused', maps.strides[0], fused),)
+      (features_lib.FeatureMap('fused', stride, fused),)
     )

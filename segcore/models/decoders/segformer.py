@@ -33,10 +33,9 @@ class SegFormer(unconditional.UnconditionalDecoder):
     self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
     """Fuses the maps, of which one at least is at stride 4 or above."""
-    maps = map_projection.select_maps('segformer', features)
-    projected = map_projection.MapProjection(
-      self.width, self.dtype, name='projection'
-    )(maps)
+    maps, stride = map_projection.MapProjection(
+      'segformer', self.width, self.dtype, name='projection'
+    )(features)
     block = conv_block.ConvBlock
     if self.remat:
       block = nn.remat(block, static_argnums=(2,))
@@ -46,7 +45,7 @@ class SegFormer(unconditional.UnconditionalDecoder):
       dtype=self.dtype,
       kernel_init=conv_block.he_normal_fan_out,
       name='fuse',
-    )(jnp.concatenate(projected[::-1], axis=-1), train)
+    )(jnp.concatenate(maps[::-1], axis=-1), train)
     return features_lib.Features(
-      (features_lib.FeatureMap('fused', maps.strides[0], fused),)
+      (features_lib.FeatureMap('fused', stride, fused),)
     )

@@ -9,6 +9,7 @@ Padding and arithmetic are torch's, so that its public weights can be used (see
 `segcore.weights.layouts.torchvision`).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features, network_part
+from segcore.models.layers import conv_block
 from segcore.models.layers import norm as norms
 
 # Mean and standard deviation of ImageNet's images, 0 to 255, by which torch's
@@ -28,28 +30,13 @@ _STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 Kind = Literal['bottleneck', 'basic']
-
-
-def _conv(
-  out_channels: int,
-  kernel: int,
-  dtype: DTypeLike,
-  name: str,
-  stride: int = 1,
-  dilation: int = 1,
-) -> nn.Conv:
-  """Builds a convolution without bias, with symmetric padding."""
-  return nn.Conv(
-    out_channels,
-    (kernel, kernel),
-    strides=stride,
-    padding=dilation * (kernel // 2),
-    kernel_dilation=dilation,
-    use_bias=False,
-    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-    dtype=dtype,
-    name=name,
-  )
+# Without bias: a batch norm follows. The fan-in is not needed.
+_conv = functools.partial(
+  conv_block.conv,
+  None,
+  use_bias=False,
+  kernel_init=conv_block.he_normal_fan_out,
+)
 
 
 class ResNetUnit(nn.Module):
@@ -92,10 +79,19 @@ class ResNetUnit(nn.Module):
     branch = self._branch()
     out_channels, shortcut = branch[-1][0], x
     if self.stride != 1 or x.shape[-1] != out_channels:
-      proj = _conv(out_channels, 1, self.dtype, 'conv_proj', self.stride)
+      proj = _conv(
+        out_channels, 1, dtype=self.dtype, name='conv_proj', stride=self.stride
+      )
       shortcut = norm(proj(x), 'bn_proj')
     for i, (channels, kernel, stride, dilation) in enumerate(branch, 1):
-      x = _conv(channels, kernel, self.dtype, f'conv{i}', stride, dilation)(x)
+      x = _conv(
+        channels,
+        kernel,
+        dtype=self.dtype,
+        name=f'conv{i}',
+        stride=stride,
+        dilation=dilation,
+      )(x)
       last = i == len(branch)
       x = norm(x, f'bn{i}', last and self.zero_init)
       x = nn.relu(shortcut + x if last else x)
@@ -244,7 +240,9 @@ class DilatedResNet(network_part.NetworkPart):
       'small': (('root', width, 3, 2),),
     }[self.stem]
     for name, channels, kernel, stride in layers:
-      x = _conv(channels, kernel, self.dtype, f'conv_{name}', stride)(x)
+      x = _conv(
+        channels, kernel, dtype=self.dtype, name=f'conv_{name}', stride=stride
+      )(x)
       x = norms.batch_norm(train=train, dtype=self.dtype, name=f'bn_{name}')(x)
       x = nn.relu(x)
     return x

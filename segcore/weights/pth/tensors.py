@@ -238,6 +238,7 @@ def _mapping(*arguments: Any) -> dict[Any, Any]:
   for argument in given:
     pairs = argument.items() if isinstance(argument, dict) else argument
     for key, value in pairs:
+      # Before it is hashed: nested tuples could take for ever.
       pickle_machine.require_pickle_key(key)
       items[key] = value
   return items
@@ -270,6 +271,7 @@ NAMES = {
   'torch._utils._rebuild_parameter': Callee(_parameter),
   'torch._utils._rebuild_parameter_with_state': Callee(_parameter),
   'torch.Size': Callee(lambda sizes=(): tuple(sizes)),
+  # Of a device that this machine may not have.
   'torch.device': Callee(lambda *_: None),
   'collections.OrderedDict': Callee(_mapping),
   'collections.defaultdict': Callee(_mapping),
