@@ -139,7 +139,11 @@ WEIGHTS = {
   'unet': 'weights/BiT-M-R50x1.npz',
   'resnet101': 'weights/resnet101_deep.safetensors',
   'resnet50': 'weights/resnet50_deep.safetensors',
+  'vit_s14': 'weights/dinov2_vits14.pth',
+  'vit_b14': 'weights/dinov2_vitb14.pth',
 }
+# Networks of UniMatch V2, with DPT.
+PLAIN_VITS = ('vit_s14', 'vit_b14')
 
 
 def named(
@@ -271,6 +275,38 @@ def deeplabv3plus(name: str) -> ml_collections.ConfigDict:
     encoder={'name': 'dilated_resnet', **_RESNETS[depth]},
     decoder={'name': 'deeplabv3plus'},
     dtype='bfloat16',
+  )
+
+
+def light_deeplabv3plus(name: str) -> ml_collections.ConfigDict:
+  """Builds the DeepLabv3+ of UniMatch, of output stride 16, without dropout.
+
+  Args:
+    name: 'resnet101' or 'resnet50'.
+  """
+  config = deeplabv3plus(name)
+  config.encoder.output_stride = 16
+  config.decoder.update(
+    dilations=(6, 12, 18), low_width=48, fuse_kernel=1, dropout_rate=0.0
+  )
+  return config
+
+
+def small_vit_dpt() -> ml_collections.ConfigDict:
+  """Builds a plain ViT with patches of 14 pixels and DPT for a CPU."""
+  encoder = {
+    'name': 'vit',
+    'patch_size': 14,
+    'hidden_size': 32,
+    'num_layers': 4,
+    'num_heads': 2,
+    'mlp_dim': 64,
+    'grid': (5, 5),
+    'depths': (0, 1, 2, 3),
+  }
+  return shared.block(
+    encoder=encoder,
+    decoder={'name': 'dpt', 'widths': (8, 16, 16, 16), 'fusion_width': 16},
   )
 
 

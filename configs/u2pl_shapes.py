@@ -7,7 +7,7 @@ Run:   python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl,labels=50
 Cost:  3 to 5 minutes on 2 CPU cores.
 """
 
-from configs import networks, u2pl
+from configs import networks, u2pl, u2pl_losses
 from configs import options as options_lib
 
 # By option `data`: the side of crops, in pixels.
@@ -26,7 +26,7 @@ def get_config(argument=None):
     **u2pl.SMALL,  # labels is 125 by default: 1/16
   )
   side = _SIDES[options.data]
-  learn = u2pl.small_losses(
+  learn = u2pl_losses.small_losses(
     options,
     # A teacher of less than 20 % mIoU teaches the frequent classes only.
     warmup_epochs=6,

@@ -25,10 +25,26 @@ _COLORS = {
   'saturation': 0.5,
   'hue': 0.25,
 }
+# All of UniMatch's, which a system without an own block does not state.
+PUBLISHED_COLORS = {'jitter': 0.8, 'gray': 0.2, 'blur': 0.5, **_COLORS}
+
+
+# Systems with an EMA teacher that is run in training mode.
+_TEACHERS = ('u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt')
+_VIEWS = (*_TEACHERS, 'unimatch', 'unimatch_v2')
+# Systems that take each option.
+_TAKEN_BY = {
+  'ema': (*_TEACHERS, 'unimatch_v2'),
+  'statistics': _TEACHERS,
+  'confidence': _VIEWS,
+  'jitter': _VIEWS,
+  'gray': _VIEWS,
+  'blur': _VIEWS,
+}
 
 
 def refuse_options(options: SimpleNamespace) -> None:
-  """Raises ValueError for options of unlabeled images in a system without them.
+  """Raises ValueError for options that the system does not take.
 
   Args:
     options: parsed options, among them `OPTIONS` and `system`.
@@ -38,10 +54,11 @@ def refuse_options(options: SimpleNamespace) -> None:
   """
   for name, default in OPTIONS.items():
     value = getattr(options, name)
-    if value != (default[0] if isinstance(default, list) else default):
+    given = value != (default[0] if isinstance(default, list) else default)
+    if given and options.system not in _TAKEN_BY[name]:
       raise ValueError(
-        f'config option {name}={value}: expected a system with unlabeled '
-        f'images, got system={options.system}'
+        f'config option {name}={value}: expected one of the systems '
+        f'{", ".join(_TAKEN_BY[name])}, got system={options.system}'
       )
 
 

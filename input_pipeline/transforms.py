@@ -57,6 +57,7 @@ FILLS = {
   'ignored': Fill(),
   'mean': Fill(MEAN_COLOR),
   'paper': Fill(MEAN_COLOR, 0),
+  'black': Fill((0, 0, 0)),
 }
 
 
@@ -298,7 +299,8 @@ class RandomCrop:
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
     fill: name of the padding: 'ignored' is gray without a class, 'mean' the
-      mean color without a class, 'paper' the mean color with class 0.
+      mean color without a class, 'black' without a class, 'paper' the mean
+      color with class 0.
     label_resize: rule by which the label is scaled: 'centers' as the image,
       'released' that of U2PL's authors, half a pixel beside it.
     max_class_share: a crop is redrawn unless it shows several classes, each

@@ -1,7 +1,7 @@
 """Options of semi-supervised training: losses, EMA teacher, contrast."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
@@ -93,6 +93,9 @@ class SystemOptions:
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  # Field with the number of images of a group, for messages.
+  group_path: ClassVar[str] = 'group'
+
   supervised: SupervisedOptions
   warmup_epochs: int
 
@@ -134,8 +137,8 @@ class SystemOptions:
     """
     if batch_size % self.mixing_group:
       raise ValueError(
-        f'mixing.group: expected a divisor of the batch of {batch_size}, got '
-        f'{self.mixing_group}'
+        f'{self.group_path}: expected a divisor of the batch of {batch_size}, '
+        f'got {self.mixing_group}'
       )
 
   def check_num_classes(self, num_classes: int) -> None:
@@ -162,6 +165,8 @@ class LearnOptions(SystemOptions):
     teacher: EMA teacher.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
+
+  group_path: ClassVar[str] = 'consistency.mixing.group'
 
   supervised: SupervisedOptions = SupervisedOptions()
   consistency: ConsistencyOptions | None = ConsistencyOptions()
@@ -228,17 +233,6 @@ class LearnOptions(SystemOptions):
   def anchor_entropy(self) -> Literal['paper', 'released']:
     """Returns the rule of reliable anchors; without contrast it has no use."""
     return self.contrast.anchor_entropy if self.contrast else 'paper'
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Checks that whole groups of unlabeled images are mixed.
-
-    Raises:
-      ValueError: groups do not divide the batch.
-    """
-    try:
-      super().check_batch_size(batch_size)
-    except ValueError as error:
-      raise ValueError(f'consistency.{error}') from error
 
   def check_num_classes(self, num_classes: int) -> None:
     """Checks that the contrastive loss is defined.

@@ -5,7 +5,7 @@ Semi-Supervised Semantic Segmentation". There is no teacher.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -32,6 +32,8 @@ class UniMatchOptions(options_lib.SystemOptions):
     weight: factor of both weights.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
+
+  group_path: ClassVar[str] = 'views.group'
 
   name: Literal['unimatch'] = 'unimatch'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()

@@ -5,7 +5,7 @@ Semantic Segmentation", of any encoder.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Array
@@ -31,6 +31,8 @@ class UniMatchV2Options(options_lib.SystemOptions):
     weight: weight of the mean loss of the two strong views.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
+
+  group_path: ClassVar[str] = 'views.group'
 
   name: Literal['unimatch_v2'] = 'unimatch_v2'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()

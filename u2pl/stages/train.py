@@ -35,6 +35,8 @@ class HeadOptions:
       quarter of the resolution, or a single 'conv' at full resolution; or at
       the nearest one that the decoder has.
     width: channels of the blocks, of logits and representations.
+    kernel: height and width of the kernel of 'conv'.
+    dropout_rate: share of the channels of 'blocks' dropped in training.
     representation: D, channels of a representation; its map has stride 4, or
       the nearest that the decoder has.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
@@ -42,6 +44,8 @@ class HeadOptions:
 
   kind: Literal['blocks', 'conv'] = 'blocks'
   width: int = 256
+  kernel: int = 3
+  dropout_rate: float = 0.1
   representation: int = 256
   auxiliary_stage: str = 'x3'
 
@@ -277,13 +281,20 @@ class TrainStage(experiment_stage.TrainingStage):
       heads_lib.ConvBlocksHead,
       width=block.heads.width,
       nearest=True,
+      dropout_rate=block.heads.dropout_rate,
       dtype=jnp.dtype(self.experiment.network.dtype),
     )
     if block.heads.kind == 'blocks':
       heads = {'logits': blocks(num_classes)}
     else:
-      head = heads_lib.ConvHead(num_classes, nearest=True, init_scale=0.1)
-      heads = {'logits': head}
+      heads = {
+        'logits': heads_lib.ConvHead(
+          num_classes,
+          kernel=block.heads.kernel,
+          nearest=True,
+          init_scale=0.1,
+        )
+      }
     if block.learn.needs_representations:
       heads['rep'] = blocks(block.heads.representation)
     if block.learn.supervised.auxiliary:
