@@ -8,11 +8,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: demo test test-slow test-all lint docs bench
 demo: $(VENV)/installed
-	$(BIN)/python -m segcore.study --config=configs/ddep_shapes.py \
-	  --vary=init=supervised,ddep --vary=labels=100 --workdir=runs/demo \
-	  --config.finetune.follow="('test', 'train')" \
-	  --config.classify.recipe.num_steps=2000 \
-	  --config.denoise.recipe.num_steps=1200
+	$(BIN)/python examples/demo.py $(ARGS)
 
 # `loadfile` because module-scoped fixtures are expensive; tests/conftest.py puts
 # the longest files first, an order that the load scope would change.

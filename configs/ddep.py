@@ -248,13 +248,14 @@ def small(
 
 
 def photo_network(options: SimpleNamespace) -> pretrained.Network:
-  """Chooses the network of photographs, and what init='auto' stands for.
+  """Chooses the network for photographs, and replaces init='auto'.
 
   Args:
     options: parsed options, among them those of `PHOTO`; `init` is changed.
 
   Raises:
-    ValueError: the network is unknown, or left open beside a weight file.
+    ValueError: the network is unknown, or `network` is auto and `encoder` a
+      weight file.
   """
   network = pretrained.choose_network(
     options, takes_encoder=options.init not in ('dep', 'none')
@@ -324,12 +325,17 @@ def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
   }
 
 
-def shapes_classifier() -> dict[str, Any]:
-  """Builds the training of a small encoder on single shapes."""
+def shapes_classifier(data: str = 'single', side: int = 64) -> dict[str, Any]:
+  """Builds the training of a small encoder on drawn images of one object.
+
+  Args:
+    data: name of the variant of `shapes`.
+    side: side of crops, in pixels.
+  """
   return {
-    'data': {'name': 'shapes/single'},
+    'data': {'name': f'shapes/{data}'},
     'kind': 'softmax',
-    'crop': {'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
+    'crop': {'name': 'inception', 'size': (side, side), 'area': (0.6, 1.0)},
     'flips': ('horizontal', 'vertical'),
     'recipe': shared.recipe(
       32, 3400, shared.adam(2e-3, warmup_steps=100), 1000
@@ -390,7 +396,7 @@ def _finetune_recipe(
 def _set_stages(
   config: ml_collections.ConfigDict, options: SimpleNamespace
 ) -> None:
-  """Sets what `init`, `seed` and `pretrain_seed` choose.
+  """Sets stages, initial weights and seeds by the options.
 
   Runs that differ only in `seed` share their pretraining.
   """

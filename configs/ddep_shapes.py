@@ -10,13 +10,20 @@ Cost:  2 to 3 minutes a stage on 2 CPU cores.
 from configs import ddep, networks, shared
 from configs import options as options_lib
 
-_SCENES = {'name': 'shapes/scenes'}
+# By option `data`: the images of one object, which the encoder classifies, and
+# the side of crops, in pixels.
+_DATA = {
+  'scenes': ('single', 64),
+  'natural': ('natural_single', 64),
+  'natural_128': ('natural_single_128', 96),
+}
 _FLIPS = ('horizontal', 'vertical')
 
 
 def get_config(argument=None):
   options = options_lib.parse(
     argument,
+    data=[*_DATA],  # drawn scenes
     init=['ddep', 'dep', 'supervised', 'none'],
     network=[*networks.SMALL],
     width=1,  # factor of the decoder's channels
@@ -26,25 +33,27 @@ def get_config(argument=None):
     **ddep.SMALL,  # labels is 100 by default
   )
   learning_rate = options.lr or 1.5e-3
+  scenes = {'name': f'shapes/{options.data}'}
+  single, side = _DATA[options.data]
   return ddep.small(
     options,
     encoder=options.encoder,
     network=networks.small(options.network, options.width, options.skips),
-    classify=ddep.shapes_classifier(),
+    classify=ddep.shapes_classifier(single, side),
     denoise={
-      'data': _SCENES,
+      'data': scenes,
       'split': 'unlabeled',
       'noise': ddep.noise(options, gamma=0.7),
-      'crop': {'name': 'inception', 'size': (64, 64)},
+      'crop': {'name': 'inception', 'size': (side, side)},
       'flips': _FLIPS,
       'recipe': shared.recipe(
         16, 2000, shared.adam(2e-3, warmup_steps=50), evaluate_every=500
       ),
     },
     finetune={
-      'data': _SCENES,
+      'data': scenes,
       'subset': shared.subset(options, labels=100),
-      'crop': {'name': 'random', 'size': (64, 64)},
+      'crop': {'name': 'random', 'size': (side, side)},
       'flips': _FLIPS,
       'recipe': shared.recipe(
         8, 1200, shared.adam(learning_rate, warmup_steps=50), evaluate_every=200

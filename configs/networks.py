@@ -139,7 +139,11 @@ WEIGHTS = {
   'unet': 'weights/BiT-M-R50x1.npz',
   'resnet101': 'weights/resnet101_deep.safetensors',
   'resnet50': 'weights/resnet50_deep.safetensors',
+  'vit_s14': 'weights/dinov2_vits14.pth',
+  'vit_b14': 'weights/dinov2_vitb14.pth',
 }
+# Networks of UniMatch V2, with DPT.
+PLAIN_VITS = ('vit_s14', 'vit_b14')
 
 
 def named(
@@ -150,7 +154,7 @@ def named(
   frozen: bool = False,
   full_resolution: bool = False,
 ) -> ml_collections.ConfigDict:
-  """Builds the network of a name ENCODER+DECODER, as 'efficientnet+unet'.
+  """Builds the network named ENCODER+DECODER, such as 'efficientnet+unet'.
 
   Decoders are light, and all but the small networks' end at a quarter of the
   resolution or near it. Whether the decoder fits the encoder is checked when
@@ -163,11 +167,11 @@ def named(
       one of `SMALL` or 'deeplabv3plus'.
     width: factor of the decoder's channels.
     skips: strides whose maps reach a U-Net; see `parse_skips`.
-    frozen: whether the encoder keeps what its public weights have learned: all
-      of a ViT, stem and first blocks (to stride 8) of an EfficientNet. A
-      ResNet, a MiT and the small networks train as a whole.
-    full_resolution: whether a U-Net goes on to full resolution, as the small
-      ones do.
+    frozen: whether public weights stay as they are: all of a ViT, stem and
+      first blocks (to stride 8) of an EfficientNet. A ResNet, a MiT and the
+      small networks train as a whole.
+    full_resolution: whether the maps of a U-Net have the resolution of the
+      image, as those of the small ones do, or a quarter of it.
 
   Raises:
     ValueError: a name is unknown, and the message has the nearest one; or the
@@ -329,6 +333,38 @@ def deeplabv3plus(name: str) -> ml_collections.ConfigDict:
     encoder={'name': 'dilated_resnet', **_RESNETS[depth]},
     decoder={'name': 'deeplabv3plus'},
     dtype='bfloat16',
+  )
+
+
+def light_deeplabv3plus(name: str) -> ml_collections.ConfigDict:
+  """Builds the DeepLabv3+ of UniMatch, of output stride 16, without dropout.
+
+  Args:
+    name: 'resnet101' or 'resnet50'.
+  """
+  config = deeplabv3plus(name)
+  config.encoder.output_stride = 16
+  config.decoder.update(
+    dilations=(6, 12, 18), low_width=48, fuse_kernel=1, dropout_rate=0.0
+  )
+  return config
+
+
+def small_vit_dpt() -> ml_collections.ConfigDict:
+  """Builds a plain ViT with patches of 14 pixels and DPT for a CPU."""
+  encoder = {
+    'name': 'vit',
+    'patch_size': 14,
+    'hidden_size': 32,
+    'num_layers': 4,
+    'num_heads': 2,
+    'mlp_dim': 64,
+    'grid': (5, 5),
+    'depths': (0, 1, 2, 3),
+  }
+  return shared.block(
+    encoder=encoder,
+    decoder={'name': 'dpt', 'widths': (8, 16, 16, 16), 'fusion_width': 16},
   )
 
 

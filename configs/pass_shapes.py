@@ -12,46 +12,54 @@ from configs import options as options_lib
 # Gray, as color says nothing about a shape and would be most of what features
 # encode. No blur, which would hide the patterns: they are a few pixels wide.
 _GRAY = luss.jitter(0.5, saturation=0.0, hue=0.0, gray=1.0, blur=0.0)
-_COLORS = {'large': (_GRAY, _GRAY), 'small': _GRAY}
-# Both views show most of the shape.
-_VIEWS = luss.views('large', 2, 48, (0.5, 1.0))
-# Images have 64 pixels a side.
-_INFERENCE = {'short_side': 64, 'batch_size': 40}
+# Colors of photographs do say something.
+_JITTER = luss.jitter(0.5, blur=0.0)
+# By option `data`: the variant of `shapes`, the sides of images and of views in
+# pixels, and the augmentation of their colors.
+_DATA = {
+  'single': ('single', 64, 48, _GRAY),
+  'natural': ('natural_single', 64, 48, _JITTER),
+  'natural_128': ('natural_single_128', 128, 96, _JITTER),
+}
 
 
 def get_config(argument=None):
-  options = options_lib.parse(argument, **luss.PASS)
-  finetuning = {'crop': luss.crop(64, 0.3)}
+  options = options_lib.parse(
+    argument,
+    data=[*_DATA],  # drawn images of one object
+    **luss.PASS,
+  )
+  name, side, view_side, jitter = _DATA[options.data]
+  data = {'name': f'shapes/{name}'}
+  views = {
+    # Both views show most of the shape.
+    'large': luss.views('large', 2, view_side, (0.5, 1.0)),
+    'colors': {'large': (jitter, jitter), 'small': jitter},
+  }
+  inference = {'short_side': side, 'batch_size': 40}
+  finetuning = {'crop': luss.crop(side, 0.3)}
   config = shared.block(
     program='pass_luss.main',
     network=networks.small_pass(),
-    images={'data': {'name': 'shapes/single'}},
-    represent=_represent(options),
+    images={'data': data},
+    represent={'data': data, **_represent(options), **views},
     stages=luss.stages(options),
     distance={
-      **_INFERENCE,
+      **inference,
       'splits': ('val', 'test'),
       'rematch': False,
       'accuracy_from': 'train',
-      'crop': 64,
+      'crop': side,
     },
-    attend={
-      'clusters': {'queue': 512},
-      'shared': options.shared_attention,
-      'large': _VIEWS,
-      'colors': _COLORS,
-      # LARC moves a weight by less than a thousandth of its length in a step:
-      # nothing would be learned in so few.
-      'recipe': shared.recipe(64, 300, shared.adam(5e-3)),
-    },
+    attend={**_attend(options), **views},
     cluster={
-      **_INFERENCE,
+      **inference,
       'kind': options.cluster,
-      'crop': 64,
+      'crop': side,
       'seed': options.seed,
     },
     label={
-      **_INFERENCE,
+      **inference,
       'threshold': luss.threshold(options),
       'saliency': options.saliency,
       'report': ('val', 'test'),
@@ -60,20 +68,29 @@ def get_config(argument=None):
       **finetuning,
       'recipe': shared.recipe(32, 600, luss.larc(0.6)),
     },
-    segment={**_INFERENCE, 'inference': luss.inference(options)},
+    segment={**inference, 'inference': luss.inference(options)},
     semi={
       **finetuning,
       'split': 'train_semi',
       'recipe': shared.recipe(32, 400, luss.larc(0.6)),
     },
-    segment_semi=_INFERENCE,
+    segment_semi=inference,
   )
   return luss.finish(config, options)
 
 
+def _attend(options):
+  return {
+    'clusters': {'queue': 512},
+    'shared': options.shared_attention,
+    # LARC moves a weight by less than a thousandth of its length in a step:
+    # nothing would be learned in so few.
+    'recipe': shared.recipe(64, 300, shared.adam(5e-3)),
+  }
+
+
 def _represent(options):
   return {
-    'data': {'name': 'shapes/single'},
     'learn': luss.objectives(
       options,
       {'queue': 512, 'queue_from_step': 600, 'frozen_steps': 100},
@@ -82,8 +99,6 @@ def _represent(options):
     # More prototypes than channels, or embeddings can avoid all of them; but
     # few, as many would separate backgrounds and sizes.
     'widths': {'hidden': 128, 'embedding': 16, 'prototypes': 40},
-    'large': _VIEWS,
-    'colors': _COLORS,
     'start': luss.start(options),
     'recipe': shared.recipe(
       64,

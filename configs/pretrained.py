@@ -1,4 +1,4 @@
-"""Networks for photographs, with a pretrained encoder where there is one.
+"""Networks for photographs, with a pretrained encoder where one is installed.
 
 options = options_lib.parse(argument, **pretrained.OPTIONS)
 chosen = pretrained.choose_network(options)
@@ -39,16 +39,18 @@ OPTIONS = {
 
 
 class Network(NamedTuple):
-  """A network, and what its encoder starts from.
+  """A network, and the initial weights of its encoder.
 
   Attributes:
     block: encoder and decoder.
     encoder: file, package or stage with the encoder's weights; '' for random
       values.
     size_multiple: divisor of the sides of crops and images, in pixels.
-    max_area: largest share of an image that crops of about 14,000 pixels show.
+    max_area: largest share of the area of an image that a crop of about 14,000
+      pixels (96x144) shows, above 0 and up to 1.
     is_small: whether it is one of the small networks without public weights.
-    notes: what was chosen, and how to choose something else.
+    notes: lines for the user: the network that was chosen, and the options that
+      choose another one.
   """
 
   block: ml_collections.ConfigDict
@@ -64,30 +66,30 @@ class Network(NamedTuple):
     return 0.1 if self.encoder else 1.0
 
   def learning_rate(self, of_small: float) -> float:
-    """Returns the learning rate; that of the small networks is given."""
+    """Returns the learning rate: `of_small` for a small network, else 3e-3."""
     return of_small if self.is_small else 3e-3
 
   def round_down(self, size: int) -> int:
-    """Returns the largest multiple of `size_multiple` up to a size."""
+    """Rounds a size in pixels down to a multiple of `size_multiple`."""
     return size // self.size_multiple * self.size_multiple
 
 
 def choose_network(
   options: SimpleNamespace, *, takes_encoder: bool = True
 ) -> Network:
-  """Chooses the network and the start of its encoder.
+  """Chooses the network and the initial weights of its encoder.
 
-  An encoder with pretrained weights keeps those of its first blocks.
+  The first blocks of a pretrained encoder are frozen.
 
   Args:
-    options: those of `OPTIONS`; `tiny`, for which nothing is taken that is
-      installed; and, where a config has it, `start`, a finished stage with
-      encoder and decoder.
-    takes_encoder: whether the experiment starts from an encoder's weights, if
-      there are any.
+    options: those of `OPTIONS`; `tiny`, which ignores installed weights; and,
+      where a config has it, `start`, a finished stage with encoder and decoder.
+    takes_encoder: whether the experiment can initialize an encoder alone from
+      weights.
 
   Raises:
-    ValueError: the network is unknown, or left open beside a weight file.
+    ValueError: the network is unknown, or `network` is auto and `encoder` a
+      weight file.
   """
   has_start = bool(getattr(options, 'start', '')) or not takes_encoder
   available = not options.tiny and is_installed(PACKAGE)
@@ -122,7 +124,7 @@ def choose_network(
 
 
 def _size_multiple(network: str, block: ml_collections.ConfigDict) -> int:
-  """Returns a number of pixels by which the sides of crops are divisible."""
+  """Returns the divisor of the sides of crops, in pixels."""
   if network.startswith('small+'):
     return 16
   # The last stride of the others is 32; of a ViT it is the patch, of 8 to 16.
@@ -131,13 +133,13 @@ def _size_multiple(network: str, block: ml_collections.ConfigDict) -> int:
 
 
 def camvid_crop(network: Network) -> dict[str, Any]:
-  """Builds the crop of the photographs of CamVid, of 360x480 pixels."""
+  """Builds the crop of CamVid's photographs, which have 360x480 pixels."""
   area = (0.25, 1.0) if network.is_small else (0.16, network.max_area)
   return {'name': 'inception', 'size': (96, 128), 'area': area}
 
 
 def camvid_protocol(network: Network) -> dict[str, Any]:
-  """Builds the scale of evaluation on CamVid: about that of the crops."""
+  """Builds the evaluation on CamVid, at about the scale of the crops."""
   return {'scales': (0.3 if network.is_small else 0.5,), 'antialias': True}
 
 

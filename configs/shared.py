@@ -109,7 +109,7 @@ def recipe(
 
 
 def num_steps(epochs: float, num_images: int, batch_size: int) -> int:
-  """Computes the steps of some epochs, with the last batch if it is partial.
+  """Computes the number of steps of some epochs; a partial batch is a step.
 
   >>> num_steps(100, 12_743_321, 512)
   2488930
@@ -136,7 +136,7 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
 
 
 def class_weights(options: SimpleNamespace) -> dict[str, Any]:
-  """Builds the field of the weights of the classes; nothing without weights.
+  """Builds the field of the class weights of the loss; {} for equal weights.
 
   Args:
     options: parsed options, among them those of `LABELED`.
@@ -169,18 +169,33 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
     options: parsed options, among them those of `FOLDER`.
   """
   fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
+  given = given_folder_options(options)
   if has_split_folders(options):
     for name in ('images', 'masks'):
       fields[name] = f'{fields[name]}/{_SPLIT}'.lstrip('/')
   elif _SPLIT not in options.images and not options.val_fraction:
     fields['val_fraction'] = _VAL_FRACTION
   for name in ('mask_codes', *_READING):
-    default = FOLDER[name]
-    if fields[name] == (default[0] if isinstance(default, list) else default):
+    if name not in given:
       del fields[name]
   if options.unlabeled == _SAME_FOLDER:
     fields['without_mask'] = _UNLABELED
   return {'name': 'image_mask_folder', **fields}
+
+
+def given_folder_options(options: SimpleNamespace) -> tuple[str, ...]:
+  """Returns the options of a folder that differ from their defaults.
+
+  Args:
+    options: parsed options, among them some of those of `FOLDER`.
+  """
+  return tuple(
+    name
+    for name, default in FOLDER.items()
+    if hasattr(options, name)
+    and getattr(options, name)
+    != (default[0] if isinstance(default, list) else default)
+  )
 
 
 def has_split_folders(options: SimpleNamespace) -> bool:
@@ -200,7 +215,7 @@ def has_split_folders(options: SimpleNamespace) -> bool:
 
 
 def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:
-  """Returns what was chosen for a folder, for the user.
+  """Returns the choices made for a folder, as lines for the user.
 
   Args:
     options: parsed options, among them those of `FOLDER`.
@@ -214,7 +229,7 @@ def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:
 
 
 def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
-  """Builds data set and split of the images without masks; None without any.
+  """Builds data set and split of images without masks; None if there are none.
 
   Args:
     options: parsed options, among them those of `FOLDER`.
@@ -237,7 +252,7 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
 def folder_crop(
   options: SimpleNamespace, size_multiple: int, max_area: float
 ) -> dict[str, Any]:
-  """Builds the crop of a folder: chosen from its images unless options say.
+  """Builds the crop of a folder: by options, else chosen from its images.
 
   Args:
     options: parsed options, among them those of `FOLDER`.

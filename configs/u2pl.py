@@ -1,7 +1,7 @@
 """Parts of a config that the experiments of U2PL share.
 
-`paper` builds an experiment of the paper, `small` one for a CPU; `losses`
-builds the losses of the system that an option chooses.
+`paper` builds an experiment of the paper, `small` one for a CPU; `u2pl_losses`
+builds their losses.
 """
 
 from types import SimpleNamespace
@@ -9,33 +9,14 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, shared, unlabeled
+from configs import networks, shared, u2pl_losses, unlabeled
 
-# By option `system`: U2PL+, U2PL, and what they are compared with.
-SYSTEMS = ['u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt', 'sup_only']
-# Parts of the method that Table IV turns on and off.
-_PARTS = {
-  'bank': 'negatives of earlier steps',
-  'dpa': 'a falling share of unreliable pixels (dynamic partition)',
-  'prt': 'negatives by rank windows (probability rank threshold)',
-  'un': 'unreliable pixels as negatives',
-  'pd': 'prototypical denoising',
-  'mp': 'momentum prototypes',
-  'sce': 'symmetric cross entropy',
-}
-_MIXING = {
-  'u2pl_plus': 'cutmix',
-  'u2pl': 'cutmix',
-  'cutmix': 'cutmix',
-  'classmix': 'classmix',
-  'mt': 'none',
-}
-# Contrast where no option says otherwise.
-_CONTRAST = {'weight': 0.1, 'anchor_entropy': 'paper'}
 # Options of every experiment.
 _METHOD = {
-  'system': SYSTEMS,
-  **{part: ['auto', 'on', 'off'] for part in _PARTS},  # auto: the system's own
+  'system': u2pl_losses.SYSTEMS,
+  **{
+    part: ['auto', 'on', 'off'] for part in u2pl_losses.PARTS
+  },  # auto: the system's own
   'contrast_weight': 0.1,  # of the contrastive loss
   'anchor_entropy': ['paper', 'released'],  # decides which pixels are anchors
   'start': '',  # a finished stage, for encoder and decoder
@@ -54,7 +35,7 @@ PAPER = {
   # Rule by which labels are scaled: as images, or as in the released code, half
   # a pixel beside them.
   'label_resize': ['centers', 'released'],
-  'network': ['resnet101', 'resnet50', 'transunet'],
+  'network': ['resnet101', 'resnet50', 'transunet', *networks.PLAIN_VITS],
   'encoder': 'auto',  # auto: public weights of the network; '': random values
 }
 # Options of the experiments for a CPU.
@@ -81,6 +62,9 @@ def paper(
   optimizer: dict[str, Any],
   epochs_per_evaluation: int,
   evaluate: dict[str, Any],
+  network: ml_collections.ConfigDict | None = None,
+  heads: dict[str, Any] | None = None,
+  crop: dict[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
   """Builds an experiment of the paper.
 
@@ -94,25 +78,36 @@ def paper(
     epochs_per_evaluation: number of epochs between two evaluations during
       training.
     evaluate: block of the reported evaluation.
+    network: block of the network; None for that of U2PL.
+    heads: block of the heads; None for those of U2PL.
+    crop: block of the crops; None for those of U2PL.
 
   Raises:
     ValueError: options contradict each other.
   """
   transunet = options.network == 'transunet'
+  if options.network in networks.PLAIN_VITS and network is None:
+    raise ValueError(
+      f'config option network={options.network}: expected it with '
+      f'system=unimatch_v2, got system={options.system}'
+    )
   config = shared.block(
     program='u2pl.main',
     without_files=shared.TINY_ADVICE,
-    network=networks.unet('transunet')
-    if transunet
-    else networks.deeplabv3plus(options.network),
+    network=network
+    or (
+      networks.unet('transunet')
+      if transunet
+      else networks.deeplabv3plus(options.network)
+    ),
     train={
       **images,
       'subset': _listed_subset(options),
       'learn': losses,
       # Logits at full resolution, where those of DeepLabv3+ are at a quarter.
-      'heads': {'kind': 'conv'} if transunet else {},
+      'heads': heads or ({'kind': 'conv'} if transunet else {}),
       'start': _start(options.start, _paper_encoder(options)),
-      'crop': _scaled_crop(options, size),
+      'crop': crop or _scaled_crop(options, size),
       'steps_per_epoch': steps_per_epoch,
       'recipe': shared.recipe(
         options.batch,
@@ -215,129 +210,6 @@ def small(
   return config
 
 
-def small_losses(
-  options: SimpleNamespace, warmup_epochs: int, weight: float, **contrast: Any
-) -> dict[str, Any]:
-  """Builds the losses of training on small images.
-
-  Args:
-    options: options of the config: those of `SMALL`.
-    warmup_epochs: number of epochs of training on labeled images alone.
-    weight: weight of the loss of unlabeled images.
-    **contrast: further fields of the contrastive loss.
-
-  Raises:
-    ValueError: a part is turned on, or an option given, that has no effect on
-      the system.
-  """
-  sizes = {
-    'num_anchors': 64,
-    'capacity': 2000,
-    'first_capacity': 4000,
-    'max_push': 256,
-  }
-  if options.system == 'sup_only':
-    unlabeled.refuse_options(options)
-  return losses(
-    options,
-    supervised=shared.class_weights(options),
-    teacher=unlabeled.teacher(options),
-    consistency={'weight': weight, **unlabeled.student_view(options)},
-    contrast={**sizes, **contrast},
-    warmup_epochs=warmup_epochs,
-  )
-
-
-def losses(
-  options: SimpleNamespace,
-  *,
-  mixing: dict[str, Any] | None = None,
-  consistency: dict[str, Any] | None = None,
-  contrast: dict[str, Any] | None = None,
-  **fields: Any,
-) -> dict[str, Any]:
-  """Builds the losses of U2PL, U2PL+ or a baseline.
-
-  Args:
-    options: `system`, a switch for each part, and those of contrast.
-    mixing: further fields of the strong augmentation.
-    consistency: further fields of the loss of unlabeled images.
-    contrast: further fields of the contrastive loss.
-    **fields: further fields of the losses, such as `supervised`.
-
-  Raises:
-    ValueError: a part is turned on, or an option given, that has no effect on
-      the system.
-  """
-  has = _parts(options)
-  contrasts = options.system in ('u2pl', 'u2pl_plus')
-  options_of_contrast = {
-    'weight': options.contrast_weight,
-    'anchor_entropy': options.anchor_entropy,
-  }
-  if not contrasts and options_of_contrast != _CONTRAST:
-    raise ValueError(
-      'config options contrast_weight and anchor_entropy: '
-      f'system={options.system} has no contrast, expected u2pl or u2pl_plus'
-    )
-  return {
-    'consistency': None
-    if options.system == 'sup_only'
-    else {
-      'filtered': contrasts,
-      'reverse': 0.1 if has['sce'] else 0.0,
-      'denoise': 'raw' if has['pd'] else 'off',
-      'mixing': {'kind': _MIXING[options.system], **(mixing or {})},
-      **(consistency or {}),
-    },
-    'contrast': {
-      **options_of_contrast,
-      'by_rank': has['prt'],
-      'negatives': 'unreliable' if has['un'] else 'reliable',
-      'bank': has['bank'],
-      **(contrast or {}),
-    }
-    if contrasts
-    else None,
-    'partition': {'dynamic': has['dpa']},
-    'prototype_momentum': 0.999 if has['mp'] else 0.0,
-    **fields,
-  }
-
-
-def _parts(options: SimpleNamespace) -> dict[str, bool]:
-  """Returns which parts of the method are on.
-
-  Raises:
-    ValueError: a part is turned on that has no effect on the system.
-  """
-  system = options.system
-  contrasts, plus = system in ('u2pl', 'u2pl_plus'), system == 'u2pl_plus'
-  own = dict.fromkeys(('bank', 'dpa', 'prt', 'un'), contrasts)
-  own |= dict.fromkeys(('pd', 'mp', 'sce'), plus)
-  has = {
-    part: {'auto': own[part], 'on': True, 'off': False}[getattr(options, part)]
-    for part in _PARTS
-  }
-  # Without contrast only pseudo-labels and their loss are left to change, and
-  # prototypes matter only to denoise pseudo-labels.
-  possible = ('pd', 'sce', *(('mp',) if has['pd'] else ()))
-  if contrasts:
-    possible = tuple(_PARTS)
-  elif system == 'sup_only':
-    possible = ()
-  for part, meaning in _PARTS.items():
-    if getattr(options, part) == 'on' and part not in possible:
-      others = [name for name in SYSTEMS if name != 'sup_only']
-      where = others if part in ('pd', 'sce') else ['u2pl', 'u2pl_plus']
-      also = ', or pd=on beside it' if part == 'mp' and possible else ''
-      raise ValueError(
-        f'config option {part}=on: system={system} has no place for {meaning}: '
-        f'expected one of {", ".join(where)}{also}'
-      )
-  return has
-
-
 def steps_per_epoch(
   options: SimpleNamespace, max_labels: int, num_images: int
 ) -> int:
@@ -438,12 +310,14 @@ def _start(start: str, encoder: str) -> dict[str, Any]:
 
 def _generate_images(config: ml_collections.ConfigDict) -> None:
   """Replaces images and networks of the paper by generated and small ones."""
-  transunet = config.network.encoder.name == 'hybrid_vit'
-  if transunet:
-    config.network = networks.small('transunet')
-  else:
-    config.network = networks.small_deeplabv3plus()
-  size = 64 if transunet else 65
+  small_networks = {
+    'hybrid_vit': (lambda: networks.small('transunet'), 64),
+    'vit': (networks.small_vit_dpt, 70),
+  }
+  build, size = small_networks.get(
+    config.network.encoder.name, (networks.small_deeplabv3plus, 65)
+  )
+  config.network = build()
   train = config.train
   train.data = shared.block(name='shapes/scenes')
   train.update(split='train', unlabeled='')
@@ -451,9 +325,9 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   train.subset.update(labels=100, list='', seed=0, run=0)
   train.crop.size = (size, size)
   train.learn.update(supervised={'kept_per_image': 500})
-  if train.learn.consistency:
+  if train.learn.get('consistency'):
     train.learn.consistency.mixing.group = 4
-  if train.learn.contrast:
+  if train.learn.get('contrast'):
     train.learn.contrast.update(
       num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )

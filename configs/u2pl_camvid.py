@@ -9,7 +9,7 @@ Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
 from configs import options as options_lib
-from configs import pretrained, u2pl
+from configs import pretrained, u2pl, u2pl_losses
 
 
 def get_config(argument=None):
@@ -28,7 +28,7 @@ def get_config(argument=None):
     train={
       'data': {'name': 'camvid', 'source': options.source},
       'crop': pretrained.camvid_crop(network),
-      'learn': u2pl.small_losses(
+      'learn': u2pl_losses.small_losses(
         options, warmup_epochs=10, weight=options.unlabeled_weight
       ),
       'steps_per_epoch': 43,

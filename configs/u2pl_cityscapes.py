@@ -12,26 +12,37 @@ Run:   python -m u2pl.main --config=configs/u2pl_cityscapes.py:labels=372
 Cost:  13.4 TFLOPs an image, 32,400 steps of 16; see --dry_run.
 """
 
-from configs import options as options_lib
-from configs import u2pl
+from configs import semi_systems, u2pl, u2pl_losses
 
 
 def get_config(argument=None):
-  options = options_lib.parse(
+  options, settings = semi_systems.parse(
     argument,
+    'cityscapes',
     labels=186,  # 186 372 744 1488
     epochs=200,  # of the unlabeled images; of the labeled ones for sup_only
     lr=1e-2,  # of all parameters
     **u2pl.PAPER,
   )
+  common = {
+    'images': {'data': {'name': 'cityscapes/fine'}},
+    'steps_per_epoch': u2pl.steps_per_epoch(options, 2_975, 2_975),
+    'epochs_per_evaluation': 10,
+  }
+  if settings:
+    losses = u2pl_losses.losses(
+      options, group=settings.group, **settings.losses
+    )
+    blocks = semi_systems.paper_blocks(options, settings, losses)
+    return u2pl.paper(options, **common, **blocks)
   convolutional = options.network != 'transunet'
   size = 769 if convolutional else 768
   stride = -(-2 * size // 3)
   return u2pl.paper(
     options,
-    images={'data': {'name': 'cityscapes/fine'}},
+    **common,
     size=size,
-    losses=u2pl.losses(
+    losses=u2pl_losses.losses(
       options,
       # Mixed are the images of one GPU of the authors.
       mixing={'group': min(2, options.batch)},
@@ -41,9 +52,7 @@ def get_config(argument=None):
       },
       warmup_epochs=0,
     ),
-    steps_per_epoch=u2pl.steps_per_epoch(options, 2_975, 2_975),
     optimizer=u2pl.sgd(options.lr, weight_decay=5e-4),
-    epochs_per_evaluation=10,
     evaluate={
       'protocol': {
         'tiling': 'sliding_window',

@@ -10,7 +10,7 @@ Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
 from configs import options as options_lib
-from configs import pretrained, shared, u2pl
+from configs import pretrained, shared, u2pl, u2pl_losses
 
 
 def get_config(argument=None):
@@ -46,7 +46,7 @@ def get_config(argument=None):
       'crop': shared.folder_crop(
         options, network.size_multiple, network.max_area
       ),
-      'learn': u2pl.small_losses(
+      'learn': u2pl_losses.small_losses(
         options,
         options.warmup_epochs,
         options.unlabeled_weight,

@@ -13,8 +13,7 @@ Run:   python -m u2pl.main --config=configs/u2pl_voc.py:labels=366
 Cost:  5.9 TFLOPs an image, 51,080 steps of 16; see --dry_run.
 """
 
-from configs import options as options_lib
-from configs import u2pl
+from configs import semi_systems, u2pl, u2pl_losses
 
 _NUM_IMAGES = 10_582
 # By option `partition`: the images that may be labeled, and their split.
@@ -22,8 +21,9 @@ _LABELED = {'classic': (1_464, 'train'), 'blender': (_NUM_IMAGES, 'train_aug')}
 
 
 def get_config(argument=None):
-  options = options_lib.parse(
+  options, settings = semi_systems.parse(
     argument,
+    'voc',
     partition=[*_LABELED],
     labels=92,  # 92 183 366 732 1464, or 662 1323 2646 5291
     epochs=80,  # of the unlabeled images; of the labeled ones for sup_only
@@ -31,20 +31,29 @@ def get_config(argument=None):
     **u2pl.PAPER,
   )
   max_labels, split = _LABELED[options.partition]
-  size = 512 if options.network == 'transunet' else 513
-  return u2pl.paper(
-    options,
-    images={
+  common = {
+    'images': {
       'data': {'name': 'voc2012'},
       'split': split,
       'unlabeled': 'train_aug',
     },
+    'steps_per_epoch': u2pl.steps_per_epoch(options, max_labels, _NUM_IMAGES),
+    'epochs_per_evaluation': 1,
+  }
+  if settings:
+    losses = u2pl_losses.losses(
+      options, group=settings.group, **settings.losses
+    )
+    blocks = semi_systems.paper_blocks(options, settings, losses)
+    return u2pl.paper(options, **common, **blocks)
+  size = 512 if options.network == 'transunet' else 513
+  return u2pl.paper(
+    options,
+    **common,
     size=size,
     # Mixed are the images of one GPU of the authors.
-    losses=u2pl.losses(options, mixing={'group': min(4, options.batch)}),
-    steps_per_epoch=u2pl.steps_per_epoch(options, max_labels, _NUM_IMAGES),
+    losses=u2pl_losses.losses(options, mixing={'group': min(4, options.batch)}),
     optimizer=u2pl.sgd(options.lr, groups=(('^(decoder|heads)/', 10.0, 1.0),)),
-    epochs_per_evaluation=1,
     evaluate={
       'batch_size': 16,
       'protocol': u2pl.centered(size),

@@ -1,4 +1,4 @@
-"""Options of the EMA teacher, and of what the student learns from it.
+"""Options of the EMA teacher, the pseudo-labels and the student's augmentation.
 
 OPTIONS are those of the small experiments of U2PL.
 """
@@ -25,28 +25,45 @@ _COLORS = {
   'saturation': 0.5,
   'hue': 0.25,
 }
+# All of UniMatch's, which a system without an own block does not state.
+PUBLISHED_COLORS = {'jitter': 0.8, 'gray': 0.2, 'blur': 0.5, **_COLORS}
+
+
+# Systems with an EMA teacher that is run in training mode.
+_TEACHERS = ('u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt')
+_VIEWS = (*_TEACHERS, 'unimatch', 'unimatch_v2')
+# Systems that take each option.
+_TAKEN_BY = {
+  'ema': (*_TEACHERS, 'unimatch_v2'),
+  'statistics': _TEACHERS,
+  'confidence': _VIEWS,
+  'jitter': _VIEWS,
+  'gray': _VIEWS,
+  'blur': _VIEWS,
+}
 
 
 def refuse_options(options: SimpleNamespace) -> None:
-  """Refuses the options, for a system without unlabeled images.
+  """Raises ValueError for options that the system does not take.
 
   Args:
     options: parsed options, among them `OPTIONS` and `system`.
 
   Raises:
-    ValueError: one of them is given.
+    ValueError: one of `OPTIONS` differs from its default.
   """
   for name, default in OPTIONS.items():
     value = getattr(options, name)
-    if value != (default[0] if isinstance(default, list) else default):
+    given = value != (default[0] if isinstance(default, list) else default)
+    if given and options.system not in _TAKEN_BY[name]:
       raise ValueError(
-        f'config option {name}={value}: expected a system with unlabeled '
-        f'images, got system={options.system}'
+        f'config option {name}={value}: expected one of the systems '
+        f'{", ".join(_TAKEN_BY[name])}, got system={options.system}'
       )
 
 
 def teacher(options: SimpleNamespace) -> dict[str, Any]:
-  """Builds the fields of the EMA teacher that options give."""
+  """Builds the fields of the block `teacher` that differ from its defaults."""
   fields: dict[str, Any] = {'decay': options.ema} if options.ema else {}
   if options.statistics != 'own':
     fields['statistics'] = options.statistics
@@ -54,7 +71,10 @@ def teacher(options: SimpleNamespace) -> dict[str, Any]:
 
 
 def student_view(options: SimpleNamespace) -> dict[str, Any]:
-  """Builds the fields of confidence and colors that options give."""
+  """Builds the fields of pseudo-label confidence and color augmentation.
+
+  Fields whose options have the default are left out.
+  """
   changes = {
     name: getattr(options, name)
     for name in ('jitter', 'gray', 'blur')

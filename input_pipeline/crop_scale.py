@@ -1,6 +1,6 @@
 """Size and scale of crops, chosen from the sizes of images and objects.
 
-  fitted = FittedCrop().fit(split_sizes, counts.objects)
+  fitted = FittedInceptionCrop().fit(split_sizes, counts.objects)
   fitted.crop             # an InceptionCrop for these images
   fitted.source           # what it was chosen from, in words
 
@@ -44,7 +44,7 @@ class FittedScale(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FittedCrop:
+class FittedInceptionCrop:
   """An inception crop whose size and area are chosen from the data.
 
   Attributes:

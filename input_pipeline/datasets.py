@@ -20,10 +20,12 @@ import numpy as np
 from absl import logging
 from etils import epy
 from jax.experimental import multihost_utils
+from jaxtyping import Int64
 
 from input_pipeline import folder_options, record_views
 from input_pipeline.builders import class_list, shards
 from input_pipeline.sources import (
+  audit,
   class_counts,
   fingerprints,
   image_files,
@@ -57,9 +59,6 @@ _BUILDERS = {
   'image_folder': ('folders', 'ImageFolder'),
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
-
-# Reports that this process has printed.
-_PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
 _MASK_FIELDS = (
@@ -165,6 +164,8 @@ class Split:
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
     id_rule: relation of the ids to the paths of the images.
+    stored_class_pixels: pixels of each class in each image, beside the records;
+      None if they are not stored.
   """
 
   name: str
@@ -175,6 +176,7 @@ class Split:
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
   id_rule: image_ids.IdRule = image_ids.OFFICIAL
+  stored_class_pixels: class_counts.StoredClassPixels | None = None
 
   def __len__(self) -> int:
     return len(self.records)
@@ -184,11 +186,13 @@ class Split:
     if np.array_equal(indices, np.arange(len(self))):
       return self
     name = f'{self.name} ({len(indices)} of {len(self)} images)'
+    stored = self.stored_class_pixels
     return dataclasses.replace(
       self,
       name=name,
       records=record_views.Selection(self.records, indices),
       index=self.index.select(indices),
+      stored_class_pixels=stored and stored.select(indices),
     )
 
   def ids(self) -> list[str]:
@@ -210,6 +214,12 @@ class Split:
         f'{self.name} has no {kind}, which {purpose} needs: choose another '
         'data set'
       )
+
+  def class_pixels(self) -> Int64[np.ndarray, 'N C']:
+    """Returns the number of pixels of each class in each image."""
+    if self.stored_class_pixels:
+      return self.stored_class_pixels.read()
+    return class_counts.count_class_pixels(self.records, len(self.classes))
 
   def sizes(self) -> list[tuple[int, int]]:
     """Returns (height, width) of each image in pixels."""
@@ -364,35 +374,16 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    _print_report(report, whole=not existed, data_set=data_set)
+    audit.print_stored_report(
+      report,
+      whole=not existed,
+      lists_skipped=data_set.on_bad_example == 'skip',
+    )
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
-
-
-def _print_report(
-  path: pathlib.Path, whole: bool, data_set: 'base.Builder'
-) -> None:
-  """Prints the report of an audit, or what is odd in an earlier one.
-
-  A run opens a data set several times, but reports its skipped files and the
-  warnings once.
-
-  Args:
-    path: file of the report.
-    whole: whether the data set was audited just now.
-    data_set: the data set.
-  """
-  if not path.exists() or (path in _PRINTED_REPORTS and not whole):
-    return
-  _PRINTED_REPORTS.add(path)
-  lines = path.read_text().splitlines()
-  if not whole and data_set.on_bad_example != 'skip':
-    lines = [line for line in lines if line.startswith('warning: ')]
-  for line in lines:
-    print(line, flush=True)
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
@@ -427,6 +418,7 @@ def concatenate_splits(splits: Sequence[Split]) -> Split:
     label_kinds=(),
     records=record_views.Concatenation([split.records for split in splits]),
     index=fingerprints.ImageIndex.join([split.index for split in splits]),
+    stored_class_pixels=None,
   )
 
 
@@ -463,21 +455,28 @@ def open_dataset_split(
   }
   metadata: Any = info.metadata
   missing = metadata.get('lacks', {}).get(split, ())
+  classes = tuple(metadata['classes'])
+  kinds = tuple(
+    kind
+    for kind in ('label', 'tags')
+    if kind in features and kind not in missing
+  )
+  source = data_set.as_data_source(split, decoders=encoded)
+  folder = pathlib.Path(data_set.data_dir)
+  stored = None
+  if 'label' in kinds:
+    path = shards.class_pixels_path(folder, split)
+    stored = class_counts.StoredClassPixels(path, source, len(classes))
   return Split(
     name=f'{options.name} {split}',
     version=info.full_name,
-    classes=tuple(metadata['classes']),
+    classes=classes,
     palette=tuple(tuple(color) for color in metadata['palette']),
-    label_kinds=tuple(
-      kind
-      for kind in ('label', 'tags')
-      if kind in features and kind not in missing
-    ),
-    records=data_set.as_data_source(split, decoders=encoded),
-    index=fingerprints.ImageIndex.read(
-      shards.shard_index_path(pathlib.Path(data_set.data_dir), split)
-    ),
+    label_kinds=kinds,
+    records=source,
+    index=fingerprints.ImageIndex.read(shards.shard_index_path(folder, split)),
     id_rule=folder_options.folder_id_rule(options, _source(options)),
+    stored_class_pixels=stored,
   )
 
 

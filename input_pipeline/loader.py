@@ -22,7 +22,7 @@ import numpy as np
 from etils import epy
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import transforms
+from input_pipeline import crop_content, samplers, transforms
 from runtime import errors
 
 with epy.lazy_imports():
@@ -107,10 +107,13 @@ class Stream:
   Attributes:
     records: encoded records by index.
     transform: random transform from a record to an example of arrays.
+    sampler: sampler that draws records with replacement; None reads every
+      record once in each epoch, in a random order.
   """
 
   records: Sequence[Any]
   transform: transforms.Transform
+  sampler: samplers.Sampler | None = None
 
   def __post_init__(self):
     if not len(self.records):
@@ -123,6 +126,9 @@ class Stream:
     """Returns the infinite sequence of examples, the same on all hosts."""
     # Grain seeds the generator of an example with the seed and the index alone,
     # so that neither hosts nor worker processes nor a restart change it.
+    if self.sampler:
+      positions = grain.MapDataset.range(len(self.records))
+      return positions.seed(seed).repeat().random_map(self._sample_example)
     return (
       grain.MapDataset.source(self.records)
       .seed(seed)
@@ -130,6 +136,17 @@ class Stream:
       .repeat()
       .random_map(self.transform)
     )
+
+  def _sample_example(
+    self, position: int, rng: np.random.Generator
+  ) -> transforms.Example:
+    """Draws a record, whatever the position is, and transforms it."""
+    del position
+    draw = self.sampler.sample(rng)
+    record = self.records[draw.index]
+    if draw.required:
+      record = {**record, crop_content.REQUIRED: draw.required}
+    return self.transform(record, rng)
 
 
 def stack_examples(

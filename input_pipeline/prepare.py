@@ -240,7 +240,7 @@ def _print_crop(
   """Prints the crops that the configs of folders choose for the data."""
   if options.name != 'image_mask_folder' or 'train' not in indices:
     return
-  crop, source = crop_scale.FittedCrop().fit(
+  crop, source = crop_scale.FittedInceptionCrop().fit(
     indices['train'].sizes, counts['train'].objects
   )
   print(f'crops of training: {crop_scale.describe_crop(crop)}, for {source}')

@@ -74,3 +74,38 @@ def resize_image_antialiased(
     size[::-1], PIL.Image.Resampling.BILINEAR
   )
   return np.asarray(resized)
+
+
+def size_within_sides(
+  size: tuple[int, int], sides: tuple[int, int]
+) -> tuple[int, int]:
+  """Computes the size of an image that is resized to fit two sides.
+
+  The aspect ratio is kept. The long side is at most the longer one of the two,
+  the short side at most the shorter one, and one of them is reached. Sides are
+  rounded half up, as by mmcv.
+
+  Args:
+    size: (height, width) of the image in pixels.
+    sides: lengths of the long and of the short side in pixels.
+
+  >>> size_within_sides((1052, 1914), (1280, 720))
+  (704, 1280)
+  """
+  scale = min(max(sides) / max(size), min(sides) / min(size))
+  height, width = (max(int(n * scale + 0.5), 1) for n in size)
+  return height, width
+
+
+def check_fit_sides(sides: tuple[int, int]) -> None:
+  """Checks the long and the short side that images are resized to fit.
+
+  Raises:
+    ValueError: one of them is below 1, and not both are 0, or the second is
+      the longer one.
+  """
+  if any(sides) and not sides[0] >= sides[1] >= 1:
+    raise ValueError(
+      'fit_sides: expected (long side, short side) >= 1, or (0, 0) to keep the '
+      f'size, got {sides}'
+    )

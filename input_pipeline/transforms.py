@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from input_pipeline import batch, crop_boxes, resampling
+from input_pipeline import batch, crop_boxes, crop_content, resampling
 from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
@@ -57,6 +57,7 @@ FILLS = {
   'ignored': Fill(),
   'mean': Fill(MEAN_COLOR),
   'paper': Fill(MEAN_COLOR, 0),
+  'black': Fill((0, 0, 0)),
 }
 
 
@@ -234,6 +235,8 @@ class Decode:
       tags = np.zeros(self.num_classes, bool)
       tags[np.asarray(record['tags'], np.int64)] = True
       example['tags'] = tags
+    if crop_content.REQUIRED in record:
+      example[crop_content.REQUIRED] = record[crop_content.REQUIRED]
     return example
 
 
@@ -289,14 +292,20 @@ class RandomCrop:
 
   Attributes:
     size: (height, width) of the output in pixels.
+    fit_sides: long and short side in pixels that each image is resized to fit,
+      keeping its aspect ratio, before all else; (0, 0) keeps its size.
     scales: least and largest factor by which the image is resized first.
     balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
     fill: name of the padding: 'ignored' is gray without a class, 'mean' the
-      mean color without a class, 'paper' the mean color with class 0.
+      mean color without a class, 'black' without a class, 'paper' the mean
+      color with class 0.
     label_resize: rule by which the label is scaled: 'centers' as the image,
       'released' that of U2PL's authors, half a pixel beside it.
+    max_class_share: a crop is redrawn unless it shows several classes, each
+      with a smaller share of the labeled pixels; 1 redraws none. The tenth
+      redraw is taken as it is.
   """
 
   size: tuple[int, int]
@@ -305,9 +314,16 @@ class RandomCrop:
   centered: bool = False
   fill: str = 'ignored'
   label_resize: str = 'centers'
+  fit_sides: tuple[int, int] = (0, 0)
+  max_class_share: float = 1.0
 
   def __post_init__(self):
     check_image_size('size', self.size)
+    resampling.check_fit_sides(self.fit_sides)
+    if not 0 < self.max_class_share <= 1:
+      raise ValueError(
+        f'max_class_share: expected (0, 1], got {self.max_class_share}'
+      )
     low, high = self.scales
     if not 0 < low <= high:
       raise ValueError(f'scales: expected 0 < low <= high, got {self.scales}')
@@ -326,19 +342,44 @@ class RandomCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes by a random factor and crops at a random place."""
-    shape = example['image'].shape[:2]
+    if any(self.fit_sides):
+      shape = resampling.size_within_sides(
+        example['image'].shape[:2], self.fit_sides
+      )
+      example = resize_example(example, shape, label_resize=self.label_resize)
     if self.scales != (1.0, 1.0):
       scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
-      shape = tuple(max(int(scale * side), 1) for side in shape)
+      shape = tuple(
+        max(int(scale * side), 1) for side in example['image'].shape[:2]
+      )
       example = resize_example(example, shape, label_resize=self.label_resize)
+    return crop_example(
+      example, self._sample_box(example, rng), FILLS[self.fill]
+    )
+
+  def _sample_box(
+    self, example: Example, rng: np.random.Generator
+  ) -> crop_boxes.Box:
+    """Samples the place of the crop, several times if it has to."""
     sample = (
       crop_boxes.sample_centered_crop_box
       if self.centered
       else crop_boxes.sample_crop_box
     )
-    return crop_example(
-      example, sample(rng, shape, self.size), FILLS[self.fill]
-    )
+    shape, label = example['image'].shape[:2], example.get('label')
+    box = sample(rng, shape, self.size)
+    if self.max_class_share == 1 or label is None:
+      return box
+    for _ in range(crop_content.MAX_REDRAWS):
+      # Padding is not counted.
+      rows = slice(max(box.top, 0), box.top + box.height)
+      columns = slice(max(box.left, 0), box.left + box.width)
+      if crop_content.has_mixed_classes(
+        label[rows, columns], self.max_class_share
+      ):
+        break
+      box = sample(rng, shape, self.size)
+    return box
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,8 @@ def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
   Args:
     cls: dataclass to build; its fields may be dataclasses, tuples, literals,
       unions with None, mappings and plain types. An int is accepted for a
-      float.
+      float. Of a union of dataclasses the field `name` of the block selects
+      one, which declares it as a Literal; a block without it is the first one.
     block: mapping (a ConfigDict, for instance) from field to value.
     path: path of the block in the config, for messages: 'config.noise'.
     **fixed: values of fields that the program sets and the block must not.
@@ -128,10 +129,7 @@ def is_option_chosen_by_name(cls: type, path: str) -> bool:
   """
   *parents, last = path.split('.')
   for name in parents:
-    hint = _hints(cls).get(name)
-    nested = [
-      h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)
-    ]
+    nested = _dataclasses_of(_hints(cls).get(name))
     if not nested:
       return False
     cls = nested[0]
@@ -167,11 +165,38 @@ def complete_options(cls: type, block: Any) -> Any:
       elif field.default_factory is not dataclasses.MISSING:
         values[field.name] = _to_block(field.default_factory())
       continue
-    hint = hints[field.name]
-    for nested in (hint, *typing.get_args(hint)):
-      if dataclasses.is_dataclass(nested):
-        values[field.name] = complete_options(nested, values[field.name])
+    nested = _class_of_block(hints[field.name], values[field.name])
+    if nested is not None:
+      values[field.name] = complete_options(nested, values[field.name])
   return values
+
+
+def _class_of_block(hint: Any, block: Any) -> type | None:
+  """Returns the dataclass that a hint has for a block; None if it has none.
+
+  Of several in a union it is the one whose field `name`, a Literal, may have
+  the block's `name`; the first one for a block without a name.
+  """
+  return _choose_class(_dataclasses_of(hint), block)
+
+
+def _choose_class(classes: list[type], block: Any) -> type | None:
+  name = block.get('name') if hasattr(block, 'get') else None
+  named = [each for each in classes if name in _names_of(each)]
+  return next(iter(named or classes), None)
+
+
+def _dataclasses_of(hint: Any) -> list[type]:
+  return [
+    each
+    for each in (hint, *typing.get_args(hint))
+    if dataclasses.is_dataclass(each)
+  ]
+
+
+def _names_of(cls: type) -> tuple[Any, ...]:
+  """Returns the values of a dataclass's field `name`; () without one."""
+  return typing.get_args(_hints(cls).get('name'))
 
 
 def _items(value: Any) -> dict[Any, Any] | None:
@@ -391,6 +416,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def _convert_union(arguments: Any, value: Any, path: str) -> Any:
+  classes = [each for each in arguments if dataclasses.is_dataclass(each)]
+  if len(classes) > 1 and hasattr(value, 'items'):
+    return _build_chosen_options(classes, value, path)
   for hint in arguments:
     if hint is type(None):
       if value is None:
@@ -408,6 +436,19 @@ def _convert_union(arguments: Any, value: Any, path: str) -> Any:
     for hint in arguments
   ]
   raise _wrong(value, ' or '.join(names), path)
+
+
+def _build_chosen_options(classes: list[type], block: Any, path: str) -> Any:
+  """Builds the dataclass of a union that the field `name` of a block selects.
+
+  Raises:
+    UserError: none has the name, or `build_options` refuses the block.
+  """
+  names = [name for each in classes for name in _names_of(each)]
+  name = block.get('name')
+  if name is not None and name not in names:
+    raise errors.UserError(f'{path}.name: {describe_unknown_name(name, names)}')
+  return build_options(_choose_class(classes, block), block, path)
 
 
 def _convert_tuple(arguments: Any, value: Any, path: str) -> tuple:

@@ -324,6 +324,7 @@ def mean_contrast_over_classes(
     present: classes with a trusted label.
   """
   num_present = jnp.sum(present)
+  # Shapes are static: unusable classes have losses, of arbitrary cells or rows.
   total = jnp.sum(jnp.where(usable, losses, 0.0))
   return jnp.where(num_present > 1, total / jnp.maximum(num_present, 1), 0.0)
 

@@ -40,8 +40,8 @@ class FinetuneOptions(data_lib.LabeledData):
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.RecipeOptions
-  class_weights: class_weights_lib.ClassWeightOptions = (
-    class_weights_lib.ClassWeightOptions()
+  class_weights: class_weights_lib.LossClassWeightOptions = (
+    class_weights_lib.LossClassWeightOptions()
   )
 
 

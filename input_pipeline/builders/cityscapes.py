@@ -37,7 +37,7 @@ TABLE = masks.make_code_table(RAW_IDS, {*range(34), 255} - {*RAW_IDS})
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class CityscapesConfig(tfds.core.BuilderConfig):
   """The annotation: `fine` of 5,000 images, or `coarse` of 19,998 others.
 
   Attributes:
@@ -58,8 +58,8 @@ class Cityscapes(files.OfficialBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS: ClassVar = [
-    Config('fine'),
-    Config('coarse', annotation='gtCoarse', splits=('train_extra',)),
+    CityscapesConfig('fine'),
+    CityscapesConfig('coarse', annotation='gtCoarse', splits=('train_extra',)),
   ]
   DEFAULT_BUILDER_CONFIG_NAME = 'fine'
   patterns = ('leftImg8bit*.zip', 'gtFine*.zip', 'gtCoarse*.zip')

@@ -155,8 +155,10 @@ class ImageMaskFolderOptions(ImageFolderOptions):
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
-  """The state of a folder; its name contains a digest of its content.
+class FolderConfig(tfds.core.BuilderConfig):
+  """The content of a folder as a TFDS config.
+
+  The name of the config contains a digest of the folder's content.
 
   Attributes:
     classes: class list of the masks; None for images without masks.
@@ -197,7 +199,7 @@ class ImageFolder(files.FileBuilder):
     self,
     options: ImageFolderOptions,
     *,
-    config: Config | None = None,
+    config: FolderConfig | None = None,
     **kwargs: Any,
   ):
     """Lists the folder, unless its state is given.
@@ -231,7 +233,7 @@ class ImageFolder(files.FileBuilder):
     """Lists the files of each split."""
     return _list_splits(self._options)
 
-  def _config(self) -> Config:
+  def _config(self) -> FolderConfig:
     """Describes the state of the folder."""
     listings = self.listings()
     classes = self._read_classes()
@@ -242,7 +244,9 @@ class ImageFolder(files.FileBuilder):
       listings,
       self._digests,
     )
-    return Config(name=name, classes=classes, unlabeled=UNLABELED in listings)
+    return FolderConfig(
+      name=name, classes=classes, unlabeled=UNLABELED in listings
+    )
 
   def _read_classes(self) -> class_list.ClassList | None:
     return None

@@ -33,7 +33,7 @@ Classified = Mapping[str, tuple[archives.File, str | None]]
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class ImagenetConfig(tfds.core.BuilderConfig):
   """The release, with the official number of images of each split."""
 
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -48,8 +48,8 @@ class Imagenet(files.OfficialBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS: ClassVar = [
-    Config('1k', counts={'train': 1281167, 'val': 50000}),
-    Config('21k', counts={'train': 12743321}),
+    ImagenetConfig('1k', counts={'train': 1281167, 'val': 50000}),
+    ImagenetConfig('21k', counts={'train': 12743321}),
   ]
   DEFAULT_BUILDER_CONFIG_NAME = '1k'
   patterns = ARCHIVES

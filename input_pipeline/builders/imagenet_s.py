@@ -30,16 +30,16 @@ _NAME = re.compile(r'(?P<wnid>n\d{8})/(?P<stem>\w+)\.\w+')
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class ImagenetSConfig(tfds.core.BuilderConfig):
   """The variant: its number of classes, and of images of each split."""
 
   num_classes: int = 0
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def _config(num_classes: int, *counts: int) -> Config:
+def _config(num_classes: int, *counts: int) -> ImagenetSConfig:
   splits = ('train', 'train_semi', 'val', 'test')
-  return Config(
+  return ImagenetSConfig(
     str(num_classes),
     num_classes=num_classes,
     counts=dict(zip(splits, counts, strict=True)),

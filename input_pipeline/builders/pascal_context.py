@@ -46,7 +46,7 @@ NUM_OFFICIAL = 459
 
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class PascalContextConfig(tfds.core.BuilderConfig):
   """The variant: 59 classes, or 60 with the background as a class."""
 
   background: bool = False
@@ -115,8 +115,8 @@ class PascalContext(files.OfficialBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS: ClassVar = [
-    Config('59'),
-    Config('60', background=True),
+    PascalContextConfig('59'),
+    PascalContextConfig('60', background=True),
   ]
   DEFAULT_BUILDER_CONFIG_NAME = '59'
   patterns = ('VOCtrainval*2010*.tar', 'trainval*.tar.gz', 'trainval*.tgz')

@@ -10,7 +10,7 @@ information. The name of an image seeds its random generator
 splits share one.
 
 A scene is sampled first (`shapes_scene.sample_scene`); drawing (`draw_scene`)
-and simulating the camera (`photograph_scene`) are deterministic functions of
+and simulating the camera (`shapes_camera`) are deterministic functions of
 it. All is computed in float64, whose rounding differs between processors too
 little to change 8 bits.
 """
@@ -23,7 +23,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float, Int16, UInt8
 
-from input_pipeline.builders import base, shapes_scene
+from input_pipeline.builders import (
+  base,
+  natural,
+  shapes_camera,
+  shapes_scene,
+)
 from input_pipeline.sources import records
 
 CLASSES = (
@@ -46,9 +51,13 @@ PALETTE = (
   (200, 90, 220),
 )
 
+# Frequencies of the domains' objects: a striped ring and a checked cross are
+# rare, each is in 1 of 14 images.
+RARE_CLASSES = (1.0, 1.0, 1.0, 1.0, 0.2, 1.0, 1.0, 0.2)
+
 
 @dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
+class ShapesConfig(tfds.core.BuilderConfig):
   """Describes a variant of the data set.
 
   Attributes:
@@ -56,13 +65,24 @@ class Config(tfds.core.BuilderConfig):
     max_objects: largest number of objects in an image, which shows at least 1;
       with 1 the classes of a split are balanced.
     rendering: ranges of clutter, light and camera.
+    frequencies: frequency of each class of objects, relative to the others;
+      empty for equal ones.
     num_images: number of images of each split.
   """
 
   size: int = 64
   max_objects: int = 4
   rendering: shapes_scene.Rendering = shapes_scene.DAY
+  frequencies: Sequence[float] = ()
   num_images: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  def schema(self) -> records.Schema:
+    """Returns the nine classes."""
+    return records.Schema(CLASSES, PALETTE, labels=True, tags=True)
+
+  def draw_sample(self, split: str, index: int) -> records.Sample:
+    """Draws the image of a split and index with its labels."""
+    return draw_labeled_scene(self, split, index)
 
 
 def draw_scene_background(
@@ -107,27 +127,6 @@ def draw_scene(
   return np.clip(image, 0, 1), label
 
 
-def photograph_scene(
-  image: Float[np.ndarray, 'size size 3'], scene: shapes_scene.Scene
-) -> UInt8[np.ndarray, 'size size 3']:
-  """Applies light, haze, blur of the lens and noise of the sensor to an image.
-
-  Args:
-    image: image in uniform white light, in [0, 1].
-    scene: the scene, of which light and camera are used.
-  """
-  middle = scene.size / 2, scene.size / 2
-  u, _ = shapes_scene.scene_coordinates(
-    scene.size, middle, float(scene.size), scene.shade_direction
-  )
-  light = scene.light * (1 - scene.shade * (0.5 + u / np.sqrt(2)))
-  image = image * (light[..., None] * scene.cast)
-  image = 0.5 * scene.light + scene.contrast * (image - 0.5 * scene.light)
-  image = cv2.GaussianBlur(image, (0, 0), scene.blur)
-  image = np.clip(image + scene.noise, 0, 1)
-  return np.rint(255 * image).astype(np.uint8)
-
-
 def render_scene(
   scene: shapes_scene.Scene,
 ) -> tuple[
@@ -140,11 +139,14 @@ def render_scene(
   """
   image, label = draw_scene(scene)
   tags = sorted({item.class_id for item in scene.objects})
-  return photograph_scene(image, scene), label, tags
+  return shapes_camera.photograph_scene(image, scene.camera), label, tags
 
 
 def sample_scene_classes(
-  rng: np.random.Generator, index: int, max_objects: int
+  rng: np.random.Generator,
+  index: int,
+  max_objects: int,
+  frequencies: Sequence[float] = (),
 ) -> list[int]:
   """Samples the classes of the objects of an image.
 
@@ -154,16 +156,20 @@ def sample_scene_classes(
     rng: random generator.
     index: index of the image in its split.
     max_objects: largest number of objects.
+    frequencies: relative frequency of each class; empty for equal ones.
   """
   num_classes = len(CLASSES) - 1
   if max_objects == 1:
     return [1 + index % num_classes]
   count = rng.integers(1, max_objects, endpoint=True)
+  if frequencies:
+    p = np.divide(frequencies, sum(frequencies))
+    return (1 + rng.choice(num_classes, count, p=p)).tolist()
   return rng.integers(1, num_classes, count, endpoint=True).tolist()
 
 
 def make_scene(
-  config: Config, split: str, index: int
+  config: ShapesConfig, split: str, index: int
 ) -> tuple[str, shapes_scene.Scene]:
   """Samples the scene of an image, seeded by the name of the image.
 
@@ -177,14 +183,16 @@ def make_scene(
   """
   name = f'{config.name}/{split}/{index:05}'
   rng = np.random.default_rng(list(name.encode()))
-  class_ids = sample_scene_classes(rng, index, config.max_objects)
+  class_ids = sample_scene_classes(
+    rng, index, config.max_objects, config.frequencies
+  )
   return name, shapes_scene.sample_scene(
     rng, class_ids, config.rendering, config.size
   )
 
 
 def draw_labeled_scene(
-  config: Config, split: str, index: int
+  config: ShapesConfig, split: str, index: int
 ) -> records.Sample:
   """Draws an image of the data set with its labels.
 
@@ -199,38 +207,47 @@ def draw_labeled_scene(
   return records.Sample(name, png.tobytes(), image, label, tags)
 
 
-def _configs(size: int, suffix: str = '') -> list[Config]:
+def _configs(size: int, suffix: str = '') -> list[ShapesConfig]:
   """Returns the four variants at one size."""
   scenes = {'train': 2000, 'unlabeled': 4000, 'val': 400, 'test': 400}
   single = {'train': 4000, 'train_semi': 80, 'val': 400, 'test': 400}
-  domain = {'train': 2000, 'val': 400, 'test': 400}
+  domain = {
+    'size': size,
+    'frequencies': RARE_CLASSES,
+    'num_images': {'train': 2000, 'val': 400, 'test': 400},
+    'version': tfds.core.Version('1.2.0'),
+  }
   return [
-    Config(f'scenes{suffix}', size=size, num_images=scenes),
-    Config(f'single{suffix}', size=size, max_objects=1, num_images=single),
-    Config(f'source{suffix}', size=size, num_images=domain),
-    Config(
-      f'target{suffix}',
-      size=size,
-      rendering=shapes_scene.DUSK,
-      num_images=domain,
+    ShapesConfig(f'scenes{suffix}', size=size, num_images=scenes),
+    ShapesConfig(
+      f'single{suffix}', size=size, max_objects=1, num_images=single
     ),
+    ShapesConfig(f'source{suffix}', **domain),
+    ShapesConfig(f'target{suffix}', rendering=shapes_scene.DUSK, **domain),
   ]
 
 
 class Shapes(base.Builder):
-  """Striped and checked shapes on clutter, drawn by a program.
+  """Objects on clutter, drawn by a program.
 
-  `scenes` has 1 to 4 objects per image, `single` one; `source` and `target` are
-  the same classes in daylight and at dusk. Sides are 64 pixels, or 128 in
-  `scenes_128` and so on.
+  `scenes` has 1 to 4 striped and checked shapes per image, `single` one;
+  `source` and `target` are the same classes in daylight and at dusk, two of
+  them rare. `natural` and `natural_single` have classes that differ in color,
+  texture, outline and background, as in photographs. Sides are 64 pixels, or
+  128 in `scenes_128` and so on.
   """
 
   VERSION = tfds.core.Version('1.1.0')
-  BUILDER_CONFIGS = [*_configs(64), *_configs(128, '_128')]  # noqa: RUF012
+  BUILDER_CONFIGS = [  # noqa: RUF012
+    *_configs(64),
+    *_configs(128, '_128'),
+    *natural.natural_configs(64),
+    *natural.natural_configs(128, '_128'),
+  ]
 
   def schema(self) -> records.Schema:
-    """Returns the nine classes."""
-    return records.Schema(CLASSES, PALETTE, labels=True, tags=True)
+    """Returns the classes of the variant."""
+    return self.builder_config.schema()
 
   def sources(self) -> Mapping[str, Sequence[tuple[str, int]]]:
     """Returns (split, index) of each image."""
@@ -241,4 +258,4 @@ class Shapes(base.Builder):
 
   def read_sample(self, source: tuple[str, int]) -> records.Sample:
     """Draws the image of a split and index."""
-    return draw_labeled_scene(self.builder_config, *source)
+    return self.builder_config.draw_sample(*source)

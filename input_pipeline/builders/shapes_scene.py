@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from input_pipeline.builders import shapes_camera, shapes_coordinates
+
 OUTLINES = ('disc', 'square', 'ring', 'cross')
 PATTERNS = ('striped', 'checked')
 
@@ -38,30 +40,19 @@ MAX_TRIES = 20  # Positions tried for an object before it is omitted.
 
 @dataclasses.dataclass(frozen=True)
 class Rendering:
-  """Ranges from which clutter, light and camera are sampled.
+  """Ranges from which clutter, texture, light and camera are sampled.
 
   Attributes:
     clutter: number of lines and polygons behind the objects.
     texture: amplitude of the background's texture, in [0, 1].
     cells: cells of that texture along the image's side.
-    light: brightness on the brightest side.
-    shade: fraction of the light that is missing on the opposite side.
-    cast: weight of a random color of the light.
-    contrast: factor on the distance to gray, as by haze.
-    blur: standard deviation in pixels for images of 64x64; it grows with the
-      size.
-    noise: standard deviation of the sensor's noise, in [0, 1].
+    camera: ranges of light and camera.
   """
 
   clutter: tuple[int, int] = (4, 12)
   texture: float = 0.12
   cells: tuple[int, int] = (2, 24)
-  light: tuple[float, float] = (0.85, 1.0)
-  shade: tuple[float, float] = (0.0, 0.4)
-  cast: tuple[float, float] = (0.0, 0.1)
-  contrast: tuple[float, float] = (0.9, 1.0)
-  blur: tuple[float, float] = (0.3, 0.5)
-  noise: tuple[float, float] = (0.01, 0.03)
+  camera: shapes_camera.SceneCameraRanges = shapes_camera.SceneCameraRanges()
 
 
 DAY = Rendering()
@@ -69,12 +60,14 @@ DUSK = Rendering(
   clutter=(12, 20),
   texture=0.16,
   cells=(10, 40),
-  light=(0.55, 0.8),
-  shade=(0.2, 0.5),
-  cast=(0.15, 0.3),
-  contrast=(0.6, 0.8),
-  blur=(0.6, 0.9),
-  noise=(0.03, 0.06),
+  camera=shapes_camera.SceneCameraRanges(
+    light=(0.55, 0.8),
+    shade=(0.2, 0.5),
+    cast=(0.15, 0.3),
+    contrast=(0.6, 0.8),
+    blur=(0.6, 0.9),
+    noise=(0.03, 0.06),
+  ),
 )
 
 
@@ -136,31 +129,19 @@ class Scene:
     texture: differences from that color on coarse grids, each
       [rows, columns, 3].
     clutter: lines and polygons between the background and the objects.
-    light: brightness on the brightest side.
-    shade: fraction of the light that is missing on the opposite side.
-    shade_direction: direction from the bright to the dark side, in radians.
-    cast: factor on each color channel.
-    contrast: factor on the distance to gray.
-    blur: standard deviation of the blur in pixels.
-    noise: noise of the sensor, which is added last, in units of [0, 1].
+    camera: light and camera.
   """
 
   objects: tuple[SceneObject, ...]
   background: Float[np.ndarray, '3']
   texture: tuple[Float[np.ndarray, '_ _ 3'], ...]
   clutter: tuple[Clutter, ...]
-  light: float
-  shade: float
-  shade_direction: float
-  cast: Float[np.ndarray, '3']
-  contrast: float
-  blur: float
-  noise: Float[np.ndarray, 'size size 3']
+  camera: shapes_camera.SceneCamera
 
   @property
   def size(self) -> int:
     """Returns the side of the image in pixels."""
-    return len(self.noise)
+    return self.camera.size
 
 
 def scene_tint(luma: float, hue: float, saturation: float) -> np.ndarray:
@@ -176,30 +157,6 @@ def scene_tint(luma: float, hue: float, saturation: float) -> np.ndarray:
   chroma -= chroma @ LUMA
   limit = min((1 - luma) / max(chroma), luma / -min(chroma))
   return luma + saturation * limit * chroma
-
-
-@functools.cache
-def _pixel_centers(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns x [1, size] and y [size, 1] of the centers of the pixels."""
-  centers = np.arange(size) + 0.5
-  return centers[None, :], centers[:, None]
-
-
-def scene_coordinates(
-  size: int, center: tuple[float, float], radius: float, angle: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns coordinates of all pixels about a center, along rotated axes.
-
-  Args:
-    size: side of the image in pixels.
-    center: x and y of the origin, in pixels.
-    radius: unit of the coordinates, in pixels.
-    angle: angle of the first axis, in radians.
-  """
-  x, y = _pixel_centers(size)
-  x, y = (x - center[0]) / radius, (y - center[1]) / radius
-  cos, sin = np.cos(angle), np.sin(angle)
-  return cos * x + sin * y, cos * y - sin * x
 
 
 def object_outline_distance(
@@ -249,7 +206,9 @@ def scene_object_coverage(
     item: object of the scene.
     size: side of the image in pixels.
   """
-  axes = scene_coordinates(size, item.center, item.radius, item.angle)
+  axes = shapes_coordinates.scene_coordinates(
+    size, item.center, item.radius, item.angle
+  )
   distance = object_outline_distance(item.outline, *axes) * item.radius
   return np.clip(0.5 - distance, 0, 1)
 
@@ -265,7 +224,9 @@ def scene_object_pattern(
     item: object of the scene.
     size: side of the image in pixels.
   """
-  u, v = scene_coordinates(size, item.center, item.radius, item.pattern_angle)
+  u, v = shapes_coordinates.scene_coordinates(
+    size, item.center, item.radius, item.pattern_angle
+  )
   per_radius = 2 * np.pi / PERIODS[item.pattern]
   wave = np.sin(per_radius * u + item.pattern_phase)
   if item.pattern == 'checked':
@@ -422,7 +383,7 @@ def sample_scene(
     size: side of the image in pixels.
   """
   background_luma = rng.uniform(0.3, 0.7)
-  noise = rng.uniform(*rendering.noise)
+  noise = rng.uniform(*rendering.camera.noise)
   return Scene(
     objects=sample_scene_objects(rng, class_ids, background_luma, size),
     background=sample_scene_tint(rng, background_luma),
@@ -431,11 +392,7 @@ def sample_scene(
       sample_scene_clutter(rng, background_luma, size)
       for _ in range(rng.integers(*rendering.clutter, endpoint=True))
     ),
-    light=rng.uniform(*rendering.light),
-    shade=rng.uniform(*rendering.shade),
-    shade_direction=rng.uniform(0, 2 * np.pi),
-    cast=1 - rng.uniform(*rendering.cast) * rng.uniform(0, 1, 3),
-    contrast=rng.uniform(*rendering.contrast),
-    blur=rng.uniform(*rendering.blur) / 64 * size,
-    noise=noise * rng.standard_normal((size, size, 3)),
+    camera=shapes_camera.sample_scene_camera(
+      rng, rendering.camera, noise, size
+    ),
   )

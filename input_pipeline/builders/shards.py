@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import tqdm
 from array_record.python import array_record_module
 from etils import epy
@@ -198,7 +199,7 @@ class ShardWriter:
     except errors.UserError:
       for shard in self._shards:
         if self._read_about(shard)['bad']:
-          for suffix in ('.json', '.npz', '.array_record'):
+          for suffix in ('.json', '.npz', '.npy', '.array_record'):
             self._path(shard, suffix).unlink(missing_ok=True)
       raise
 
@@ -242,9 +243,15 @@ class ShardWriter:
       fingerprints.ImageIndex.join(indices).write(
         shard_index_path(folder, split)
       )
+      counts = [self._path(shard, '.npy') for shard in shards]
+      if all(path.exists() for path in counts):
+        class_counts.write_class_pixels(
+          class_pixels_path(folder, split),
+          np.concatenate([np.load(path) for path in counts]),
+        )
 
   def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
-    """Writes records and index, and last the file that marks it complete."""
+    """Writes the files of a shard, and last the one that marks it complete."""
     builder = self._builder
 
     def read(source):
@@ -257,7 +264,7 @@ class ShardWriter:
 
     accumulator = class_counts.CountAccumulator(len(builder.schema().classes))
     traits = file_traits.TraitCounter()
-    bad, indices, num_bytes = [], [], 0
+    bad, indices, pixels, num_bytes = [], [], [], 0
     partial = self._path(shard, f'.array_record.{os.getpid()}')
     # One record per group: random access decompresses no neighbors.
     writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
@@ -270,7 +277,7 @@ class ShardWriter:
           bad.append((str(result.file), result.reason))
           continue
         sample, record, index = result
-        accumulator.add(sample)
+        pixels.append(accumulator.add(sample))
         traits.add(sample.id, sample.traits)
         indices.append(index)
         num_bytes += len(record)
@@ -287,11 +294,16 @@ class ShardWriter:
     if indices:
       index = fingerprints.ImageIndex.join(indices)
       index.write(self._path(shard, '.npz'))
+    counts = accumulator.counts()
+    if counts.has_masks:
+      class_counts.write_class_pixels(
+        self._path(shard, '.npy'), np.stack(pixels)
+      )
     about = {
       'plan': self._plan(shard),
       'length': len(indices),
       'bytes': num_bytes,
-      'counts': dataclasses.asdict(accumulator.counts()),
+      'counts': dataclasses.asdict(counts),
       'bad': bad,
       'traits': traits.to_json(),
     }
@@ -334,6 +346,11 @@ class ShardWriter:
 def shard_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
   """Returns the path of the index of a split in the folder of its records."""
   return folder / f'index-{split}.npz'
+
+
+def class_pixels_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+  """Returns the path of the pixels of each class in each image of a split."""
+  return folder / f'class-pixels-{split}.npy'
 
 
 def _divide(sources: Mapping[str, Sequence[Any]]) -> Iterator[Shard]:

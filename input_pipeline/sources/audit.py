@@ -13,6 +13,7 @@ error that names the bad files, or an `Audit` that lists the skipped ones.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,9 @@ from runtime import errors, progress, threads
 # Values of `on_bad_example`: refuse the data set, or skip the file.
 ON_BAD_EXAMPLE = ('error', 'skip')
 SKIP_REMEDY = "repair or remove them, or set on_bad_example='skip'"
+
+# Reports that this process has printed.
+_PRINTED_REPORTS: set[pathlib.Path] = set()
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -260,3 +264,26 @@ def _summarize(bad: Sequence[errors.BadFile], remedy: str) -> str:
     return f'{problems[0]}; {remedy}'
   lines = errors.format_problem_lines(problems)
   return f'{lines}\n{len(problems):,} files cannot be used; {remedy}'
+
+
+def print_stored_report(
+  path: pathlib.Path, whole: bool, lists_skipped: bool
+) -> None:
+  """Prints the report of an audit, or what is odd in an earlier one.
+
+  A run opens a data set several times, but reports its skipped files and the
+  warnings once.
+
+  Args:
+    path: file of the report.
+    whole: whether the data set was audited just now.
+    lists_skipped: whether the report may list skipped files.
+  """
+  if not path.exists() or (path in _PRINTED_REPORTS and not whole):
+    return
+  _PRINTED_REPORTS.add(path)
+  lines = path.read_text().splitlines()
+  if not whole and not lists_skipped:
+    lines = [line for line in lines if line.startswith('warning: ')]
+  for line in lines:
+    print(line, flush=True)

@@ -1,16 +1,17 @@
 """Numbers of images and labeled pixels per class, of a split and per image."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from input_pipeline.sources import object_sizes, records
-from runtime import threads
+from runtime import files, progress, threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +57,16 @@ class CountAccumulator:
     self._blank = 0
     self._objects = np.zeros(object_sizes.NUM_BINS, np.int64)
 
-  def add(self, sample: records.Sample) -> None:
-    """Adds the label and the tags of a sample."""
+  def add(self, sample: records.Sample) -> Int64[np.ndarray, 'C']:
+    """Adds the label and the tags of a sample.
+
+    Returns:
+      The number of pixels of each class in it, 0 without a label.
+    """
     self._num_images += 1
     num_classes = len(self._images)
     present = np.zeros(num_classes, bool)
+    pixels = np.zeros(num_classes + 1, np.int64)
     if sample.label is not None:
       ids = np.where(sample.label < 0, num_classes, sample.label)
       pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
@@ -72,6 +78,7 @@ class CountAccumulator:
       )
     present[list(sample.tags)] = True
     self._images += present
+    return pixels[:-1]
 
   def merge(self, counts: ClassCounts) -> None:
     """Adds the counts of other samples of the split."""
@@ -95,12 +102,13 @@ class CountAccumulator:
 
 
 def count_class_pixels(
-  examples: Iterable[records.Record], num_classes: int
+  examples: Sequence[records.Record], num_classes: int
 ) -> Int64[np.ndarray, 'N C']:
   """Counts the labeled pixels of each class in each image.
 
   Args:
-    examples: records with a label; each is decoded once, in threads.
+    examples: records with a label; each is decoded once, in threads, under a
+      progress bar.
     num_classes: number C of classes.
   """
 
@@ -110,8 +118,64 @@ def count_class_pixels(
     return np.bincount(stored.ravel(), minlength=num_classes + 1)[1:]
 
   labels = (example['label'] for example in examples)
-  counts = [*threads.map_in_threads(count, labels)]
-  return np.array(counts, np.int64).reshape(-1, num_classes)
+  counts = progress.progress_bar(
+    threads.map_in_threads(count, labels),
+    desc='counting pixels of classes',
+    total=len(examples),
+    delay=1,
+    leave=False,
+  )
+  return np.array([*counts], np.int64).reshape(-1, num_classes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredClassPixels:
+  """Numbers of pixels of each class in each image, beside the records.
+
+  Attributes:
+    path: file that `write_class_pixels` has written, or a missing one.
+    records: all records of the split, which are counted where the file is
+      missing: the split was prepared before there were such files.
+    num_classes: number of classes C.
+    rows: positions of the images in the split; None for all of them.
+  """
+
+  path: pathlib.Path
+  records: Sequence[records.Record]
+  num_classes: int
+  rows: Int[np.ndarray, 'N'] | None = None
+
+  def select(self, indices: Int[np.ndarray, 'n']) -> 'StoredClassPixels':
+    """Returns those of the images at the given indices, in that order."""
+    rows = indices if self.rows is None else self.rows[indices]
+    return dataclasses.replace(self, rows=rows)
+
+  def read(self) -> Int64[np.ndarray, 'N C']:
+    """Reads the numbers; counts and stores them if the file is missing."""
+    pixels = self._read_file()
+    if pixels is None:
+      pixels = count_class_pixels(self.records, self.num_classes)
+      # The records may be read-only, or of another user.
+      with contextlib.suppress(OSError):
+        write_class_pixels(self.path, pixels)
+    return pixels if self.rows is None else pixels[self.rows]
+
+  def _read_file(self) -> Int64[np.ndarray, 'all C'] | None:
+    try:
+      pixels = np.load(self.path, allow_pickle=False).astype(np.int64)
+    except (OSError, ValueError, EOFError):
+      return None
+    expected = (len(self.records), self.num_classes)
+    return pixels if pixels.shape == expected else None
+
+
+def write_class_pixels(
+  path: pathlib.Path, pixels: Int[np.ndarray, 'N C']
+) -> None:
+  """Writes the number of pixels of each class in each image."""
+  # An image has less than 2**31 pixels.
+  with files.atomic_path(path) as partial, partial.open('wb') as file:
+    np.save(file, pixels.astype(np.int32))
 
 
 def total_class_counts(counts: Iterable[ClassCounts]) -> ClassCounts:

@@ -95,7 +95,7 @@ class Backend(Protocol):
 
   @property
   def location(self) -> str:
-    """Describes the place in which jobs of this name are searched."""
+    """Describes where jobs of this name are searched for, in words."""
 
   def steps(self, commit: str) -> Sequence[Step]:
     """Returns all steps of a launch, in order and exactly as they are run."""

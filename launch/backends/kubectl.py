@@ -44,9 +44,10 @@ class Kubectl:
     return self._command('logs', pod, f'--container={container}', '--tail=20')
 
   def delete_jobset(self) -> list[str]:
-    """Returns the command that deletes the JobSet once its pods are gone.
+    """Returns the command that deletes the JobSet after its pods.
 
-    It does not wait for that, since Ctrl-C has to work meanwhile.
+    The command does not wait until they are deleted, since Ctrl-C has to work
+    in the meantime.
     """
     return self._command(
       'delete',

@@ -215,7 +215,7 @@ class Cooccurrence:
     return type(self)(counts)
 
   def merge(self, other: 'Cooccurrence') -> 'Cooccurrence':
-    """Returns the counts over the images of both."""
+    """Returns the sum of these counts and those over other images."""
     if self.counts.shape != other.counts.shape:
       raise ValueError(
         f'cannot merge counts of shapes {self.counts.shape} and '

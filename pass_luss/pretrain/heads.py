@@ -353,7 +353,7 @@ class _Projector(nn.Module):
     return _conv(self.hidden, self.size, dtype, 'conv2', use_bias=True)(x)
 
 
-class Attention(EncoderHead, nn.Module):
+class AttentionHead(EncoderHead, nn.Module):
   """Pixel attention: sigmoid(MLP(x) + θ) for each channel (§3.1).
 
   Attributes:

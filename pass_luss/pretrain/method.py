@@ -157,9 +157,9 @@ class Pretrain:
     """
 
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
-      encoded = _encode(net, views, self._encodes_by_view)
+      encoded = _encode(net, views, batch, self._encodes_by_view)
       return {
-        objective.name: objective.outputs(net, encoded, batch)
+        objective.name: objective.outputs(net, encoded)
         for objective in self.objectives
       }
 
@@ -186,7 +186,9 @@ class Pretrain:
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
       # Training mode here, too, as in PixPro: batch statistics, and running
       # ones of this network's own.
-      encoded = _encode(net, {'large': views['large']}, self._encodes_by_view)
+      encoded = _encode(
+        net, {'large': views['large']}, {}, self._encodes_by_view
+      )
       return {
         objective.name: objective.momentum_outputs(net, encoded)
         for objective in self.objectives
@@ -254,6 +256,7 @@ class Pretrain:
 def _encode(
   net: segmenter_lib.Segmenter,
   views: Mapping[str, Float[Array, 'B V h w 3']],
+  batch: batch_lib.Batch,
   by_view: bool,
 ) -> objective_lib.EncodedViews:
   """Applies the encoder in training mode to each group of views, or view."""
@@ -266,6 +269,7 @@ def _encode(
   )
   return objective_lib.EncodedViews(
     {group: apply(encode, images) for group, images in views.items()},
+    batch,
     len(views['large']),
     by_view,
   )

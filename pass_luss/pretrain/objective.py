@@ -54,12 +54,14 @@ class EncodedViews:
   Attributes:
     maps: encoder's maps of each group of views, 'large' or 'small', with B·V
       rows.
+    batch: boxes and flips of the views; {} for the momentum encoder.
     batch_size: number B of images.
     by_view: whether each view was encoded by itself, with batch statistics of
       its own, and heads are to do the same.
   """
 
   maps: Mapping[str, features.Features]
+  batch: batch_lib.Batch
   batch_size: int
   by_view: bool = False
 
@@ -163,18 +165,12 @@ class Objective:
     """Applies its heads to the momentum encoder's maps of the large views."""
     raise NotImplementedError
 
-  def outputs(
-    self,
-    net: segmenter.Segmenter,
-    views: EncodedViews,
-    batch: batch_lib.Batch,
-  ) -> Arrays:
+  def outputs(self, net: segmenter.Segmenter, views: EncodedViews) -> Arrays:
     """Applies its heads in training mode, inside the network.
 
     Args:
       net: the network, bound to its parameters.
       views: the encoder's maps.
-      batch: boxes and flips of the views.
     """
     raise NotImplementedError
 

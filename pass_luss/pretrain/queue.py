@@ -55,6 +55,7 @@ def enqueue_embeddings(
 ) -> Queue:
   """Stores a batch at the front and drops the oldest rows; no gradient."""
   length = queue.rows.shape[1]
+  # Cut first: a batch longer than the queue would not fit into the update.
   new = jax.lax.stop_gradient(jnp.moveaxis(embeddings, 1, 0))[:, :length]
   # Not a concatenation: the new rows are split over the devices and the queue
   # is replicated, so concatenating them would reshard the whole queue.

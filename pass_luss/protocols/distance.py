@@ -98,7 +98,7 @@ class DistanceMatcher:
   maps: short_side_lib.FeatureMaps | None = None
   path: str = 'config.distance'
 
-  def build_bank(self, split: datasets.Split) -> knn.Bank:
+  def build_bank(self, split: datasets.Split) -> knn.KnnBank:
     """Builds the bank of regions of a split with masks, the same on all hosts.
 
     Raises:
@@ -115,7 +115,7 @@ class DistanceMatcher:
       )
       entries.extend(regions.features)
       labels.extend(regions.labels)
-    bank = knn.Bank(
+    bank = knn.KnnBank(
       gather.all_gather_predictions(entries, np.float32),
       gather.all_gather_predictions(labels, np.int32),
     )
@@ -123,7 +123,7 @@ class DistanceMatcher:
     return bank
 
   def grid_label_function(
-    self, bank: knn.Bank
+    self, bank: knn.KnnBank
   ) -> Callable[
     [datasets.Split], Iterator[tuple[np.ndarray, Mapping[str, Any]]]
   ]:
@@ -139,7 +139,7 @@ class DistanceMatcher:
     predictor = self.vote_predictor(bank)
     return lambda split: self._predictions(split, predictor)(self.state)
 
-  def vote_predictor(self, bank: knn.Bank) -> short_side_lib.FeatureMaps:
+  def vote_predictor(self, bank: knn.KnnBank) -> short_side_lib.FeatureMaps:
     """Builds the predictor of the classes [h, w] of an image's cells."""
     vote = knn.make_sharded_knn_vote(
       self.mesh, bank, self.options.neighbors, self.options.temperature
@@ -174,7 +174,7 @@ class DistanceMatcher:
     if labels is None or truth is None:
       return None
     self._check_neighbors(len(tagged), f'images in {tagged.name}')
-    bank = knn.Bank(self._image_features(tagged), labels.astype(np.int32))
+    bank = knn.KnnBank(self._image_features(tagged), labels.astype(np.int32))
     predicted = knn.knn_vote(
       jnp.asarray(self._image_features(split)),
       bank,

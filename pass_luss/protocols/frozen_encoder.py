@@ -23,25 +23,25 @@ from segcore.train import train_state
 # ones.
 _SHORT_SIDES = (224, 448)
 _SMALL_CELL = 8
-# Least side of the image whose maps are followed to learn their shapes.
+# Least side of the image that is traced for the shapes of its maps.
 _PROBE_SIDE = 64
 
 
 def probe_side(encoder: object) -> int:
-  """Returns the side of a square image that an encoder accepts, in pixels."""
+  """Returns the side, in pixels, of a small square image for an encoder."""
   multiple = encoder.size_multiple
   return -(-_PROBE_SIDE // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrozenEncoder:
-  """An encoder with its parameters, and the map whose cells are its features.
+  """An encoder, its parameters, and the map that provides the features.
 
   Attributes:
     segmenter: network; only its encoder is applied.
-    state: parameters and batch statistics, replicated.
-    stride: pixels of a side of a cell of the map.
-    channels: number of features D of a cell.
+    state: parameters and batch statistics, replicated on all devices.
+    stride: stride of the map, in pixels.
+    channels: number of features D of a cell of the map.
     short_side: short side of the resized images, in pixels.
   """
 
@@ -59,15 +59,15 @@ class FrozenEncoder:
     stride: int = 0,
     short_side: int = 0,
   ) -> 'FrozenEncoder':
-    """Chooses map and size of images; follows shapes only.
+    """Chooses the map and the size of images; traces shapes, computes nothing.
 
     Args:
       segmenter: network with the encoder.
       state: its parameters and batch statistics.
-      stride: stride of the map, of which the deepest is taken; 0 for the
-        largest stride.
-      short_side: short side of images, in pixels; 0 for 448, or for 224 where
-        cells have at most 8 pixels a side.
+      stride: stride of the map, in pixels; of several maps the deepest one is
+        used. 0 for the largest stride.
+      short_side: short side of images, in pixels; 0 for 448, or for 224 at
+        strides of at most 8.
 
     Raises:
       ValueError: the encoder has no map of this stride.
@@ -92,17 +92,17 @@ class FrozenEncoder:
 
   @property
   def size_multiple(self) -> int:
-    """Returns the pixels of whose multiples the sides of images must be."""
+    """Returns the divisor of the sides of images, in pixels."""
     return math.lcm(self.stride, self.segmenter.encoder.size_multiple)
 
   def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns height and width of the resized image, in pixels."""
+    """Computes (height, width) of an image after resizing, in pixels."""
     return short_side_lib.short_side_size(
       size, self.short_side, self.size_multiple
     )
 
   def count_cells(self, size: tuple[int, int]) -> int:
-    """Returns the number of cells of an image of this size."""
+    """Computes the number of cells of an image of (height, width) pixels."""
     return math.prod(n // self.stride for n in self.input_size(size))
 
   def features(
@@ -115,7 +115,7 @@ class FrozenEncoder:
   def normalized_features(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
-    """Computes features of length 1 over the channels."""
+    """Computes the features of all cells, L2-normalized over the channels."""
     return embedding_ops.l2_normalize_embeddings(self.features(state, images))
 
   def enlarged_features(
@@ -124,7 +124,7 @@ class FrozenEncoder:
     images: Float[Array, 'B H W 3'],
     factor: int,
   ) -> Float[Array, 'B h_out w_out D']:
-    """Computes the map enlarged bilinearly by a factor, not normalized."""
+    """Computes features, not normalized, on a grid enlarged by a factor."""
     maps = self.features(state, images)
     height, width = maps.shape[1:3]
     return resize.resize_bilinear(maps, (factor * height, factor * width))

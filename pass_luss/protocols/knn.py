@@ -8,7 +8,7 @@ In distance matching the neighbors are regions of labeled images (spec §5.3).
 Class 0, 'other', votes like any other class.
 
   vote = knn.make_sharded_soft_vote(mesh, k=30, temperature=0.02)
-  scores = vote(queries, knn.SoftBank(features, labels))
+  scores = vote(queries, knn.SoftKnnBank(features, labels))
 
 In dense nearest neighbors they are patches, whose labels are the shares of the
 classes (Balazevic et al. 2023, Towards in-context scene understanding).
@@ -32,7 +32,7 @@ QUERY_ROWS = 1024
 BANK_ROWS = 4096
 
 
-class Bank(NamedTuple):
+class KnnBank(NamedTuple):
   """Labeled features that queries are compared with.
 
   Attributes:
@@ -44,7 +44,7 @@ class Bank(NamedTuple):
   labels: Int32[Array | np.ndarray, 'M']
 
 
-class SoftBank(NamedTuple):
+class SoftKnnBank(NamedTuple):
   """Features with soft labels that queries are compared with.
 
   Attributes:
@@ -60,7 +60,7 @@ def build_knn_bank(
   features: Float[np.ndarray, 'B h w D'],
   masks: Int[np.ndarray, 'B h w'],
   num_classes: int,
-) -> Bank:
+) -> KnnBank:
   """Builds one entry for each image and class in its mask, including 0.
 
   An entry is the L2-normalized mean of feature x mask over all positions, as in
@@ -88,14 +88,14 @@ def build_knn_bank(
     rows = feature.reshape(-1, size).astype(np.float32)
     means.append(one_hot @ rows / np.float32(mask.size))
     labels.append(classes.astype(np.int32))
-  return Bank(
+  return KnnBank(
     _l2_normalize_on_host(np.concatenate(means)), np.concatenate(labels)
   )
 
 
 def knn_vote(
   queries: Float[Array, 'Q D'],
-  bank: Bank,
+  bank: KnnBank,
   k: int = 10,
   temperature: float = 0.07,
   *,
@@ -120,7 +120,7 @@ def knn_vote(
     ValueError: k is larger than the bank.
   """
   _check_k(k, len(bank.labels))
-  bank = Bank(jnp.asarray(bank.features), jnp.asarray(bank.labels))
+  bank = KnnBank(jnp.asarray(bank.features), jnp.asarray(bank.labels))
 
   def classify(query: Array) -> Array:
     cosines, neighbors = _nearest(
@@ -141,7 +141,7 @@ def knn_vote(
 
 def soft_knn_vote(
   queries: Float[Array, 'Q D'],
-  bank: SoftBank,
+  bank: SoftKnnBank,
   k: int = 30,
   temperature: float = 0.02,
   *,
@@ -184,7 +184,7 @@ def soft_knn_vote(
 
 def make_sharded_soft_vote(
   mesh: Mesh, k: int = 30, temperature: float = 0.02
-) -> Callable[[Float[Array, 'Q D'], SoftBank], Float[Array, 'Q C']]:
+) -> Callable[[Float[Array, 'Q D'], SoftKnnBank], Float[Array, 'Q C']]:
   """Builds `soft_knn_vote` on a mesh: queries are sharded, the bank replicated.
 
   Args:
@@ -203,7 +203,7 @@ def make_sharded_soft_vote(
 
 def make_sharded_knn_vote(
   mesh: Mesh,
-  bank: Bank,
+  bank: KnnBank,
   k: int = 10,
   temperature: float = 0.07,
   *,
@@ -240,7 +240,7 @@ def make_sharded_knn_vote(
   )
   sharded_vote = jax.jit(_on_mesh(mesh, vote))
   # Placed once: passing a host array would copy the bank at each call.
-  bank = Bank(place(bank.features), place(bank.labels))
+  bank = KnnBank(place(bank.features), place(bank.labels))
   return lambda queries: sharded_vote(queries, bank)
 
 

@@ -17,8 +17,8 @@ from input_pipeline import crop_boxes, transforms
 from segcore.eval import short_side as short_side_lib
 from segcore.ops import color_augment
 
-# Treatment of pixels without a class: as those of class 0, as in the published
-# evaluation; or not counted, so that patches of no other pixels are left out.
+# Treatment of pixels without a class: counted as class 0, as in the published
+# evaluation; or not counted, which leaves out patches that have no others.
 Unlabeled = Literal['class_0', 'left_out']
 
 # Of brightness, contrast, saturation and hue: each is changed by up to 0.1 with
@@ -107,11 +107,11 @@ def choose_patches(
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryCrop:
+class PatchMemoryCrop:
   """Crops a box of random area and aspect ratio and resizes it to a square.
 
-  An area above that of the image, which no box has, gives the whole image, or
-  the largest box of an allowed aspect ratio in it.
+  Where the drawn area exceeds the image, the box is the whole image, or the
+  largest part of it that has an allowed aspect ratio.
 
   Attributes:
     side: side of the result in pixels.
@@ -140,19 +140,21 @@ class MemoryCrop:
     )
 
 
-def with_jitter(
+def with_patch_memory_jitter(
   function: short_side_lib.ForwardFn, seed: int
 ) -> short_side_lib.ForwardFn:
-  """Builds the function that jitters the colors of images first.
+  """Builds the function that jitters the colors of images before another one.
 
   Args:
     function: function of a state and images.
     seed: seed of the jitter.
   """
-  return lambda state, images: function(state, jitter_colors(images, seed))
+  return lambda state, images: function(
+    state, jitter_patch_memory_images(images, seed)
+  )
 
 
-def jitter_colors(
+def jitter_patch_memory_images(
   images: Float[Array, 'B H W 3'], seed: int
 ) -> Float[Array, 'B H W 3']:
   """Jitters each image of a batch in [-1, 1] by random values of its own.
@@ -174,20 +176,20 @@ def jitter_colors(
       jax.random.fold_in(key, 1), JITTER_PROBABILITY, (len(_NO_CHANGE),)
     )
     return color_augment.apply_color_draws(
-      image, keep_factors(draws, changed), JITTER
+      image, keep_patch_memory_factors(draws, changed), JITTER
     )
 
   return jax.vmap(augment)(images, keys)
 
 
-def keep_factors(
-  draws: color_augment.Draws, changed: Bool[Array, '4']
-) -> color_augment.Draws:
-  """Returns draws that leave alone what is not to be changed.
+def keep_patch_memory_factors(
+  draws: color_augment.ColorDraws, changed: Bool[Array, '4']
+) -> color_augment.ColorDraws:
+  """Resets the factors of the operations that are not applied.
 
   Args:
     draws: random values of an image.
-    changed: whether brightness, contrast, saturation and hue are changed.
+    changed: whether brightness, contrast, saturation and hue are applied.
   """
   factors = jnp.where(changed, draws.factors, jnp.array(_NO_CHANGE))
   return draws._replace(factors=factors)

@@ -1,4 +1,4 @@
-"""Rows of features, and of labels, of the patches of whole splits.
+"""Extraction of a row of features, and of labels, for each patch of a split.
 
 Blocks of images are written to the stage's folder as they are finished, and
 read from there on a second run. All hosts return the same rows, in the order of
@@ -36,7 +36,7 @@ RowFunction = Callable[
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowExtractor:
-  """Computes rows of the patches of the images of a split.
+  """Computes the rows of a split's patches, and keeps them in files.
 
   Attributes:
     state: training state of the network.
@@ -62,14 +62,15 @@ class RowExtractor:
     name: str = 'rows',
     augmentation: evaluator.Augmentation | None = None,
   ) -> Float32[np.ndarray, 'N K']:
-    """Returns the rows of all images, in their order.
+    """Computes the rows of all images, in the order of the images.
 
     Args:
       split: the images; labels are read if it has them.
       predictor: predictor of the feature map of an image.
-      rows_of: function from an image to its rows.
-      width: number of values K of a row.
-      name: name of the rows in the file names.
+      rows_of: function from (index, feature map [h, w, D], example) of an image
+        to its rows [n, K].
+      width: number K of values of a row.
+      name: first part of the file names.
       augmentation: random crop of each image before prediction.
 
     Raises:

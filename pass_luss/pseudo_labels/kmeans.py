@@ -190,9 +190,9 @@ def assign_to_centroids(
   centroids: Float[Array, 'K D'],
   block_rows: int = BLOCK_ROWS,
 ) -> Int[Array, 'N']:
-  """Returns the index of each row's nearest centroid, the lowest one on a tie.
+  """Returns the index of the nearest centroid of each row, the lowest on a tie.
 
-  With L2-normalized centroids it has the largest cosine similarity.
+  The nearest of L2-normalized centroids has the largest cosine similarity.
   """
 
   def visit(clusters: Array, block: Array, _: Array, start: Array) -> Array:

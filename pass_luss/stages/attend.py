@@ -78,7 +78,7 @@ class AttendStage(base.ViewsStage):
     clusters = swav.Swav(pretrained.learn.clusters, pretrained.widths)
     heads = {
       **clusters.heads(dtype),
-      'attention': heads_lib.Attention(block.shared, dtype=dtype),
+      'attention': heads_lib.AttentionHead(block.shared, dtype=dtype),
     }
     optimizer = dataclasses.replace(
       block.recipe.optimizer,

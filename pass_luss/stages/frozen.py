@@ -1,4 +1,4 @@
-"""Parts of the stages that judge an encoder as it is, without training.
+"""Parts of the stages that score the features of an encoder without training.
 
 `frozen_knn`, `frozen_distance` and `frozen_kmeans` take any encoder, from a
 weight file or a finished stage, and any data with masks (spec comparators
@@ -39,16 +39,18 @@ _MAX_ROW_BYTES = 16e9
 class FrozenOptions(data_lib.LabeledData):
   """Options of all protocols of a frozen encoder.
 
-  The labeled images are the memory; `val_split` and `follow` are scored.
+  Predictions follow from the labeled images; `val_split` and the splits in
+  `follow` are scored.
 
   Attributes:
-    start: weights of the encoder; of 'package:NAME' those of a package.
+    start: weights of the encoder: a weight file, a stage, or 'package:NAME' for
+      the weight file of an installed package.
     untrained: whether the encoder's parameters are random, for comparison.
     seed: seed of random parameters and of all sampling.
-    stride: stride of the map whose cells are the features, of which the deepest
-      is taken; 0 for the largest stride.
+    stride: stride of the map whose cells are the features; of several maps the
+      deepest one is used. 0 for the largest stride.
     short_side: short side of images, in pixels, rounded to a multiple of the
-      cells; 0 for 448, or for 224 where cells have at most 8 pixels a side.
+      stride; 0 for 448, or for 224 at strides of at most 8.
     batch_size: global number of images of a batch; changes no result.
   """
 
@@ -79,12 +81,26 @@ class FrozenOptions(data_lib.LabeledData):
       )
 
 
-class Fitted(NamedTuple):
-  """What a protocol has made of the labeled images.
+class FitInputs(NamedTuple):
+  """What a protocol reads to fit its predictions.
+
+  Attributes:
+    encoder: encoder with its weights.
+    labeled: images with masks.
+    workspace: workspace of the stage.
+  """
+
+  encoder: frozen_encoder.FrozenEncoder
+  labeled: datasets.Split
+  workspace: workspace_lib.Workspace
+
+
+class FrozenFit(NamedTuple):
+  """Predictions that a protocol derives from the labeled images.
 
   Attributes:
     predict: function from a split to the predictions of its label maps.
-    state: state that the predictions take.
+    state: training state, with which the predictions are called.
     fields: further entries of results.json.
   """
 
@@ -100,31 +116,20 @@ class FrozenStage(base.InferenceStage):
   options: FrozenOptions
 
   @abc.abstractmethod
-  def fit(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> Fitted:
-    """Returns the predictions that follow from the labeled images.
-
-    Args:
-      encoder: the encoder.
-      labeled: images with masks.
-      workspace: workspace of the stage.
-    """
+  def fit(self, inputs: FitInputs) -> FrozenFit:
+    """Fits the predictions to the labeled images."""
 
   @abc.abstractmethod
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
     """Describes the protocol in words, for results.json."""
 
   def settings(self) -> Any:
-    """Returns encoder and block, without what changes no result."""
+    """Returns the settings that results depend on: encoder and options."""
     block = options_lib.omit_option_fields(self.options, 'batch_size')
     return {self.name: block, 'encoder': self.experiment.network.encoder}
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the splits with masks, and the weights."""
+    """Returns the splits to read, with masks, and the encoder's weights."""
     block = self.options
     names = dict.fromkeys((block.split, *self.scored()))
     return experiment_stage.Inputs(
@@ -145,7 +150,7 @@ class FrozenStage(base.InferenceStage):
     return tuple(f'{split}/{name}' for split in self.scored() for name in names)
 
   def check_data(self) -> None:
-    """Refuses splits that share images."""
+    """Raises UserError if splits share images."""
     self.context.check_disjoint(self.options, (), self.name)
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
@@ -155,7 +160,7 @@ class FrozenStage(base.InferenceStage):
     encoder = self.load_encoder(workspace)
     protocol = self.describe_protocol(encoder)
     console.print_line(f'{self.name}: {protocol}')
-    fitted = self.fit(encoder, labeled, workspace)
+    fitted = self.fit(FitInputs(encoder, labeled, workspace))
     results = results_lib.Results(workspace)
     for name in self.scored():
       split = self.context.evaluated(block, name, self.name)
@@ -187,7 +192,7 @@ class FrozenStage(base.InferenceStage):
 
   @property
   def encoder_name(self) -> str:
-    """Returns where the encoder is from, for reports."""
+    """Returns the path or the name of the encoder, for reports."""
     block = self.options
     name = block.start.path or self.experiment.network.encoder['name']
     return f'untrained {name}' if block.untrained else name
@@ -195,7 +200,7 @@ class FrozenStage(base.InferenceStage):
   def load_encoder(
     self, workspace: workspace_lib.Workspace
   ) -> frozen_encoder.FrozenEncoder:
-    """Builds the encoder, by the config or by the weights, and loads them.
+    """Builds the encoder of the config, or of the weights, and loads them.
 
     Raises:
       UserError: weights cannot be read, are of no known encoder, or do not fit
@@ -260,13 +265,13 @@ class FrozenStage(base.InferenceStage):
     )
 
   def check_rows(self, count: int, least: int, width: int, field: str) -> None:
-    """Refuses too few rows, and more than fit into memory.
+    """Checks that there are enough rows and that they fit into memory.
 
     Args:
-      count: number of rows of all labeled images, at most.
+      count: largest possible number of rows of all labeled images.
       least: number of rows that are needed.
       width: number of values of a row.
-      field: name of the field of the block that needs as many rows.
+      field: name of the option that requires `least` rows.
 
     Raises:
       UserError: there are too few or too many rows.

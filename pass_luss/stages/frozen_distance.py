@@ -3,12 +3,10 @@
 import dataclasses
 import functools
 
-from input_pipeline import datasets
 from pass_luss.protocols import distance, frozen_encoder, segment
 from pass_luss.stages import frozen
 from runtime import console
 from runtime import options as options_lib
-from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,13 +31,13 @@ class FrozenDistanceOptions(frozen.FrozenOptions):
 
 
 class FrozenDistanceStage(frozen.FrozenStage):
-  """Labels cells by the nearest regions of the labeled images."""
+  """Labels each cell by a vote of the nearest regions of the labeled images."""
 
   name = 'frozen_distance'
   options: FrozenDistanceOptions
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the vote of the nearest regions."""
     block = self.options
     return (
       f'{block.neighbors} nearest regions, temperature {block.temperature}, '
@@ -47,15 +45,10 @@ class FrozenDistanceStage(frozen.FrozenStage):
       f'short side {encoder.short_side}'
     )
 
-  def fit(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> frozen.Fitted:
-    """Builds the bank of regions, and the predictor by its nearest ones."""
-    del workspace
+  def fit(self, inputs: frozen.FitInputs) -> frozen.FrozenFit:
+    """Builds the bank of labeled regions that votes for the class of a cell."""
     block, context = self.options, self.context
+    encoder, labeled = inputs.encoder, inputs.labeled
     maps = encoder.feature_maps(
       functools.partial(encoder.enlarged_features, factor=block.enlarge)
     )
@@ -75,7 +68,7 @@ class FrozenDistanceStage(frozen.FrozenStage):
     bank = matcher.build_bank(labeled)
     console.print_line(f'{labeled.name}: {len(bank.labels)} regions')
     predictor = matcher.vote_predictor(bank)
-    return frozen.Fitted(
+    return frozen.FrozenFit(
       lambda split: segment.CellPredictions(
         split,
         predictor,

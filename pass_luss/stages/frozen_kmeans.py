@@ -21,7 +21,6 @@ from runtime import options as options_lib
 from segcore.distributed import collectives
 from segcore.eval import metrics, short_side
 from segcore.train import train_state
-from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,9 @@ class FrozenKmeansOptions(frozen.FrozenOptions):
   classes on `val_split`.
 
   Attributes:
-    clusters: number of clusters; 0 for as many as classes, which are matched
-      one to one. Of more, each takes the class that it overlaps most.
+    clusters: number of clusters; 0 for the number of classes, with which they
+      are matched one to one. If there are more clusters than classes, each
+      is matched with the class that it overlaps most.
     rows_per_image: number of random patches of an image that are clustered; 0
       for all.
     iterations: number of assignments and updates of each restart.
@@ -61,7 +61,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
   options: FrozenKmeansOptions
 
   def check_data(self) -> None:
-    """Refuses fewer clusters than classes."""
+    """Raises UserError if there are fewer clusters than classes."""
     super().check_data()
     block = self.options
     split = self.context.open(block.data, block.split)
@@ -72,7 +72,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
       )
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the clusters and how they are matched with classes."""
     block = self.options
     return (
       f'{block.clusters or "as many"} clusters '
@@ -81,23 +81,22 @@ class FrozenKmeansStage(frozen.FrozenStage):
       f'pixels, short side {encoder.short_side}'
     )
 
-  def fit(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> frozen.Fitted:
-    """Clusters patches, and matches the clusters with classes."""
-    block = self.options
-    centroids = self._fit_centroids(encoder, labeled, workspace)
-    predictor = encoder.feature_maps(cluster_function(encoder, centroids))
+  def fit(self, inputs: frozen.FitInputs) -> frozen.FrozenFit:
+    """Clusters the patches, and matches the clusters with classes."""
+    block, encoder = self.options, inputs.encoder
+    centroids = self._fit_centroids(inputs)
+    predictor = encoder.feature_maps(
+      frozen_cluster_function(encoder, centroids)
+    )
     val = self.context.evaluated(block, block.val_split, self.name)
     counts = metrics.ConfusionMatrix.empty(len(centroids))
     for labels, example in self._predictions(val, predictor)(encoder.state):
       counts = counts.update(labels, example['label'], example['id'])
     counts = metrics.merge_metrics_across_hosts(counts).counts
-    match = cluster_matching.match_clusters(counts[: len(labeled.classes)])
-    return frozen.Fitted(
+    match = cluster_matching.match_clusters(
+      counts[: len(inputs.labeled.classes)]
+    )
+    return frozen.FrozenFit(
       lambda split: self._predictions(split, predictor, match.classes),
       encoder.state,
       {
@@ -108,12 +107,10 @@ class FrozenKmeansStage(frozen.FrozenStage):
     )
 
   def _fit_centroids(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
+    self, inputs: frozen.FitInputs
   ) -> Float[np.ndarray, 'K D']:
     """Returns the centroids; reads them if they were written before."""
+    encoder, labeled, workspace = inputs
     block, path = self.options, workspace.directory / cluster.CENTROIDS
     # Host 0 decides: another host may see its files later.
     if collectives.broadcast_from_host_0(path.exists()):
@@ -130,7 +127,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
       del example
       rows = maps.reshape(-1, maps.shape[-1])
       rng = np.random.default_rng((block.seed, index))
-      return rows[sample_patches(rng, len(rows), block.rows_per_image)]
+      return rows[sample_frozen_patches(rng, len(rows), block.rows_per_image)]
 
     rows = self.row_extractor(encoder, workspace).extract(
       labeled,
@@ -169,7 +166,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
     )
 
 
-def sample_patches(
+def sample_frozen_patches(
   rng: np.random.Generator, count: int, limit: int
 ) -> Int32[np.ndarray, 'n']:
   """Draws distinct patches of an image; returns their sorted indices.
@@ -183,14 +180,14 @@ def sample_patches(
   return np.sort(chosen).astype(np.int32)
 
 
-def cluster_function(
+def frozen_cluster_function(
   encoder: frozen_encoder.FrozenEncoder, centroids: Float[np.ndarray, 'K D']
 ) -> short_side.ForwardFn:
   """Builds the function from images to the nearest centroid of each cell.
 
   Args:
-    encoder: the encoder, whose L2-normalized features are compared.
-    centroids: centroids of such features.
+    encoder: encoder whose L2-normalized features are compared.
+    centroids: centroids of L2-normalized features.
   """
   centroids = jnp.asarray(centroids)[None]
 

@@ -17,7 +17,10 @@ from runtime import options as options_lib
 from segcore.distributed import sharding
 from segcore.eval import evaluator, short_side
 from segcore.train import train_state
-from segcore.train import workspace as workspace_lib
+
+# Label maps of fewer pixels than the image are a rule of PASS alone: no image
+# has the square of this side.
+_MAX_SIDE = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,11 @@ class FrozenKnnOptions(frozen.FrozenOptions):
 
 
 @flax.struct.dataclass
-class MemoryState(train_state.TrainState):
+class FrozenKnnState(train_state.TrainState):
   """An encoder and its memory.
 
   Attributes:
-    memory: a `knn.SoftBank`, replicated.
+    memory: a `knn.SoftKnnBank`, replicated.
   """
 
   memory: Any
@@ -73,10 +76,10 @@ class NeighborScores:
   """
 
   encoder: frozen_encoder.FrozenEncoder
-  vote: Callable[[Array, knn.SoftBank], Array]
+  vote: Callable[[Array, knn.SoftKnnBank], Array]
 
   def predict(
-    self, state: MemoryState, images: Float[Array, 'B H W 3']
+    self, state: FrozenKnnState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
     """Predicts the class scores of each cell."""
     maps = self.encoder.normalized_features(state, images)
@@ -84,14 +87,34 @@ class NeighborScores:
     return scores.reshape(*maps.shape[:-1], -1)
 
 
+def label_map_predictor(
+  encoder: frozen_encoder.FrozenEncoder,
+  vote: Callable[[Array, knn.SoftKnnBank], Array],
+) -> short_side.LabelMaps:
+  """Builds the predictor of the classes of an image's pixels.
+
+  The scores of cells are interpolated at every pixel of an image of any size.
+
+  Args:
+    encoder: encoder of the cells.
+    vote: function from queries and a memory to scores.
+  """
+  return short_side.LabelMaps(
+    NeighborScores(encoder, vote),
+    encoder.short_side,
+    max_side=_MAX_SIDE,
+    input_multiple=encoder.size_multiple,
+  )
+
+
 class FrozenKnnStage(frozen.FrozenStage):
-  """Labels patches by the nearest patches of the labeled images."""
+  """Labels each patch by a vote of the nearest labeled patches."""
 
   name = 'frozen_knn'
   options: FrozenKnnOptions
 
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
-    """Describes the protocol in words, for results.json."""
+    """Describes the vote of the nearest patches."""
     block = self.options
     text = (
       f'{block.neighbors} nearest patches, temperature {block.temperature}, '
@@ -103,15 +126,10 @@ class FrozenKnnStage(frozen.FrozenStage):
       text += f', {block.passes} random crops of an image'
     return f'{text}; pixels without a class: {block.unlabeled}'
 
-  def fit(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> frozen.Fitted:
-    """Builds the memory, and the predictor by its nearest rows."""
+  def fit(self, inputs: frozen.FitInputs) -> frozen.FrozenFit:
+    """Builds the memory of labeled patches that votes for each patch."""
     block, mesh = self.options, self.context.mesh
-    memory = self._build_memory(encoder, labeled, workspace)
+    encoder, memory = inputs.encoder, self._build_memory(inputs)
     console.print_line(f'memory: {len(memory.features):,} patches')
     if block.neighbors > len(memory.features):
       raise errors.UserError(
@@ -124,12 +142,8 @@ class FrozenKnnStage(frozen.FrozenStage):
       field.name: getattr(encoder.state, field.name)
       for field in dataclasses.fields(encoder.state)
     }
-    predictor = short_side.LabelMaps(
-      NeighborScores(encoder, vote),
-      encoder.short_side,
-      input_multiple=encoder.size_multiple,
-    )
-    return frozen.Fitted(
+    predictor = label_map_predictor(encoder, vote)
+    return frozen.FrozenFit(
       lambda split: evaluator.Predictions(
         split,
         predictor,
@@ -139,17 +153,13 @@ class FrozenKnnStage(frozen.FrozenStage):
         self.context.operation.reading,
         log_progress=True,
       ),
-      MemoryState(**fields, memory=jax.device_put(memory, replicated)),
+      FrozenKnnState(**fields, memory=jax.device_put(memory, replicated)),
       {'num_rows': len(memory.features)},
     )
 
-  def _build_memory(
-    self,
-    encoder: frozen_encoder.FrozenEncoder,
-    labeled: datasets.Split,
-    workspace: workspace_lib.Workspace,
-  ) -> knn.SoftBank:
+  def _build_memory(self, inputs: frozen.FitInputs) -> knn.SoftKnnBank:
     """Builds the memory of the labeled images, the same on all hosts."""
+    encoder, labeled, workspace = inputs
     block, channels = self.options, encoder.channels
     side, _ = encoder.input_size((1, 1))
     width = channels + len(labeled.classes)
@@ -164,9 +174,11 @@ class FrozenKnnStage(frozen.FrozenStage):
     for number in range(max(block.passes, 1)):
       function, augmentation = encoder.normalized_features, None
       if block.passes:
-        function = patch_memory.with_jitter(function, block.seed + number)
+        function = patch_memory.with_patch_memory_jitter(
+          function, block.seed + number
+        )
         augmentation = evaluator.Augmentation(
-          patch_memory.MemoryCrop(side), (block.seed, number)
+          patch_memory.PatchMemoryCrop(side), (block.seed, number)
         )
       parts.append(
         extractor.extract(
@@ -179,7 +191,7 @@ class FrozenKnnStage(frozen.FrozenStage):
         )
       )
     rows = np.concatenate(parts)
-    return knn.SoftBank(
+    return knn.SoftKnnBank(
       np.ascontiguousarray(rows[:, :channels]),
       np.ascontiguousarray(rows[:, channels:]),
     )

@@ -81,7 +81,7 @@ class SegmentOnOptions(SegmentOptions):
   trained_by: Literal['finetune', 'semi']
 
 
-class SegmentingStage(base.InferenceStage):
+class LussSegmentationStage(base.InferenceStage):
   """Segments splits, matches categories with classes, and scores."""
 
   is_report = True
@@ -112,7 +112,7 @@ class SegmentingStage(base.InferenceStage):
     return self.options.inference == 'cam' and self.options.threshold < 0
 
   def segmented(self) -> list[str]:
-    """Returns the splits that are segmented, that of the matching first."""
+    """Returns the splits that are segmented; `match_on` is the first."""
     matched = [] if self.has_class_names else [self.options.match_on]
     return [*dict.fromkeys([*matched, *self.options.splits])]
 
@@ -121,7 +121,7 @@ class SegmentingStage(base.InferenceStage):
     return tuple(f'{split}/*' for split in self.segmented())
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns all splits, and the one whose masks are needed."""
+    """Returns the splits to read; masks are required where they are matched."""
     read = [(split, '') for split in self.segmented()]
     if not self.has_class_names or self.chooses_threshold:
       read.append((self.options.match_on, 'label'))
@@ -218,7 +218,7 @@ class SegmentingStage(base.InferenceStage):
     return lambda split: labeler.label_maps(split, chosen.threshold), chosen
 
 
-class SegmentStage(SegmentingStage):
+class SegmentStage(LussSegmentationStage):
   """Segments images by the network that was fine-tuned on pseudo-labels."""
 
   name = 'segment'
@@ -262,7 +262,7 @@ class SegmentStage(SegmentingStage):
     )
 
 
-class SegmentSemiStage(SegmentingStage):
+class SegmentSemiStage(LussSegmentationStage):
   """Segments images by the network that was trained on few masks."""
 
   name = 'segment_semi'
@@ -274,7 +274,7 @@ class SegmentSemiStage(SegmentingStage):
     return finetune.SemiStage(self.experiment, self.context)
 
 
-class SegmentOnStage(SegmentingStage):
+class SegmentOnStage(LussSegmentationStage):
   """Segments another data set by either network."""
 
   name = 'segment_on'

@@ -46,7 +46,7 @@ _PAGE_BYTES = resource.getpagesize()
 
 
 class GoodputMeter:
-  """Measures the shares of time spent on other work than steps."""
+  """Measures the shares of time that are not spent on training steps."""
 
   def __init__(self):
     self._created = self._last_read = time.monotonic()

@@ -53,6 +53,7 @@ def check_equal_on_all_hosts(name: str, value: str) -> None:
     return
   sent = json.dumps([socket.gethostname(), value]).encode()
   if len(sent) > _MAX_BYTES:
+    # A digest has a fixed length; the host's name is cut to leave room for it.
     digest = hashlib.sha256(value.encode()).hexdigest()
     sent = json.dumps([socket.gethostname()[:64], digest]).encode()
   # Padded by spaces, which JSON ignores.

@@ -43,6 +43,7 @@ def shared_host_settings(config: Any, **more: Any) -> dict[str, Any]:
   return {
     'config': options.options_to_dict(config),
     **more,
+    # Equal configs on unequal code trace different programs all the same.
     'code': _code_version(),
     **{name: _package_version(name) for name in LIBRARIES},
   }
@@ -65,6 +66,7 @@ def _code_version() -> str:
     commit = git.stdout.strip() if (_ROOT / '.git').exists() else ''
   except OSError:  # git is not installed.
     commit = ''
+  # Sorted, and with names: the same files in another order are the same code.
   digest = hashlib.sha256()
   for package in sorted(p.parent for p in _ROOT.glob('*/__init__.py')):
     for path in sorted(package.rglob('*.py')):
@@ -98,6 +100,7 @@ def describe_host_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
     )
   if not lines:
     return ''
+  # Configs of two experiments may differ in hundreds of fields.
   omitted = len(lines) - _MAX_LISTED
   lines = lines[:_MAX_LISTED]
   if omitted > 0:
@@ -117,6 +120,7 @@ def _differences(name: str, values: Mapping[str, Any]) -> list[str]:
   hosts: dict[str, list[str]] = {}
   value_of = {}
   for host, value in values.items():
+    # As text, since lists and mappings cannot be keys themselves.
     key = json.dumps(value, sort_keys=True)
     hosts.setdefault(key, []).append(host)
     value_of[key] = value

@@ -137,6 +137,7 @@ def discover_process_group(
     if cluster is None:
       return None
     group = _group_of_cluster(cluster, port, timeout)
+  # A single process needs no coordination service.
   return group if group.count > 1 else None
 
 
@@ -269,6 +270,7 @@ def _collect_reports(
   with _listen(group.address) as server, selectors.DefaultSelector() as ready:
     ready.register(server, selectors.EVENT_READ)
     while reports.missing and not reports.conflict:
+      # Waiting ends with the deadline, however many processes report meanwhile.
       remaining = deadline - time.monotonic()
       if remaining <= 0:
         break
@@ -363,6 +365,7 @@ class _Reports:
 def _listen(address: str) -> socket.socket:
   """Listens on the port that jax's coordination service will use later."""
   port = int(address.rpartition(':')[2])
+  # One socket for both families: hosts may resolve the name to either.
   dual_stack = socket.has_dualstack_ipv6()
   try:
     return socket.create_server(
@@ -383,6 +386,7 @@ def _report_to_process_0(
 ) -> Connections:
   """Sends this process's report, again and again until it is answered."""
   host, _, port = group.address.rpartition(':')
+  # IPv6 addresses are in brackets before a port.
   address = host.strip('[]'), int(port)
   deadline = time.monotonic() + timeout
   while time.monotonic() < deadline:

@@ -236,12 +236,17 @@ class Evaluator:
     target: key of the ground truth in an example: 'label' or 'tags'.
     num_pictures: number of images drawn in a panel; 0 unless predictions are
       label maps.
+    class_subsets: ids of the classes of further means of IoU, by the name of
+      the value; of label maps only.
   """
 
   predictions: Predictions
   metrics: tuple[metrics_lib.Metric, ...]
   target: str
   num_pictures: int = 0
+  class_subsets: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __call__(self, state: train_state.TrainState) -> 'Evaluation':
     """Evaluates the state.
@@ -274,6 +279,8 @@ class Evaluator:
             f'metrics: expected values of different names, got {name!r} twice'
           )
         values[name] = value
+    for name, class_ids in self.class_subsets.items():
+      values[name] = metrics_lib.mean_iou_of_classes(values['iou'], class_ids)
     split = self.predictions.split
     panel = None
     if panel_examples:

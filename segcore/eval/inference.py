@@ -20,13 +20,12 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import core
 from jaxtyping import Array, Float, Int16, UInt8
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import resampling, transforms
+from input_pipeline import transforms
 from runtime import errors
-from segcore.eval import protocols, view_maps
+from segcore.eval import protocol_resizing, protocols, view_maps
 from segcore.models.layers import resize
 from segcore.train import method as method_lib
 from segcore.train import train_state
@@ -38,7 +37,7 @@ class Group(NamedTuple):
   Attributes:
     padded_size: (height, width) to which each image is padded.
     input_sizes: (height, width) of the network's input for each view; before
-      them, where a protocol resizes images to a short side, the size to which
+      them, where a protocol resizes images before all else, the size to which
       each image is padded after that.
   """
 
@@ -82,7 +81,7 @@ class Labeler(Predictor, Protocol):
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """Predicts the label map of one image, in one traceable function.
+    """Predicts the label map of one image in [0, 255]; traceable, for exports.
 
     The sides of the image may be symbolic.
     """
@@ -195,7 +194,7 @@ class LabelMaps:
       # The input is the padded image itself: no maps are needed.
       return Group(padded_size, (padded_size,))
     input_sizes = tuple(view.input_size for view in self._views(size))
-    if not self.protocol.short_side:
+    if not self.protocol.resizes_images:
       return Group(padded_size, input_sizes)
     resized_size = _round_up(self.protocol.resized_size(size), self.multiple)
     return Group(padded_size, (resized_size, *input_sizes))
@@ -205,10 +204,12 @@ class LabelMaps:
   ) -> dict[str, Any]:
     """Stacks padded images and packs the maps of each view."""
     input_sizes = group.input_sizes
-    if self.protocol.short_side:
+    if self.protocol.resizes_images:
       resized_size, *input_sizes = input_sizes
       resized = [
-        image if image is None else _resize_short_side(image, self.protocol)
+        image
+        if image is None
+        else protocol_resizing.resize_protocol_image(image, self.protocol)
         for image in images
       ]
       inputs = {'images': stack_padded_images(resized, resized_size)}
@@ -249,7 +250,7 @@ class LabelMaps:
     """Predicts a label map, or probabilities, for each image."""
     images = inputs['images']
     padded_size = images.shape[1:3]
-    if self.protocol.short_side:
+    if self.protocol.resizes_images:
       view = inputs['views'][0]
       padded_size = tuple(
         view[f'write_{axis}'].index.shape[1] for axis in ('rows', 'columns')
@@ -262,8 +263,7 @@ class LabelMaps:
       pending.append((scores, view))
       size += math.prod(scores.shape[1:])
       if size > limit:
-        # The scores of the views take more memory than their sum at the size of
-        # the image.
+        # Scores of views that take more memory than their sum for the image.
         total = self._add(pending, total, padded_size)
         pending, size = [], 0
     return self._decide(pending, total, padded_size)
@@ -271,9 +271,9 @@ class LabelMaps:
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """Predicts the label map of one image, in one traceable function.
+    """Predicts the label map of one image in [0, 255]; traceable, for exports.
 
-    For `export`. The sides may be symbolic if the protocol is a single view of
+    The sides may be symbolic if the protocol is a single view of
     the whole image, resized or not.
 
     Raises:
@@ -287,10 +287,12 @@ class LabelMaps:
           f'{self.protocol.describe()}'
         )
       return _label_by_views(self, state, images)
-    resized_size = _symbolic_resized_size(size, self.protocol.short_side)
+    resized_size = protocol_resizing.symbolic_protocol_size(size, self.protocol)
     padded_size = self._padded_size(size)
-    if self.protocol.short_side:
-      images = resize.resize_antialiased_uint8(images, resized_size)
+    if self.protocol.resizes_images:
+      images = protocol_resizing.resize_protocol_images_on_device(
+        images, resized_size, self.protocol
+      )
       padded_size = _round_up(resized_size, self.multiple)
     scores = self._scores(
       state,
@@ -371,9 +373,8 @@ class LabelMaps:
   @property
   def _fill(self) -> tuple[int, int, int] | None:
     """Returns the color of an input where a view reads no pixel."""
-    if self.protocol.padding_mode == 'mean':
-      return transforms.MEAN_COLOR
-    return None
+    is_mean = self.protocol.padding_mode == 'mean'
+    return transforms.MEAN_COLOR if is_mean else None
 
   def _padded_size(self, size: resize.Size) -> resize.Size:
     padded = _round_up(size, self.protocol.size_multiple or self.multiple)
@@ -426,35 +427,13 @@ def _label_by_views(
   protocol = label_maps.protocol
   blank = np.zeros((*size, 3), np.uint8)
   inputs = label_maps.prepare([blank], label_maps.group(size))
-  if protocol.short_side:
-    images = resize.resize_antialiased_uint8(
-      images, protocol.resized_size(size)
+  if protocol.resizes_images:
+    images = protocol_resizing.resize_protocol_images_on_device(
+      images, protocol.resized_size(size), protocol
     )
   stacked_size = inputs['images'].shape[1:3]
   inputs['images'] = _pad_on_device(images, stacked_size)
   return label_maps(state, inputs)[:, : size[0], : size[1]]
-
-
-def _resize_short_side(
-  image: UInt8[np.ndarray, 'H W 3'], protocol: protocols.ProtocolOptions
-) -> UInt8[np.ndarray, 'height width 3']:
-  """Resizes an image to the short side of a protocol."""
-  size = protocol.resized_size(image.shape[:2])
-  if size == image.shape[:2]:
-    return image
-  return resampling.resize_image_antialiased(image, size)
-
-
-def _symbolic_resized_size(size: resize.Size, short_side: int) -> resize.Size:
-  """Returns what `ProtocolOptions.resized_size` does; sides may be symbolic."""
-  if not short_side:
-    return size
-  shorter = core.min_dim(*size)
-  # jax cannot infer that a symbolic long side is not below the short side.
-  height, width = (
-    core.max_dim(short_side * n // shorter, short_side) for n in size
-  )
-  return height, width
 
 
 def _one_image_matrices(
@@ -483,7 +462,7 @@ def _one_image_matrices(
     matrix = jnp.asarray(
       resize.bilinear_resize_matrix(cells, padded, protocol.align_corners)
     )[:resized]
-    if protocol.short_side:
+    if protocol.resizes_images:
       enlarging = resize.bilinear_resize_matrix(resized, n)
       matrix = jnp.matmul(enlarging, matrix, precision=exact)
     matrices.append(matrix)
@@ -495,6 +474,6 @@ def _cached_views(
   protocol: protocols.ProtocolOptions, multiple: int, size: tuple[int, int]
 ) -> list[protocols.View]:
   views = protocol.build(multiple)
-  if not protocol.short_side:
+  if not protocol.resizes_images:
     return views(size)
   return protocols.enlarged_views(views, protocol.resized_size(size), size)

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epy
 from jaxtyping import Float, Int
 
+from input_pipeline import resampling
 from segcore.models.layers import resize
 
 with epy.lazy_imports():
@@ -238,6 +239,10 @@ class ProtocolOptions:
       sides.
     short_side: length to which the shorter side of every image is resized
       first, antialiased, in pixels; 0 keeps the size of the image.
+    fit_sides: long and short side in pixels that every image is resized to fit
+      first, keeping its aspect ratio, without antialiasing (spec U2PL for
+      domain adaptation §2.7); (0, 0) keeps the size of the image. Scores are
+      enlarged to that size, then to the image's.
     scales: factors by which the image is resized; their scores are averaged.
     flip: whether to average with the horizontally flipped image.
     average: quantity averaged over views before the argmax: 'logits', or
@@ -256,6 +261,7 @@ class ProtocolOptions:
   stride: tuple[int, int] = (0, 0)
   padding_mode: Literal['reflection', 'mean'] = 'reflection'
   short_side: int = 0
+  fit_sides: tuple[int, int] = (0, 0)
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   average: Literal['logits', 'probs'] = 'logits'
@@ -278,6 +284,12 @@ class ProtocolOptions:
     for name in ('short_side', 'size_multiple'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}: expected >= 0, got {getattr(self, name)}')
+    resampling.check_fit_sides(self.fit_sides)
+    if self.short_side and any(self.fit_sides):
+      raise ValueError(
+        f'short_side={self.short_side} and fit_sides={self.fit_sides} '
+        'contradict each other: set one of them'
+      )
     self.build(1)
 
   def single_view(self) -> 'ProtocolOptions':
@@ -299,7 +311,12 @@ class ProtocolOptions:
   @property
   def is_single_view(self) -> bool:
     """Returns whether there is one view: the whole image at its own scale."""
-    return self.is_whole_image and not self.short_side
+    return self.is_whole_image and not self.resizes_images
+
+  @property
+  def resizes_images(self) -> bool:
+    """Returns whether images are resized before all else."""
+    return bool(self.short_side or any(self.fit_sides))
 
   @property
   def is_whole_image(self) -> bool:
@@ -307,7 +324,9 @@ class ProtocolOptions:
     return self.tiling == 'whole' and self.scales == (1.0,) and not self.flip
 
   def resized_size(self, size: Size) -> Size:
-    """Returns height and width of an image after resizing its short side."""
+    """Returns height and width of an image after it is resized first."""
+    if any(self.fit_sides):
+      return resampling.size_within_sides(size, self.fit_sides)
     if not self.short_side:
       return size
     shorter = min(size)
@@ -322,7 +341,7 @@ class ProtocolOptions:
     different sizes have one shape.
     """
     # Scores that are resized twice have up to two times two neighbors.
-    written = 2 if self.short_side else 1
+    written = 2 if self.resizes_images else 1
     if self.scales == (1.0,):
       return 1, written
     antialiased = math.ceil(2 / min(*self.scales, 1.0)) + 2
@@ -331,7 +350,7 @@ class ProtocolOptions:
   def build(self, multiple: int) -> Protocol:
     """Builds the protocol of a network with inputs of a given size multiple.
 
-    With `short_side` its views are those of the resized image.
+    With `short_side` or `fit_sides` its views are those of the resized image.
     """
     protocol = whole_image_views(multiple)
     if self.tiling == 'sliding_window':
@@ -353,6 +372,9 @@ class ProtocolOptions:
     parts = [self._describe_tiling()]
     if self.short_side:
       parts.append(f'short side {self.short_side}')
+    if any(self.fit_sides):
+      long, short = self.fit_sides
+      parts.append(f'resized to fit {long}x{short}')
     parts.append(
       'single scale'
       if self.scales == (1.0,)

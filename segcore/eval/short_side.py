@@ -198,12 +198,12 @@ class LabelMaps:
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """Predicts the label map of one image, in one traceable function.
+    """Predicts the label map of one image in [0, 255]; traceable, for exports.
 
-    For `export`; the sides may be symbolic.
+    The sides of the image may be symbolic.
 
     Raises:
-      ValueError: the sides of the input are rounded to multiples.
+      ValueError: `input_multiple` is not 1.
     """
     if self.input_multiple != 1:
       raise ValueError(

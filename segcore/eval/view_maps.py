@@ -71,6 +71,9 @@ def view_network_input(images, view, fill):
       those of the view; None for the images themselves.
     fill: RGB color of the view's pixels outside of the image; None for the
       color of value 0 in [-1, 1].
+
+  Returns:
+    float32 [B, h, w, 3], of the size of the view, in [-1, 1].
   """
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.batch_images_to_symmetric(images)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from input_pipeline import datasets, splits
-from input_pipeline.sources import class_counts, fingerprints
+from input_pipeline.sources import fingerprints
 from segcore.experiment import data as data_lib
 from segcore.models import heads as heads_lib
 from segcore.models import network as network_lib
@@ -172,7 +172,5 @@ class Context:
 
 @functools.lru_cache(maxsize=4)
 def _shown_classes(split: datasets.Split) -> Bool[np.ndarray, 'N C']:
-  """Returns whether each image shows each class; reads every mask, once."""
-  num_classes = len(split.classes)
-  pixels = class_counts.count_class_pixels(split.records, num_classes)
-  return pixels > 0
+  """Returns whether each image shows each class."""
+  return split.class_pixels() > 0

@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import (
+  crop_content,
   crop_scale,
   datasets,
   loader,
+  samplers,
   splits,
   transforms,
   views,
 )
-from input_pipeline.sources import class_counts, records
+from input_pipeline.sources import records
 from runtime import console, files, json_files, options
 from segcore.ops import class_weights
 from segcore.train import workspace as workspace_lib
 
 # Crops by their names in configs.
-CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedCrop}
+CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedInceptionCrop}
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
 # Labeled images that are searched for classes before training.
@@ -65,12 +67,15 @@ class ImageStream:
     crop: crop of one of the classes of `transforms.CROPS`.
     flips: random flips.
     keep: kinds of label in the examples: 'label', 'tags'.
+    sampler: sampler that draws images with replacement; None reads every image
+      once in each epoch. A class that it requires of a crop needs the label.
   """
 
   split: datasets.Split
   crop: Any
   flips: transforms.RandomFlip
   keep: tuple[str, ...] = ()
+  sampler: samplers.Sampler | None = None
 
   @property
   def size(self) -> tuple[int, int]:
@@ -81,11 +86,14 @@ class ImageStream:
   def transform(self) -> transforms.Transform:
     """Builds the transform that decodes and augments a record."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
-    return transforms.Compose((decode, self.crop, self.flips))
+    crop = self.crop
+    if self.sampler:
+      crop = crop_content.RequiredClassCrop(crop)
+    return transforms.Compose((decode, crop, self.flips))
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
-    return loader.Stream(self.split.records, self.transform)
+    return loader.Stream(self.split.records, self.transform, self.sampler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +145,7 @@ def augmentations_from_config(
     UserError: a field is wrong.
   """
   built = options.build_named_options(CROPS, crop, f'{path}.crop')
-  if isinstance(built, crop_scale.FittedCrop):
+  if isinstance(built, crop_scale.FittedInceptionCrop):
     built = built.without_data()
   return (
     built,
@@ -233,7 +241,7 @@ def warn_of_unseen_classes(
 def stage_class_weights(
   workspace: workspace_lib.Workspace,
   labeled: datasets.Split,
-  weighting: class_weights.ClassWeightOptions,
+  weighting: class_weights.LossClassWeightOptions,
 ) -> tuple[float, ...] | None:
   """Computes the weights of the classes from the masks of a stage's images.
 
@@ -242,7 +250,7 @@ def stage_class_weights(
 
   Args:
     workspace: folder of the stage.
-    labeled: images that are trained on; each mask is read once.
+    labeled: images that are trained on.
     weighting: options of the weights.
 
   Returns:
@@ -254,11 +262,11 @@ def stage_class_weights(
   """
   if weighting.kind == 'none':
     return None
-  pixels = class_counts.count_class_pixels(
-    labeled.records, len(labeled.classes)
-  )
+  pixels = labeled.class_pixels()
   images = np.count_nonzero(pixels, axis=0)
-  exact = class_weights.class_weights(pixels.sum(axis=0), images, weighting)
+  exact = class_weights.compute_class_weights(
+    pixels.sum(axis=0), images, weighting
+  )
   weights = tuple(np.round(exact, 4).tolist())
   by_name = dict(zip(labeled.classes, weights, strict=True))
   json_files.require_unchanged_json(

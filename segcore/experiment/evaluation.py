@@ -1,6 +1,9 @@
 """Evaluators of whole splits, during training and for the report."""
 
+from collections.abc import Mapping, Sequence
+
 from input_pipeline import datasets, transforms
+from runtime import errors, options
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
 from segcore.experiment import context as context_lib
@@ -20,6 +23,7 @@ def build_stage_evaluator(
   batch_size: int,
   log_progress: bool = False,
   padding: transforms.CenterCrop | None = None,
+  class_subsets: Mapping[str, tuple[int, ...]] | None = None,
 ) -> evaluator_lib.Evaluator:
   """Builds the comparison of predictions with the labels of a split.
 
@@ -32,6 +36,7 @@ def build_stage_evaluator(
     batch_size: global number of images of a batch.
     log_progress: whether progress is logged.
     padding: crop and padding of the images before the network, if any.
+    class_subsets: classes of further means of IoU, by the name of the value.
   """
   predictions = evaluator_lib.Predictions(
     split=split,
@@ -44,7 +49,41 @@ def build_stage_evaluator(
     padding=padding,
   )
   num_rows = NUM_PANEL_ROWS if target == 'label' else 0
-  return evaluator_lib.Evaluator(predictions, (metric,), target, num_rows)
+  return evaluator_lib.Evaluator(
+    predictions, (metric,), target, num_rows, class_subsets or {}
+  )
+
+
+def class_subsets_without(
+  classes: Sequence[str], left_out: Mapping[str, Sequence[str]], path: str
+) -> dict[str, tuple[int, ...]]:
+  """Returns the ids of the classes that means of IoU keep.
+
+  Args:
+    classes: names of all classes.
+    left_out: names of the classes that each mean leaves out.
+    path: path of the block in the config, for messages.
+
+  Raises:
+    UserError: a class is unknown, or none is left.
+  """
+  subsets = {}
+  for name, without in left_out.items():
+    for each in without:
+      if each not in classes:
+        raise errors.UserError(
+          f'{path}.{name}: {each!r}: '
+          f'{options.describe_unknown_name(each, list(classes))}'
+        )
+    subsets[name] = tuple(
+      i for i, each in enumerate(classes) if each not in without
+    )
+    if not subsets[name]:
+      raise errors.UserError(
+        f'{path}.{name}: expected to leave out some of the {len(classes)} '
+        'classes, got all of them'
+      )
+  return subsets
 
 
 def build_stage_predictor(
@@ -74,6 +113,7 @@ def build_stage_segmentation_evaluator(
   protocol: protocols.ProtocolOptions,
   log_progress: bool = False,
   padding: transforms.CenterCrop | None = None,
+  class_subsets: Mapping[str, tuple[int, ...]] | None = None,
 ) -> evaluator_lib.Evaluator:
   """Builds the evaluator of the confusion matrix of a split.
 
@@ -85,6 +125,7 @@ def build_stage_segmentation_evaluator(
     protocol: inference protocol.
     log_progress: whether progress is logged.
     padding: crop and padding of the images before the network, if any.
+    class_subsets: classes of further means of IoU, by the name of the value.
   """
   num_classes = len(split.classes)
   return build_stage_evaluator(
@@ -96,6 +137,7 @@ def build_stage_segmentation_evaluator(
     batch_size,
     log_progress,
     padding,
+    class_subsets,
   )
 
 

@@ -68,7 +68,7 @@ def fit_config_crops(
 
 
 def is_fitted_crop(crop: Any) -> bool:
-  """Returns whether a block names a crop that is chosen from the data."""
+  """Returns whether a config block is the crop 'fitted', chosen from data."""
   # The crops of PASS are objects, not blocks.
   return hasattr(crop, 'items') and dict(crop.items()).get('name') == _FITTED
 
@@ -99,7 +99,7 @@ def _read_started_crop(
 
 
 def _choose_crop(
-  crop: crop_scale.FittedCrop,
+  crop: crop_scale.FittedInceptionCrop,
   data: datasets.DataOptions,
   split: str,
   data_dir: str,

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from input_pipeline import crop_scale, transforms
 from runtime import console, errors, files, json_files, options
 from segcore.cost import topology as topology_lib
@@ -35,6 +37,10 @@ class EvaluateOptions:
     framed: whether each split is also reported as NAME_framed, where the
       padding around images smaller than the protocol's window counts as
       class 0.
+    miou_without: further means of IoU, by the name of the metric, with the
+      names of the classes that each leaves out; the network still predicts
+      these classes. {'miou16': ('terrain', 'truck', 'train')} is the published
+      mean of networks trained on SYNTHIA.
   """
 
   splits: tuple[str, ...] = ('val',)
@@ -43,19 +49,32 @@ class EvaluateOptions:
   which: Literal['last', 'best'] = 'last'
   training_scale: bool = False
   framed: bool = False
+  miou_without: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    reserved = metrics.ConfusionMatrix.empty(2).compute()
+    for name, classes in self.miou_without.items():
+      if name in reserved:
+        raise ValueError(f'miou_without: expected a new name, got {name!r}')
+      if isinstance(classes, str) or not all(
+        isinstance(each, str) for each in classes
+      ):
+        raise ValueError(
+          f'miou_without.{name}: expected names of classes, got {classes!r}'
+        )
     if self.framed and self.protocol.padding_mode != 'mean':
       raise ValueError(
         "framed=True: expected protocol.padding_mode='mean', got "
         f'{self.protocol.padding_mode!r}, which pads no border'
       )
 
-    if self.training_scale and self.protocol.short_side:
-      raise ValueError(
-        'training_scale=True contradicts protocol.short_side='
-        f'{self.protocol.short_side}: set training_scale to False'
-      )
+    for name in ('short_side', 'fit_sides'):
+      value = getattr(self.protocol, name)
+      if self.training_scale and np.any(value):
+        raise ValueError(
+          f'training_scale=True contradicts protocol.{name}={value}: set '
+          'training_scale to False'
+        )
 
   def protocol_after(self, crop: Any) -> protocols.ProtocolOptions:
     """Returns the protocol for a network that was trained on such crops.
@@ -145,7 +164,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       f'{split}{suffix}/{name}'
       for split in self.options.splits
       for suffix in self.options.paddings
-      for name in names
+      for name in (*names, *self.options.miou_without)
     )
 
   def check(self) -> None:
@@ -158,12 +177,18 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """Returns no inputs: this stage reads the data of its training stage."""
     return experiment_stage.Inputs()
 
+  def check_data(self) -> None:
+    """Refuses unknown names of classes."""
+    if self.options.miou_without:
+      labeled = self.context.labeled(self.labeled_data, self.trained_by)
+      self._class_subsets(labeled.classes)
+
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Evaluates each split; writes results.json, curves and pictures."""
     block, context, labeled = self.options, self.context, self.labeled_data
     context.check_disjoint(labeled, block.splits, self.trained_by)
-    num_classes = len(context.labeled(labeled, self.trained_by).classes)
-    scores = self.scores(num_classes)
+    classes = context.labeled(labeled, self.trained_by).classes
+    scores = self.scores(len(classes))
     step, state = self._read_state(workspace.needed[self.trained_by])
     results = results_lib.Results(workspace, step)
     for name in block.splits:
@@ -177,11 +202,18 @@ class EvaluateStage(experiment_stage.ExperimentStage):
           self.protocol,
           log_progress=True,
           padding=padding,
+          class_subsets=self._class_subsets(classes),
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
         undefined = evaluator_lib.undefined_evaluation_values(evaluated.values)
-        miou = f'mIoU {evaluated.values["miou"]:.4f}'
+        miou = ', '.join(
+          f'{shown} {evaluated.values[name]:.4f}'
+          for name, shown in (
+            ('miou', 'mIoU'),
+            *((name, name) for name in block.miou_without),
+          )
+        )
         console.print_line(
           f'{split.name}{suffix}: {undefined or miou} over {len(split)} images'
         )
@@ -231,6 +263,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       f'by the {block.which} state of {self.trained_by}, {block.batch_size} '
       'images at once',
     ]
+
+  def _class_subsets(
+    self, classes: Sequence[str]
+  ) -> dict[str, tuple[int, ...]]:
+    return evaluation.class_subsets_without(
+      classes, self.options.miou_without, f'{self.path}.miou_without'
+    )
 
   def _read_state(
     self, folder: files.Path

@@ -84,7 +84,7 @@ class Features:
     )
 
   def by_name(self, name: str) -> FeatureMap:
-    """Returns the map of a name.
+    """Returns the map with this name.
 
     Raises:
       MissingMapError: no map has this name.

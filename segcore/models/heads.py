@@ -168,6 +168,7 @@ class ConvBlocksHead(nn.Module):
     nearest: whether the map of the nearest stride is read where none has that
       stride.
     dropout_rate: share of each block's channels that are dropped in training.
+    kernel_init: initializer of the kernels; None for torch's.
     dtype: dtype of the convolutions; the output is float32 at least.
   """
 
@@ -179,6 +180,7 @@ class ConvBlocksHead(nn.Module):
   map_name: str | None = None
   nearest: bool = False
   dropout_rate: float = 0.1
+  kernel_init: nn.initializers.Initializer | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -191,14 +193,44 @@ class ConvBlocksHead(nn.Module):
         self.width,
         use_bias=True,
         dropout_rate=self.dropout_rate,
+        kernel_init=self.kernel_init,
         dtype=self.dtype,
         name=f'block{i + 1}',
       )(x, train)
     # Scores stay float32: rounded to bfloat16, those of similar classes tie.
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     return conv_block.conv(
-      x.shape[-1], self.out_features, 1, dtype=dtype, name='conv'
+      x.shape[-1],
+      self.out_features,
+      1,
+      dtype=dtype,
+      name='conv',
+      kernel_init=self.kernel_init,
     )(x)
+
+
+class EncoderMap(nn.Module):
+  """The deepest map of the encoder as it is, for losses on features.
+
+  It has no parameters.
+
+  Attributes:
+    reads: 'encoder', whose map the head reads.
+    stride: None, for the deepest map.
+    map_name: None, for no map of a name.
+  """
+
+  reads: str = 'encoder'
+  stride: int | None = None
+  map_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> Float[Array, 'B h w D']:
+    """Returns the map in float32 at least."""
+    del train
+    return losses.at_least_float32(x)
 
 
 class PixelClassifier(nn.Module):

@@ -7,7 +7,7 @@ segmenter.apply(variables, images, heads=('logits',))['logits']
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.core
@@ -18,6 +18,8 @@ from segcore.models import features as features_lib
 from segcore.models.layers import resize
 
 SUBMODULES = ('encoder', 'decoder', 'heads')
+# Changes the encoder's maps; it may also add rows.
+Perturbation = Callable[[features_lib.Features], features_lib.Features]
 
 
 def _training_submodules(train: bool | tuple[str, ...]) -> tuple[str, ...]:
@@ -132,6 +134,7 @@ class Segmenter(nn.Module):
     heads: Sequence[str] | None = None,
     train: bool | tuple[str, ...] = False,
     condition: Float[Array, 'B'] | None = None,
+    perturb: Perturbation | None = None,
   ) -> dict[str, Array]:
     """Computes the outputs of heads; the decoder runs only if one reads it.
 
@@ -141,13 +144,15 @@ class Segmenter(nn.Module):
       train: the submodules whose dropout and batch statistics are those of
         training; True for all three.
       condition: the noise level of each image, for a conditional decoder.
+      perturb: function applied to the encoder's maps before the decoder; heads
+        of the encoder read the maps without it.
     """
     names = tuple(self.heads.modules) if heads is None else tuple(heads)
     for name in names:
       self._check_head(name)
     decode = any(self.heads.modules[name].reads == 'decoder' for name in names)
     features = self.features(
-      images, decode=decode, train=train, condition=condition
+      images, decode=decode, train=train, condition=condition, perturb=perturb
     )
     return self.apply_heads(names, features, images.shape[1:3], train)
 
@@ -158,6 +163,7 @@ class Segmenter(nn.Module):
     decode: bool = True,
     train: bool | tuple[str, ...] = False,
     condition: Float[Array, 'B'] | None = None,
+    perturb: Perturbation | None = None,
   ) -> dict[str, features_lib.Features]:
     """Computes the maps of 'encoder' and, if it runs, 'decoder'.
 
@@ -168,12 +174,14 @@ class Segmenter(nn.Module):
       decode: whether the decoder runs, if there is one.
       train: whether the network runs in training mode, as in `__call__`.
       condition: noise level of each image, as in `__call__`.
+      perturb: function applied to the maps that the decoder reads.
     """
     train = _training_submodules(train)
     features = {'encoder': self.encoder(images, 'encoder' in train)}
     if decode and self.decoder is not None:
+      maps = features['encoder']
       features['decoder'] = self.decoder(
-        features['encoder'], condition, 'decoder' in train
+        perturb(maps) if perturb else maps, condition, 'decoder' in train
       )
     elif condition is not None:
       raise ValueError('condition: expected None where no decoder runs')

@@ -1,7 +1,7 @@
 """Weights of the classes in a loss by pixel, from how often each one occurs.
 
-options = ClassWeightOptions('median')
-weights = class_weights(pixels, images, options)
+options = LossClassWeightOptions('median')
+weights = compute_class_weights(pixels, images, options)
 """
 
 import dataclasses
@@ -14,14 +14,15 @@ from runtime import options as options_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassWeightOptions:
-  """Options of the weights of the classes.
+class LossClassWeightOptions:
+  """Options of the weights of the classes in a loss by pixel.
 
   Attributes:
     kind: 'none' for equal weights; 'median' for (m / f) ** `exponent`, where f
       is a class's share of the labeled pixels and m the median of the shares;
       'effective' for the inverse of a class's effective number of images.
-    exponent: exponent of 'median'; 1 equalizes the classes, up to the bounds.
+    exponent: exponent of 'median', 0 or more; at 1 all classes have the same
+      total weight, up to the bounds.
     least: least weight of 'median'.
     most: largest weight of 'median'.
     beta: β of 'effective', in [0, 1): 0 gives equal weights, and near 1 they
@@ -45,10 +46,10 @@ class ClassWeightOptions:
       raise ValueError(f'beta: expected [0, 1), got {self.beta}')
 
 
-def class_weights(
+def compute_class_weights(
   pixels: Int[np.ndarray, 'C'],
   images: Int[np.ndarray, 'C'],
-  options: ClassWeightOptions,
+  options: LossClassWeightOptions,
 ) -> Float[np.ndarray, 'C']:
   """Computes the weight of each class; 1 for a class without a pixel.
 
@@ -63,13 +64,14 @@ def class_weights(
     images: number of labeled images that show each class.
     options: kind and parameters.
 
-  >>> class_weights(
+  >>> compute_class_weights(
   ...   np.array([900, 100, 0, 400]),
   ...   np.array([9, 1, 0, 4]),
-  ...   ClassWeightOptions('median'),
+  ...   LossClassWeightOptions('median'),
   ... ).round(3)
   array([0.667, 2.   , 1.   , 1.   ])
   """
+  # A class that never occurs has no loss: its weight only has to be finite.
   weights = np.ones(len(pixels))
   occurs = pixels > 0
   if options.kind == 'none' or not occurs.any():
@@ -80,6 +82,8 @@ def class_weights(
     ratios = (np.median(counts) / counts) ** options.exponent
     weights[occurs] = np.clip(ratios, options.least, options.most)
     return weights
+  # The constant factor 1 - β cancels when the mean is set to 1. In float64:
+  # 1 - β ** n loses digits where β is near 1.
   effective = 1 - options.beta ** images[occurs].astype(np.float64)
   weights[occurs] = (1 / effective) / np.mean(1 / effective)
   return weights

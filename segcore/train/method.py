@@ -1,8 +1,10 @@
 """The interface of methods to the training loop, and what they share."""
 
+import contextlib
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
@@ -114,8 +116,9 @@ def training_forward_pass(
   *,
   heads: tuple[str, ...],
   train: tuple[str, ...],
-  rng: Array,
+  rng: Array | None,
   condition: Float[Array, 'B'] | None = None,
+  perturb: segmenter_lib.Perturbation | None = None,
 ) -> tuple[dict[str, Array], types.Params]:
   """Applies the network in training mode.
 
@@ -127,22 +130,38 @@ def training_forward_pass(
     heads: names of the heads to compute.
     train: parts in training mode (dropout, batch statistics); the others run in
       evaluation mode.
-    rng: PRNG key of dropout.
+    rng: PRNG key of dropout and stochastic depth; None to leave both out, so
+      that only batch norms are in training mode.
     condition: noise level of each image, for a conditional decoder.
+    perturb: function applied to the encoder's maps before the decoder.
 
   Returns:
     Outputs by head, and all batch statistics after the forward pass.
   """
-  outputs, updated = segmenter.apply(
-    {'params': params, 'batch_stats': batch_stats},
-    images,
-    heads=heads,
-    train=train,
-    condition=condition,
-    rngs={'dropout': rng},
-    mutable=['batch_stats'],
-  )
+  drops_nothing = rng is None
+  with (
+    nn.intercept_methods(_skip_dropout)
+    if drops_nothing
+    else contextlib.nullcontext()
+  ):
+    outputs, updated = segmenter.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      images,
+      heads=heads,
+      train=train,
+      condition=condition,
+      perturb=perturb,
+      rngs=None if drops_nothing else {'dropout': rng},
+      mutable=['batch_stats'],
+    )
   return outputs, {**batch_stats, **updated.get('batch_stats', {})}
+
+
+def _skip_dropout(next_method: Any, args: Any, kwargs: Any, context: Any):
+  """Makes every dropout of a network the identity, whatever its rate."""
+  if isinstance(context.module, nn.Dropout):
+    return args[0]
+  return next_method(*args, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a weight file is: its encoder, what it lacks, and how to use it.
+"""Descriptions of weight files: their encoder, missing parts, and use.
 
   for line in describe.describe_weights(pathlib.Path('resnet50.pth')):
     print(line)
@@ -41,7 +41,7 @@ Tree = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class _Encoder:
-  """An encoder as its parameters show it.
+  """An encoder, as far as its parameters determine it.
 
   Attributes:
     name: name in the configs, as 'dilated_resnet'.
@@ -153,18 +153,18 @@ def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
 
 
 def encoder_of_weights(path: files.Path, variables: Tree) -> dict[str, Any]:
-  """Finds out the encoder that weights are for.
+  """Determines the encoder that weights belong to.
 
   Args:
     path: file or folder, as in `load.read_weight_variables`.
-    variables: what was read from it.
+    variables: its content, as `load.read_weight_variables` returns it.
 
   Returns:
-    Name and fields of the encoder, as in a config: those that the stage of a
-    folder was trained with; of a file those that names and shapes show.
+    Name and fields of the encoder, as in a config: for the folder of a stage
+    those it was trained with; for a file those that names and shapes determine.
 
   Raises:
-    UserError: the encoder is unknown, or shapes do not show all of it.
+    UserError: the encoder is unknown, or shapes do not determine all fields.
   """
   if path.is_dir() and (settings := load.read_encoder_settings(path)):
     return {
@@ -188,7 +188,7 @@ def encoder_of_weights(path: files.Path, variables: Tree) -> dict[str, Any]:
 
 
 def _find_encoder(variables: Tree) -> _Encoder | None:
-  """Returns the encoder whose parameters these seem to be."""
+  """Returns the encoder that has such parameters; None if none has."""
   encoder = variables['params'].get('encoder', {})
   for read in _READERS:
     try:

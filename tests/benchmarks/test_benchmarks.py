@@ -16,10 +16,11 @@ TINY = {
   'depthwise': '--images=1 --side=16 --threads=1 --rounds=1',
   'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
   'prepare': '--images=4 --rounds=1',
+  'natural_data': '--images=20 --tested=10',
 }
 
 
-SLOW = ('u2pl_loss', 'depthwise', 'input')
+SLOW = ('u2pl_loss', 'depthwise', 'input', 'natural_data')
 
 
 @pytest.mark.parametrize(

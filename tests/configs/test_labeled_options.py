@@ -69,7 +69,7 @@ def test_options_of_the_teacher_and_of_the_students_images():
 def test_options_of_unlabeled_images_are_refused_without_them():
   with pytest.raises(
     ValueError,
-    match='config option jitter=0.5: expected a system with unlabeled images, '
-    'got system=sup_only',
+    match='config option jitter=0.5: expected one of the systems u2pl_plus, '
+    '.*, mt, unimatch, unimatch_v2, got system=sup_only',
   ):
     loading.load('u2pl_shapes', 'system=sup_only,jitter=0.5')

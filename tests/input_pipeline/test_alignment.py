@@ -54,6 +54,9 @@ def crops(side):
     'larger': transforms.RandomCrop((2 * side, 2 * side), (1.0, 2.0)),
     'balanced': transforms.RandomCrop(square, (0.5, 2.0), balanced=True),
     'plain': transforms.RandomCrop(square),
+    'fit': transforms.RandomCrop(
+      (2 * side, 2 * side), fit_sides=(3 * side, 7 * side // 4)
+    ),
     'center': transforms.CenterCrop(square),
     'canvas': canvas,
     'mirrored': flipped('horizontal'),

@@ -9,7 +9,7 @@ from input_pipeline.sources import object_sizes
 
 def fit(sizes, shares=(), **fields):
   counts = object_sizes.object_share_histogram(shares)
-  return crop_scale.FittedCrop(**fields).fit(sizes, counts).crop
+  return crop_scale.FittedInceptionCrop(**fields).fit(sizes, counts).crop
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_crops_show_a_part_where_objects_are_small():
 def test_given_fields_are_kept():
   crop = fit([(600, 400)], [1e-3], size=(32, 48), area=(0.2, 0.3))
   assert (crop.size, crop.area) == ((32, 48), (0.2, 0.3))
-  assert crop_scale.FittedCrop((32, 48), (0.2, 0.3)).is_complete
+  assert crop_scale.FittedInceptionCrop((32, 48), (0.2, 0.3)).is_complete
   assert fit([(600, 400)], size=(32, 48)).area == (0.4, 1.0)
   with pytest.raises(ValueError, match='area: expected 0 < low'):
-    crop_scale.FittedCrop(area=(0.5, 0.3))
+    crop_scale.FittedInceptionCrop(area=(0.5, 0.3))
 
 
 def test_chosen_areas_have_an_upper_limit():

@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from input_pipeline import datasets, image_folder
 from input_pipeline.builders import camvid
-from input_pipeline.sources import fingerprints, records
+from input_pipeline.sources import class_counts, fingerprints, records
 from runtime import errors
 from tests.support import messages
 
@@ -87,6 +88,54 @@ def test_sizes_and_ids_of_a_selection(root, tmp_path):
   assert chosen.name == 'camvid train (2 of 3 images)'
   assert chosen.ids() == ['train/0003', 'train/0001']
   assert chosen.sizes() == [(1, 4), (4, 1)]
+
+
+def count_classes(counts, num_classes=11):
+  """Returns the row of class counts of an image, from a dict."""
+  return [counts.get(c, 0) for c in range(num_classes)]
+
+
+def test_pixels_of_classes_are_counted_at_preparation(
+  root, tmp_path, monkeypatch
+):
+  split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  (path,) = (tmp_path / 'prepared').rglob('class-pixels-train.npy')
+  expected = [
+    count_classes({1: 1, 2: 1, 10: 1}),
+    count_classes({0: 1, 3: 4}),
+    count_classes({5: 4}),
+  ]
+  assert np.load(path).tolist() == expected
+  # Stored numbers need no mask.
+  count = class_counts.count_class_pixels
+  monkeypatch.setattr(class_counts, 'count_class_pixels', None)
+  assert split.class_pixels().tolist() == expected
+  assert split.class_pixels().dtype == np.int64
+  chosen = split.select(np.array([2, 0, 0]))
+  assert chosen.class_pixels().tolist() == [expected[i] for i in (2, 0, 0)]
+  again = chosen.select(np.array([1]))
+  assert again.class_pixels().tolist() == [expected[0]]
+  # Records that an earlier version has prepared lack them.
+  monkeypatch.setattr(class_counts, 'count_class_pixels', count)
+  for content in (None, b'damaged', path.read_bytes()[:-4]):
+    path.unlink()
+    if content is not None:
+      path.write_bytes(content)
+    assert again.class_pixels().tolist() == [expected[0]]
+    assert np.load(path).tolist() == expected
+
+
+def test_pixels_of_classes_without_a_place_to_store_them(root, tmp_path):
+  split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  expected = split.class_pixels().tolist()
+  unstored = dataclasses.replace(split, stored_class_pixels=None)
+  assert unstored.class_pixels().tolist() == expected
+  path = tmp_path / 'prepared/class_counts.npy'
+  path.mkdir()
+  stored = dataclasses.replace(split.stored_class_pixels, path=path)
+  unwritable = dataclasses.replace(split, stored_class_pixels=stored)
+  assert unwritable.class_pixels().tolist() == expected
+  assert not datasets.concatenate_splits([split, split]).stored_class_pixels
 
 
 def test_concatenated_splits_keep_their_order(root, tmp_path):
@@ -178,7 +227,8 @@ def test_an_unknown_config_of_shapes_is_refused(name, tmp_path):
     lambda: datasets.dataset_builder(options, str(tmp_path))
   ) == (
     'name: expected shapes/ with one of scenes, single, source, target, '
-    f'scenes_128, single_128, source_128, target_128, got {name!r}'
+    'scenes_128, single_128, source_128, target_128, natural, '
+    f'natural_single, natural_128, natural_single_128, got {name!r}'
   )
 
 

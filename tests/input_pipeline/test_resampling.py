@@ -118,3 +118,26 @@ def test_bilinear_has_half_pixel_centers():
     images.rgb([[0, 40, 80, 200]]), (1, 1)
   )
   np.testing.assert_allclose(actual, 60, atol=1)
+
+
+@pytest.mark.parametrize(
+  ('size', 'sides', 'expected'),
+  [
+    ((1052, 1914), (1280, 720), (704, 1280)),  # GTA5.
+    ((1046, 1914), (1280, 720), (700, 1280)),
+    ((760, 1280), (1280, 760), (760, 1280)),  # SYNTHIA.
+    ((1024, 2048), (1024, 512), (512, 1024)),  # Cityscapes.
+    ((1914, 1052), (1280, 720), (1280, 704)),  # Upright.
+    ((10, 10), (100, 50), (50, 50)),  # Enlarged.
+    ((1, 1000), (10, 5), (1, 10)),
+    ((3, 4), (2, 2), (2, 2)),  # 1.5 is rounded up.
+  ],
+)
+def test_size_within_sides(size, sides, expected):
+  assert resampling.size_within_sides(size, sides) == expected
+
+
+@pytest.mark.parametrize('sides', [(720, 1280), (1280, 0), (0, 5), (-4, -5)])
+def test_sides_to_fit_are_checked(sides):
+  with pytest.raises(ValueError, match='fit_sides: expected'):
+    resampling.check_fit_sides(sides)

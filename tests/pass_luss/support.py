@@ -36,7 +36,7 @@ def build_network(heads_by_name, dtype=jnp.float32):
 def build_attention_network():
   """Returns a network with an attention head, and its state."""
   net = build_network(
-    {'clusters': heads.Clusters(8, 6, 5), 'attention': heads.Attention()}
+    {'clusters': heads.Clusters(8, 6, 5), 'attention': heads.AttentionHead()}
   )
   return net, random_state(net)
 

@@ -70,6 +70,41 @@ def test_completes_a_block_with_defaults():
     options.build_options(Whole, broken, 'config')
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+  name: Literal['other']
+  size: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  inner: Inner | Named
+
+
+@pytest.mark.parametrize(
+  ('block', 'expected'),
+  [({'rate': 1}, Inner(1.0)), ({'name': 'other'}, Named('other'))],
+)
+def test_a_name_selects_one_of_several_classes(block, expected):
+  completed = options.complete_options(Chosen, {'inner': block})
+  assert completed['inner'].keys() == options.options_to_dict(expected).keys()
+  for each in (completed, {'inner': block}):
+    assert options.build_options(Chosen, each, 'config').inner == expected
+
+
+@pytest.mark.parametrize(
+  ('block', 'message'),
+  [
+    ({'name': 'othr'}, r'config.inner.name: unknown name, did you mean other'),
+    ({'name': 'other', 'rate': 1}, r'config.inner.rate: unknown name'),
+    ({'size': 1}, r'config.inner.size: unknown name'),
+  ],
+)
+def test_fields_of_another_class_are_refused(block, message):
+  with pytest.raises(errors.UserError, match=message):
+    options.build_options(Chosen, {'inner': block}, 'config')
+
+
 @pytest.mark.parametrize('fields', [{}, {'maybe': {'rate': 1}}, {'others': ()}])
 def test_complete_blocks_build_the_same(fields):
   block = config(**fields)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segcore.models import features
+from tests.support import decoder_cases
 
 
 def draw_params(module, *args, seed=0):
@@ -239,19 +239,10 @@ def assert_maps_equal(maps, expected, strides):
 
 def draw_maps(*shapes, seed=0):
   """Draws feature maps of (stride, channels), for images of 32x48."""
-  rng = np.random.default_rng(seed)
-  return features.Features(
-    tuple(
-      features.FeatureMap(
-        f'map{i}',
-        stride,
-        jax.device_put(
-          np.float32(rng.normal(size=(2, 32 // stride, 48 // stride, channels)))
-        ),
-      )
-      for i, (stride, channels) in enumerate(shapes)
-    )
+  sizes = (
+    (stride, 32 // stride, 48 // stride, size) for stride, size in shapes
   )
+  return decoder_cases.draw_maps(*sizes, seed=seed)
 
 
 def assert_same_with_remat(module, *args):

@@ -73,6 +73,7 @@ def start(
   devices: int = 1,
   process: tuple[int, int, int] | None = None,
   method: str = 'ddep',
+  options: str = '',
   log: pathlib.Path | None = None,
 ) -> subprocess.Popen:
   """Starts a run.
@@ -84,6 +85,7 @@ def start(
     devices: number of simulated devices.
     process: (index, count, port) of a process among several hosts.
     method: 'ddep' or 'u2pl'.
+    options: further options of the config.
     log: file that the output is appended to; `workdir`.log by default.
   """
   environment = {
@@ -102,7 +104,15 @@ def start(
     'ddep': ('init=none', SHORT),
     'u2pl': ('labels=4', SHORT_U2PL),
   }[method]
-  options = f'source={source},ignore=255,val_fraction=0.4,{method_options},tiny'
+  options = ','.join(
+    filter(
+      None,
+      (
+        f'source={source},ignore=255,val_fraction=0.4,{method_options},tiny',
+        options,
+      ),
+    )
+  )
   command = [sys.executable, '-m', f'{method}.main', f'--workdir={workdir}']
   if source:
     command += [

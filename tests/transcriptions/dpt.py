@@ -7,24 +7,11 @@ s] of transposed ones.
 
 import numpy as np
 
+from tests.transcriptions import convolution
+
 
 def _relu(x):
   return np.maximum(x, 0)
-
-
-def _conv(x, weight, bias, stride=1):
-  """Convolves [h, w, D]; kernels are padded by half of their side."""
-  side = weight.shape[-1]
-  pad = side // 2
-  padded = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
-  height, width = ((n + 2 * pad - side) // stride + 1 for n in x.shape[:2])
-  result = np.empty((height, width, len(weight)))
-  for i in range(height):
-    for j in range(width):
-      top, left = i * stride, j * stride
-      window = padded[top : top + side, left : left + side]
-      result[i, j] = np.einsum('abi,oiab->o', window, weight) + bias
-  return result
 
 
 def _transposed_conv(x, weight, bias):
@@ -58,8 +45,8 @@ def _resize(x, size):
 
 
 def _residual_unit(x, unit):
-  y = _conv(_relu(x), *unit['conv1'])
-  return _conv(_relu(y), *unit['conv2']) + x
+  y = convolution.convolve(_relu(x), *unit['conv1'])
+  return convolution.convolve(_relu(y), *unit['conv2']) + x
 
 
 def decode(maps, weights):
@@ -75,12 +62,12 @@ def decode(maps, weights):
   """
   levels = []
   for i, x in enumerate(maps):
-    x = _conv(x, *weights[f'project{i}'])
+    x = convolution.convolve(x, *weights[f'project{i}'])
     if i in (0, 1):
       x = _transposed_conv(x, *weights[f'resize{i}'])
     if i == 3:
-      x = _conv(x, *weights[f'resize{i}'], stride=2)
-    levels.append(_conv(x, *weights[f'adapt{i}']))
+      x = convolution.convolve(x, *weights[f'resize{i}'], stride=2)
+    levels.append(convolution.convolve(x, *weights[f'adapt{i}']))
   results, x = [], levels[3]
   for i in (3, 2, 1, 0):
     block = weights[f'fusion{4 - i}']
@@ -89,7 +76,7 @@ def decode(maps, weights):
     x = _residual_unit(x, block['unit'])
     height, width = x.shape[:2]
     size = levels[i - 1].shape[:2] if i else (2 * height, 2 * width)
-    x = _conv(_resize(x, size), *block['conv'])
+    x = convolution.convolve(_resize(x, size), *block['conv'])
     results.append(x)
-  results[-1] = _relu(_conv(x, *weights['conv']))
+  results[-1] = _relu(convolution.convolve(x, *weights['conv']))
   return results

@@ -7,22 +7,10 @@ time. Weights have the names of SegFormer's files.
 import numpy as np
 from scipy import special
 
+from tests.transcriptions import convolution
+
 MEAN = np.array([123.675, 116.28, 103.53])
 STD = np.array([58.395, 57.12, 57.375])
-
-
-def _conv(x, weight, bias, stride, padding):
-  """Convolves [H, W, C] with kernels [O, C, k, k], cell by cell."""
-  k = weight.shape[-1]
-  x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
-  rows, columns = ((n - k) // stride + 1 for n in x.shape[:2])
-  result = np.empty((rows, columns, len(weight)))
-  for i in range(rows):
-    for j in range(columns):
-      top, left = i * stride, j * stride
-      window = x[top : top + k, left : left + k]
-      result[i, j] = np.einsum('ijc,ocij->o', window, weight) + bias
-  return result
 
 
 def _depthwise(x, weight, bias):
@@ -58,7 +46,7 @@ def attention(x, state, name, heads, reduction):
   width = size // heads
   query = _linear(x.reshape(-1, size), state, f'{name}.q')
   if reduction > 1:
-    x = _conv(x, *_weights(state, f'{name}.sr'), reduction, 0)
+    x = convolution.convolve(x, *_weights(state, f'{name}.sr'), reduction, 0)
     x = _norm(x, state, f'{name}.norm', 1e-5)
   both = _linear(x.reshape(-1, size), state, f'{name}.kv')
   keys, values = both[:, :size], both[:, size:]
@@ -113,7 +101,7 @@ def encode(image, state, *, heads, layers, strides, reductions):
   state = {name: np.asarray(x, np.float64) for name, x in state.items()}
   x, maps, scores = (image - MEAN) / STD, [], None
   for s, num_blocks in enumerate(layers, 1):
-    x = _conv(
+    x = convolution.convolve(
       x,
       *_weights(state, f'patch_embed{s}.proj'),
       strides[s - 1],

@@ -45,6 +45,21 @@ def test_a_killed_run_resumes_bit_for_bit(discs, whole, tmp_path):
   assert runs.read_results(workdir) == runs.read_results(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('system', ['cps_cutmix', 'unimatch', 'unimatch_v2'])
+def test_a_killed_run_of_each_system_resumes_bit_for_bit(
+  discs, tmp_path, system
+):
+  arguments = {'method': 'u2pl', 'options': f'system={system}'}
+  whole = runs.complete(discs, tmp_path / 'whole', **arguments)
+  workdir = tmp_path / 'run'
+  process = runs.start(discs, workdir, **arguments)
+  runs.signal_when(process, runs.step_logged(workdir / 'train', 7))
+  runs.complete(discs, workdir, **arguments)
+  runs.assert_same_runs(workdir, whole, 'train')
+  assert runs.read_results(workdir) == runs.read_results(whole)
+
+
 def test_missing_start_is_refused_in_one_line(discs, tmp_path):
   workdir = tmp_path / 'run'
   process = runs.start(

@@ -46,7 +46,7 @@ def pair(seed=0):
 def draws_of(boxes, mixed=True, classes=None):
   if classes is None:
     classes = np.zeros((4, inputs.CLASSES))
-  return mixing.Draws(np.full(1, mixed), boxes, classes)
+  return mixing.MixDraws(np.full(1, mixed), boxes, classes)
 
 
 @pytest.mark.parametrize('kind', ['cutmix', 'cutout'])
@@ -107,7 +107,7 @@ def test_a_group_that_is_not_mixed_does_not_change(kind):
 def test_partners_are_neighbors_in_the_group():
   images = np.broadcast_to(np.arange(6.0)[:, None, None, None], (6, 4, 4, 3))
   labels = np.zeros((6, 4, 4), int)
-  draws = mixing.Draws(
+  draws = mixing.MixDraws(
     np.array([True, False]),
     np.tile(np.array([0, 0, 4, 4]), (6, 1)),
     np.zeros((6, 2)),

@@ -69,6 +69,22 @@ def supervised_loss(
   return total
 
 
+def pseudo_label_loss(
+  logits: Float[Array, 'B h w C'],
+  labels: Int[Array, 'B H W'],
+  counted: Bool[Array, 'B H W'],
+) -> types.Scalar:
+  """Computes the mean cross entropy of pixels with a pseudo-label.
+
+  Args:
+    logits: logits of the student.
+    labels: pseudo-labels; where negative, the loss is 0.
+    counted: pixels that count in the mean.
+  """
+  logits = pseudo_labels.upsample_teacher_scores(logits, labels.shape[1:])
+  return losses.masked_mean(losses.cross_entropy(logits, labels), counted)
+
+
 def unsupervised_loss(
   logits: Float[Array, 'B h w C'],
   labels: Int[Array, 'B H W'],

@@ -15,13 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
 from segcore import types
-from segcore.models import segmenter as segmenter_lib
 from segcore.ops import color_augment
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import contrastive_branch, ema, mixing, pseudo_labels
-from u2pl.semi import losses, student
+from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib
 
 
@@ -106,37 +104,24 @@ class StudentTargets:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanTeacher:
+class MeanTeacher(method.TeacherStudent):
   """Semi-supervised training of a student by its EMA teacher.
 
-  The segmenter has heads `logits`, `rep` with contrast or denoising, and `aux`
-  if the supervised loss has an auxiliary weight. Batches have the streams
-  'labeled' and 'unlabeled'; without consistency they are plain labeled ones.
+  The segmenter has a head `rep`, too, with contrast or denoising. Without
+  consistency batches are plain labeled ones.
 
   Attributes:
-    segmenter: network of both student and teacher.
-    update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
-    num_classes: number C of classes.
-    steps_per_epoch: number of steps that read all unlabeled images once.
-    class_weights: weight of each class in the supervised loss; None for equal
-      weights.
   """
 
-  segmenter: segmenter_lib.Segmenter
-  update: update_lib.Update
   options: options_lib.LearnOptions
-  num_classes: int
-  steps_per_epoch: int
-  class_weights: tuple[float, ...] | None = None
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> State:
     """Returns the state before step 0, in which the teacher is the student."""
-    shape = batch_spec.get('labeled', batch_spec)['image'].shape
-    fresh = self.update.init(self.segmenter, rng, shape, loaded)
-    has_teacher = self.options.consistency is not None
+    fresh = super().init(rng, batch_spec, loaded)
+    has_teacher = self.options.has_teacher
     branch = self.branch.init() if self.branch else None
     return State(
       **vars(fresh),
@@ -204,14 +189,6 @@ class MeanTeacher:
     after, metrics = step(state, images, heads, loss, student_rng)
     after = self.teacher.update(state, after)
     return after, {**metrics, **targets.scalars}
-
-  def supervised_loss(
-    self, outputs: dict[str, Array], labels: Int[Array, 'B H W']
-  ) -> types.Scalar:
-    """Computes the loss of labeled images from the outputs by head."""
-    return losses.supervised_loss(
-      outputs, labels, self.options.supervised, self.class_weights
-    )
 
   def teach(
     self, state: State, batch: batch_lib.Batch, rng: Array
@@ -336,35 +313,6 @@ class MeanTeacher:
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec)
     ignored = jnp.full(images.shape[:3], batch_lib.IGNORE, jnp.int32)
     return state, zeros.replace(images=images, labels=ignored)
-
-  def predict(
-    self, state: State, images: Float[Array, 'B H W 3']
-  ) -> Float[Array, 'B h w C']:
-    """Computes logits of the teacher, or of the student in the warm-up."""
-    return self.segmenter.apply(
-      self.reported(state), images, heads=('logits',)
-    )['logits']
-
-  def reported(self, state: State) -> dict[str, types.Params]:
-    """Returns the variables that are evaluated."""
-    if not self.options.consistency:
-      return train_state.train_state_variables(state)
-    return self.teacher.reported(state)
-
-  @property
-  def warmup_steps(self) -> int:
-    """Returns the number of steps of the supervised loss alone."""
-    return self.options.warmup_epochs * self.steps_per_epoch
-
-  @property
-  def teacher(self) -> ema.EmaTeacher:
-    """Returns the EMA teacher."""
-    return ema.EmaTeacher(
-      self.segmenter,
-      self.options.teacher,
-      self.warmup_steps,
-      self.steps_per_epoch,
-    )
 
   @property
   def branch(self) -> contrastive_branch.ContrastiveBranch | None:

@@ -1,7 +1,7 @@
 """Options of semi-supervised training: losses, EMA teacher, contrast."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
@@ -30,8 +30,8 @@ class SupervisedOptions:
   threshold: float = 0.7
   kept_per_image: int = 50_000
   auxiliary: float = 0.0
-  class_weights: class_weights_lib.ClassWeightOptions = (
-    class_weights_lib.ClassWeightOptions()
+  class_weights: class_weights_lib.LossClassWeightOptions = (
+    class_weights_lib.LossClassWeightOptions()
   )
 
   def __post_init__(self):
@@ -82,8 +82,76 @@ class ConsistencyOptions:
       )
 
 
+class SystemOptions:
+  """Base class of the options of a system: what a training stage reads of them.
+
+  A subclass is a dataclass with the two fields below. All but `LearnOptions`
+  have a field `name`, a Literal, by which a config selects them.
+
+  Attributes:
+    supervised: loss on labeled images.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  # Field with the number of images of a group, for messages.
+  group_path: ClassVar[str] = 'group'
+
+  supervised: SupervisedOptions
+  warmup_epochs: int
+
+  @property
+  def reads_unlabeled(self) -> bool:
+    """Returns whether batches have a stream of unlabeled images."""
+    return True
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns whether the state has an EMA teacher, which is reported."""
+    return False
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return 1
+
+  @property
+  def needs_representations(self) -> bool:
+    """Returns whether the network needs a head `rep`."""
+    return False
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the losses depend on the length of the training."""
+    return False
+
+  @property
+  def student_heads(self) -> tuple[str, ...]:
+    """Returns the heads of the student's forward pass."""
+    return ('logits', 'aux') if self.supervised.auxiliary else ('logits',)
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Checks that whole groups of unlabeled images are mixed.
+
+    Raises:
+      ValueError: groups do not divide the batch.
+    """
+    if batch_size % self.mixing_group:
+      raise ValueError(
+        f'{self.group_path}: expected a divisor of the batch of {batch_size}, '
+        f'got {self.mixing_group}'
+      )
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that the losses are defined for a number of classes.
+
+    Raises:
+      ValueError: there are too few classes.
+    """
+    del num_classes
+
+
 @dataclasses.dataclass(frozen=True)
-class LearnOptions:
+class LearnOptions(SystemOptions):
   """Options of Mean Teacher, U2PL and U2PL+.
 
   Attributes:
@@ -97,6 +165,8 @@ class LearnOptions:
     teacher: EMA teacher.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
+
+  group_path: ClassVar[str] = 'consistency.mixing.group'
 
   supervised: SupervisedOptions = SupervisedOptions()
   consistency: ConsistencyOptions | None = ConsistencyOptions()
@@ -123,6 +193,26 @@ class LearnOptions:
       )
 
   @property
+  def reads_unlabeled(self) -> bool:
+    """Returns whether batches have a stream of unlabeled images."""
+    return self.consistency is not None
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns whether the state has an EMA teacher, which is reported."""
+    return self.consistency is not None
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return self.consistency.mixing.group if self.consistency else 1
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the share of unreliable pixels falls until the end."""
+    return self.consistency is not None and self.partition.dynamic
+
+  @property
   def needs_representations(self) -> bool:
     """Returns whether the network needs a head `rep`."""
     denoises = self.consistency and self.consistency.denoise != 'off'
@@ -143,3 +233,15 @@ class LearnOptions:
   def anchor_entropy(self) -> Literal['paper', 'released']:
     """Returns the rule of reliable anchors; without contrast it has no use."""
     return self.contrast.anchor_entropy if self.contrast else 'paper'
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that the contrastive loss is defined.
+
+    Raises:
+      ValueError: there are too few classes.
+    """
+    if self.contrast:
+      try:
+        self.contrast.check_classes(num_classes)
+      except ValueError as error:
+        raise ValueError(f'contrast: {error}') from error

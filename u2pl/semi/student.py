@@ -1,6 +1,7 @@
-"""Student step: forward pass, gradient of a loss, optimizer step."""
+"""Student step: forward passes, gradient of a loss, optimizer step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -51,8 +52,27 @@ def student_step(
     total, terms = loss(outputs)
     return total, (terms, batch_stats)
 
+  return gradient_step(update, state, total_loss)
+
+
+def gradient_step(
+  update: update_lib.Update,
+  state: train_state.TrainState,
+  loss: Callable[[types.Params], tuple[types.Scalar, Any]],
+) -> tuple[train_state.TrainState, types.Metrics]:
+  """Runs one update, for a loss of several forward passes.
+
+  Args:
+    update: optimizer step.
+    state: training state; fields that a subclass adds are kept.
+    loss: function from the parameters to the total loss, and the pair of the
+      terms to log and the batch statistics after all passes.
+
+  Returns:
+    The state after the update; 'loss' and the terms of the loss.
+  """
   (total, (terms, batch_stats)), gradient = jax.value_and_grad(
-    total_loss, has_aux=True
+    loss, has_aux=True
   )(state.params)
   after = update.apply_gradients(state, gradient, batch_stats)
   return after, {'loss': total, **terms}

@@ -1,4 +1,4 @@
-"""Stage `train`: a student and its EMA teacher, on few labeled images."""
+"""Stage `train`: a semi-supervised system, on few labeled images."""
 
 import dataclasses
 import functools
@@ -22,9 +22,8 @@ from segcore.models import segmenter
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from u2pl import panels
-from u2pl.semi import mean_teacher
-from u2pl.semi import options as semi_options
+from u2pl.semi import method as method_lib
+from u2pl.semi import systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +35,8 @@ class HeadOptions:
       quarter of the resolution, or a single 'conv' at full resolution; or at
       the nearest one that the decoder has.
     width: channels of the blocks, of logits and representations.
+    kernel: height and width of the kernel of 'conv'.
+    dropout_rate: share of the channels of 'blocks' dropped in training.
     representation: D, channels of a representation; its map has stride 4, or
       the nearest that the decoder has.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
@@ -43,6 +44,8 @@ class HeadOptions:
 
   kind: Literal['blocks', 'conv'] = 'blocks'
   width: int = 256
+  kernel: int = 3
+  dropout_rate: float = 0.1
   representation: int = 256
   auxiliary_stage: str = 'x3'
 
@@ -56,7 +59,7 @@ class TrainOptions(data_lib.LabeledData):
       labeled ones. Images that are used as labeled are left out.
     unlabeled_data: data set of the unlabeled images; None for `data`, that of
       the labeled ones.
-    learn: options of the losses and of the teacher.
+    learn: options of a system: of its losses, and of a teacher.
     heads: options of the network's heads.
     start: parameters of encoder and decoder before step 0, for student and
       teacher.
@@ -70,7 +73,7 @@ class TrainOptions(data_lib.LabeledData):
 
   unlabeled: str = ''
   unlabeled_data: datasets.DataOptions | None = None
-  learn: semi_options.LearnOptions
+  learn: systems.Options
   heads: HeadOptions = HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
@@ -88,13 +91,12 @@ class TrainOptions(data_lib.LabeledData):
         f'recipe.accumulate: expected 1, got {self.recipe.accumulate}: '
         'percentiles, prototypes and the bank need the whole batch'
       )
-    consistency = self.learn.consistency
-    if consistency and self.recipe.batch_size % consistency.mixing.group:
-      raise ValueError(
-        'learn.consistency.mixing.group: expected a divisor of the batch of '
-        f'{self.recipe.batch_size}, got {consistency.mixing.group}'
-      )
-    if consistency and self.warmup_steps >= self.recipe.num_steps:
+    try:
+      self.learn.check_batch_size(self.recipe.batch_size)
+    except ValueError as error:
+      raise ValueError(f'learn.{error}') from error
+    reads_unlabeled = self.learn.reads_unlabeled
+    if reads_unlabeled and self.warmup_steps >= self.recipe.num_steps:
       raise ValueError(
         'learn.warmup_epochs: expected fewer than the '
         f'{self.recipe.num_steps} steps in all, got '
@@ -115,7 +117,7 @@ class TrainOptions(data_lib.LabeledData):
 
 
 class TrainStage(experiment_stage.TrainingStage):
-  """Trains student and teacher."""
+  """Trains the network of a system, and whatever else its state has."""
 
   name = 'train'
   options: TrainOptions
@@ -128,9 +130,8 @@ class TrainStage(experiment_stage.TrainingStage):
 
   @property
   def follows_num_steps(self) -> bool:
-    """Returns whether the share of unreliable pixels falls until the end."""
-    learn = self.options.learn
-    return learn.consistency is not None and learn.partition.dynamic
+    """Returns whether the losses depend on the length of the training."""
+    return self.options.learn.follows_num_steps
 
   def check(self) -> None:
     """Checks batch, network and, where it is known, the number of classes."""
@@ -143,7 +144,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
     read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
-    if block.learn.consistency:
+    if block.learn.reads_unlabeled:
       images = block.unlabeled_images
       read.append(experiment_stage.SplitInput(images.data, images.split))
     return experiment_stage.Inputs(tuple(read), block.start)
@@ -163,18 +164,18 @@ class TrainStage(experiment_stage.TrainingStage):
     spec = functools.partial(
       batch_lib.batch_spec, block.recipe.batch_size, self.size, label=True
     )
-    if block.learn.consistency is None:
+    if not block.learn.reads_unlabeled:
       return spec()
     crop, _ = self.augmentations()
     return {'labeled': spec(), 'unlabeled': spec(valid=crop.ignores_padding)}
 
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> mean_teacher.MeanTeacher:
+  ) -> method_lib.SemiSupervised:
     """Builds the method that the block `learn` describes."""
     block = self.options
     net = self.build_network(context, num_classes)
-    return mean_teacher.MeanTeacher(
+    return systems.SYSTEMS[type(block.learn)].method(
       segmenter=net,
       update=block.recipe.make_update(
         segmenter.SUBMODULES, net.frozen_parameters
@@ -186,7 +187,7 @@ class TrainStage(experiment_stage.TrainingStage):
 
   def trained_method(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> mean_teacher.MeanTeacher:
+  ) -> method_lib.SemiSupervised:
     """Builds the method with the weights of the classes."""
     weights = data_lib.stage_class_weights(
       workspace,
@@ -216,7 +217,7 @@ class TrainStage(experiment_stage.TrainingStage):
       return data_lib.ImageStream(split, *augmentations, keep)
 
     batch = block.recipe.batch_size
-    if block.learn.consistency is None:
+    if not block.learn.reads_unlabeled:
       self._log_epoch(f'{len(labeled)} labeled images', len(labeled) / batch)
       return {'': stream(labeled, 'label')}
     unlabeled = self._open_unlabeled(labeled)
@@ -237,9 +238,9 @@ class TrainStage(experiment_stage.TrainingStage):
     }
 
   def evaluation(
-    self, trained: mean_teacher.MeanTeacher, streams: data_lib.Streams
+    self, trained: method_lib.SemiSupervised, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
-    """Builds the evaluation during training, with panels of the teacher.
+    """Builds the evaluation during training, with panels if the system has any.
 
     The splits are `val_split` and those of `follow`.
     """
@@ -254,9 +255,10 @@ class TrainStage(experiment_stage.TrainingStage):
         self.name,
       )
     )
-    if not block.learn.consistency:
+    panels = systems.SYSTEMS[type(block.learn)].panels
+    if not block.learn.reads_unlabeled or panels is None:
       return evaluate
-    panel = panels.TeacherPanels(
+    panel = panels(
       trained,
       self._panel_batch(streams),
       streams['labeled'].split.palette,
@@ -279,13 +281,20 @@ class TrainStage(experiment_stage.TrainingStage):
       heads_lib.ConvBlocksHead,
       width=block.heads.width,
       nearest=True,
+      dropout_rate=block.heads.dropout_rate,
       dtype=jnp.dtype(self.experiment.network.dtype),
     )
     if block.heads.kind == 'blocks':
       heads = {'logits': blocks(num_classes)}
     else:
-      head = heads_lib.ConvHead(num_classes, nearest=True, init_scale=0.1)
-      heads = {'logits': head}
+      heads = {
+        'logits': heads_lib.ConvHead(
+          num_classes,
+          kernel=block.heads.kernel,
+          nearest=True,
+          init_scale=0.1,
+        )
+      }
     if block.learn.needs_representations:
       heads['rep'] = blocks(block.heads.representation)
     if block.learn.supervised.auxiliary:
@@ -334,7 +343,7 @@ class TrainStage(experiment_stage.TrainingStage):
 
   def _panel_batch(self, streams: data_lib.Streams) -> dict[str, Any]:
     """Builds the fixed batch that the panel shows."""
-    group = self.options.learn.consistency.mixing.group
+    group = self.options.learn.mixing_group
     # Images are mixed within groups, so the batch has whole groups.
     count = -(-evaluation.NUM_PANEL_ROWS // group) * group
     return {
@@ -343,11 +352,7 @@ class TrainStage(experiment_stage.TrainingStage):
     }
 
   def _check_num_classes(self, num_classes: int) -> None:
-    contrast = self.options.learn.contrast
-    if contrast:
-      try:
-        contrast.check_classes(num_classes)
-      except ValueError as error:
-        raise errors.UserError(
-          f'config.train.learn.contrast: {error}'
-        ) from error
+    try:
+      self.options.learn.check_num_classes(num_classes)
+    except ValueError as error:
+      raise errors.UserError(f'config.train.learn.{error}') from error

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import heads, objective
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
@@ -80,13 +79,9 @@ class D2S(objective.Objective):
     }
 
   def outputs(
-    self,
-    net: segmenter.Segmenter,
-    views: objective.EncodedViews,
-    batch: batch_lib.Batch,
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Scores the shallow embeddings of the large views, [B, 2, K], by stage."""
-    del batch
     outputs = {}
     for stage in self.options.stages:
       shallow = views.large.by_name(f'x{stage}').array
@@ -98,7 +93,7 @@ class D2S(objective.Objective):
     return outputs
 
   def targets(self, step: objective.Step) -> objective.Arrays:
-    """Returns q for each stage: SwAV's targets, or the stage's own."""
+    """Returns the targets q [B, 2, K] of each stage: SwAV's, or its own."""
     if self.options.targets == 'deep':
       deep = step.targets['swav']['assignments']
       return dict.fromkeys(step.outputs[self.name], deep)

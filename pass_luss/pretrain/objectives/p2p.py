@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import (
   heads,
   objective,
@@ -119,14 +118,13 @@ class P2P(objective.Objective):
     return self.options.project or self.kind.predicts
 
   def outputs(
-    self,
-    net: segmenter.Segmenter,
-    views: objective.EncodedViews,
-    batch: batch_lib.Batch,
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Samples the points of the overlap in both views: z, and q(z)."""
     rows, columns, overlap = view_geometry.view_overlap_grids(
-      batch['box_large'], batch['flip_large'], self.options.grid
+      views.batch['box_large'],
+      views.batch['flip_large'],
+      self.options.grid,
     )
     maps = views.large.deepest.array
     if self._has_head:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import (
   embedding_ops,
   heads,
@@ -100,13 +99,9 @@ class Pixpro(objective.Objective):
     return {'keys': keys.reshape(*keys.shape[:2], -1, keys.shape[-1])}
 
   def outputs(
-    self,
-    net: segmenter.Segmenter,
-    views: objective.EncodedViews,
-    batch: batch_lib.Batch,
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Returns the propagated pixel embeddings of the large views (y)."""
-    del batch
     pixels = _project(net, views)
     transformed = net.heads.call_method('pixpro', 'apply_transform', pixels)
     propagated = propagate_pixels(pixels, transformed, self.options.power)

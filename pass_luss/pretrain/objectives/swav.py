@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import (
   embedding_ops,
   heads,
@@ -107,16 +106,12 @@ class Swav(objective.Objective):
     return prototypes_lib.l2_normalize_prototypes(params)
 
   def outputs(
-    self,
-    net: segmenter.Segmenter,
-    views: objective.EncodedViews,
-    batch: batch_lib.Batch,
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Embeds and scores all views, in one pass through the head.
 
     The statistics of its batch norms are thus over all views of all sizes.
     """
-    del batch
     rows = view_axis.merge_view_axis(views.pooled())
     embeddings = net.heads.call_method('clusters', 'embed', rows, True)
     scores = net.heads.call_method('clusters', 'score', embeddings)

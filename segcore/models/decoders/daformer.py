@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
-from segcore.models.decoders import map_projection
+from segcore.models.decoders import map_projection, unconditional
 from segcore.models.layers import conv_block, depthwise
 from segcore.models.layers import norm as norms
 
@@ -51,7 +51,7 @@ class SeparableBlock(nn.Module):
     )(x, train)
 
 
-class DAFormer(nn.Module):
+class DAFormer(unconditional.UnconditionalDecoder):
   """Fuses all maps by a pyramid of dilated separable convolutions.
 
   Reads the encoder's maps at stride 4 and above: four of MiT's. They are
@@ -65,36 +65,19 @@ class DAFormer(nn.Module):
   Attributes:
     width: channels of each projected map, of each branch, and of the result.
     dilations: dilations of the separable convolutions.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   width: int = 256
   dilations: Sequence[int] = (6, 12, 18)
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, at least one of them at stride 4 or above.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: whether batch statistics are used and collected.
-
-    Raises:
-      ValueError: a map is missing (MissingMapError), or a condition is given.
-    """
-    maps = map_projection.select_maps('daformer', features, condition)
-    projected = map_projection.Projection(
-      self.width, self.dtype, name='projection'
-    )(maps)
+    """Fuses the maps, of which one at least is at stride 4 or above."""
+    maps, stride = map_projection.MapProjection(
+      'daformer', self.width, self.dtype, name='projection'
+    )(features)
     block, separable_block = conv_block.ConvBlock, SeparableBlock
     if self.remat:
       block, separable_block = (
@@ -113,7 +96,7 @@ class DAFormer(nn.Module):
         name=name,
       )(x, train)
 
-    x = jnp.concatenate(projected, axis=-1)
+    x = jnp.concatenate(maps, axis=-1)
     branches = [
       conv(x, 1, 'conv1x1'),
       *(
@@ -125,5 +108,5 @@ class DAFormer(nn.Module):
     ]
     fused = conv(jnp.concatenate(branches, axis=-1), 3, 'fuse')
     return features_lib.Features(
-      (features_lib.FeatureMap('fused', maps.strides[0], fused),)
+      (features_lib.FeatureMap('fused', stride, fused),)
     )

@@ -7,73 +7,62 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
+from segcore.models.decoders import unconditional
 from segcore.models.layers import conv_block, resize
 
 _STRIDE = 4
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(unconditional.UnconditionalDecoder):
   """Atrous spatial pyramid pooling of the deepest map, joined to stride 4.
 
   The branches of the pyramid are the mean over the image, a 1x1, and a 3x3 for
   each dilation. A 3x3 fuses them, and the result is resized to the encoder's
   deepest map at stride 4 with aligned corners. Returns 'fused' (stride 4): a
-  1x1 of that map and the resized result, concatenated, with twice the width in
-  channels. Images may have sides of any length.
+  1x1 of that map and the resized result, concatenated. Images may have sides of
+  any length.
 
   Source: Chen et al. 2018, Sec. 3.1, in the variant of U2PL (Wang et al. 2022):
   the low-level map keeps the full width, and the classifier is a head.
 
   Attributes:
-    width: channels of each branch, of the fusion and of the low-level map.
+    width: channels of each branch and of the fusion.
     dilations: dilations of the 3x3 convolutions.
+    low_width: channels of the low-level map; None for the width. 48 in
+      DeepLabv3+, as UniMatch (Yang et al. 2023) has it.
+    fuse_kernel: height and width of the kernel of the fusion; 1 in UniMatch.
     dropout_rate: share of the fused channels that are dropped in training.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   width: int = 256
   dilations: Sequence[int] = (12, 24, 36)
+  low_width: int | None = None
+  fuse_kernel: int = 3
   dropout_rate: float = 0.1
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, one of them at stride 4 and one deeper.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: whether dropout is on, and batch statistics are used and collected.
-
-    Raises:
-      ValueError: a map is missing (MissingMapError), or a condition is given.
-    """
-    if condition is not None:
-      raise ValueError(
-        'condition: DeepLabv3+ has none, expected None: use the U-Net for it'
-      )
+    """Fuses the map at stride 4 with the deepest one, pooled at all scales."""
     low, deep = self._low_and_deep(features)
 
     def block(
-      x: Float[Array, 'B h w D'], name: str, kernel: int = 1, **fields
+      x: Float[Array, 'B h w D'],
+      name: str,
+      kernel: int = 1,
+      width: int | None = None,
+      **fields,
     ) -> Float[Array, 'B h w D_out']:
       module = conv_block.ConvBlock
       if self.remat:
         module = nn.remat(module, static_argnums=(2,))
-      return module(self.width, kernel, **fields, dtype=self.dtype, name=name)(
-        x, train
-      )
+      return module(
+        width or self.width, kernel, **fields, dtype=self.dtype, name=name
+      )(x, train)
 
     # In float32: bfloat16 sums of thousands of cells lose the small ones.
     mean = jnp.mean(deep.astype(jnp.float32), axis=(1, 2), keepdims=True)
@@ -89,11 +78,11 @@ class DeepLabV3Plus(nn.Module):
     fused = block(
       jnp.concatenate(branches, axis=-1),
       'fuse',
-      3,
+      self.fuse_kernel,
       dropout_rate=self.dropout_rate,
     )
     fused = resize.resize_bilinear(fused, low.shape[1:3], align_corners=True)
-    low = block(low, 'low', use_bias=True)
+    low = block(low, 'low', width=self.low_width, use_bias=True)
     joined = jnp.concatenate([low, fused], axis=-1)
     return features_lib.Features(
       (features_lib.FeatureMap('fused', _STRIDE, joined),)

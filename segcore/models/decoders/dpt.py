@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segcore.models import features as features_lib
+from segcore.models.decoders import unconditional
 from segcore.models.layers import conv_block, resize
 
 _NUM_MAPS = 4
@@ -61,7 +62,7 @@ class TransposedConv(nn.Module):
     return result + bias.astype(self.dtype)
 
 
-class ResidualUnit(nn.Module):
+class DPTResidualUnit(nn.Module):
   """Two 3x3 convolutions, each after a ReLU, added to their input.
 
   Attributes:
@@ -81,11 +82,11 @@ class ResidualUnit(nn.Module):
     return x + y
 
 
-class FusionBlock(nn.Module):
+class DPTFusionBlock(nn.Module):
   """Adds a skip to the deeper map, and resizes the sum to the next grid.
 
-    x = deeper + ResidualUnit(skip), or deeper where there is no skip
-    conv1x1(resize(ResidualUnit(x)))
+    x = deeper + DPTResidualUnit(skip), or deeper where there is no skip
+    conv1x1(resize(DPTResidualUnit(x)))
 
   Attributes:
     dtype: dtype of the activations.
@@ -108,43 +109,40 @@ class FusionBlock(nn.Module):
       size: height and width of the result.
     """
     if skip is not None:
-      x = x + ResidualUnit(self.dtype, name='skip_unit')(skip)
-    x = ResidualUnit(self.dtype, name='unit')(x)
+      x = x + DPTResidualUnit(self.dtype, name='skip_unit')(skip)
+    x = DPTResidualUnit(self.dtype, name='unit')(x)
     x = resize.resize_bilinear(x, size, align_corners=True)
     return conv_block.conv(
       x.shape[-1], x.shape[-1], 1, dtype=self.dtype, name='conv'
     )(x)
 
 
-class DPT(nn.Module):
+class DPT(unconditional.UnconditionalDecoder):
   """Fuses the maps of four depths of a plain ViT, from deep to shallow.
 
   The encoder returns four maps of one grid, in the order of its blocks: those
-  after blocks 2, 5, 8 and 11, counted from 0, of 12, or 4, 11, 17 and 23 of 24,
-  which are the default of the field `depths` of `vit.ViT`. Each has passed
-  through the final norm and holds patch tokens alone.
+  after blocks 2, 5, 8 and 11 (counted from 0) of 12, or 4, 11, 17 and 23 of 24;
+  these are the defaults of the field `depths` of `vit.ViT`. Each map is the
+  output of the final norm, without class token and registers.
 
   The four maps, of h x w cells of stride p, are projected and resized to 4, 2,
   1 and ½ times the grid (rounded up), from shallow to deep. Four blocks fuse
   them from deep to shallow. Returns their results 'fusion1' (stride p),
-  'fusion2' (p/2) and 'fusion3' (p/4), and 'fused' (p/8, of 8h x 8w cells), the
-  last one after a 3x3 and a ReLU, for a 1x1 that classifies.
+  'fusion2' (p/2) and 'fusion3' (p/4), and 'fused' (p/8, of 8h x 8w cells). The
+  last one has passed a 3x3 and a ReLU; a head classifies it by a 1x1.
 
   Source: Ranftl et al. 2021, Sec. 3, in the variant of UniMatch V2 (Yang et al.
-  2025): no batch norm, and no token that is read out.
+  2025): no batch norm, and class token and registers are not used.
 
   Attributes:
     widths: channels of the four maps, from shallow to deep. UniMatch V2 has
       (48, 96, 192, 384) for a small ViT, (96, 192, 384, 768) for a base one.
-    fusion_width: channels F of the fusion blocks: 64 and 128 for these.
-    dtype: dtype of the activations; parameters are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
+    fusion_width: channels F of the fusion blocks; UniMatch V2 has 64 for a
+      small ViT, 128 for a base one.
   """
 
   widths: Sequence[int] = (48, 96, 192, 384)
   fusion_width: int = 64
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   def __post_init__(self) -> None:
     if len(self.widths) != _NUM_MAPS:
@@ -155,33 +153,17 @@ class DPT(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, four of one stride.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: has no effect, as there is neither dropout nor a batch norm.
-
-    Raises:
-      ValueError: there are other maps, or a condition is given.
-    """
+    """Fuses the four maps of one stride; `train` has no effect."""
     del train
-    if condition is not None:
-      raise ValueError(
-        'condition: DPT has none, expected None: use the U-Net for it'
-      )
     _check_maps(features)
     stride = features.deepest.stride
     maps = [self._resize(i, each.array) for i, each in enumerate(features.maps)]
-    block = FusionBlock
+    block = DPTFusionBlock
     if self.remat:
-      block = nn.remat(FusionBlock, static_argnums=(3,))
+      block = nn.remat(DPTFusionBlock, static_argnums=(3,))
     x, skip, results = maps.pop(), None, []
     for i in range(1, _NUM_MAPS + 1):
       size = maps[-1].shape[1:3] if maps else tuple(2 * n for n in x.shape[1:3])

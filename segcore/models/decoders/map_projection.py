@@ -1,6 +1,7 @@
 """Projection of an encoder's maps to one width and one grid.
 
-  maps = Projection(256)(features)    # a list of [B, h, w, 256]
+  # A list of [B, h, w, 256].
+  maps, stride = MapProjection('daformer', 256)(features)
 
 The first step of the decoders of SegFormer and DAFormer.
 """
@@ -16,22 +17,34 @@ from segcore.models.layers import conv_block, resize
 _MIN_STRIDE = 4
 
 
-class Projection(nn.Module):
+class MapProjection(nn.Module):
   """A 1x1 convolution with bias of each map, resized to the finest grid.
 
+  Reads the maps at stride 4 and above.
+
   Attributes:
+    decoder: name of the decoder in configs, for messages.
     width: channels of the results.
     dtype: dtype of the activations.
   """
 
+  decoder: str
   width: int
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
-    self, maps: features_lib.Features
-  ) -> list[Float[Array, 'B h w D']]:
-    """Projects all maps; resizes bilinearly, of half-pixel centers."""
+    self, features: features_lib.Features
+  ) -> tuple[list[Float[Array, 'B h w D']], int | float]:
+    """Projects maps; resizes bilinearly, of half-pixel centers.
+
+    Returns:
+      The results, and their stride.
+
+    Raises:
+      MissingMapError: there is no map at stride 4 or above.
+    """
+    maps = self._select(features)
     size = maps.at_stride(maps.strides[0]).array.shape[1:3]
     results = []
     for i, each in enumerate(maps.maps, 1):
@@ -39,32 +52,14 @@ class Projection(nn.Module):
         each.array.shape[-1], self.width, 1, dtype=self.dtype, name=f'map{i}'
       )(each.array)
       results.append(resize.resize_bilinear(x, size))
-    return results
+    return results, maps.strides[0]
 
-
-def select_maps(
-  name: str,
-  features: features_lib.Features,
-  condition: Float[Array, 'B'] | None,
-) -> features_lib.Features:
-  """Selects the maps at stride 4 and above that a decoder reads.
-
-  Args:
-    name: name of the decoder in configs, for messages.
-    features: maps of the encoder.
-    condition: condition that is given to the decoder.
-
-  Raises:
-    ValueError: there is no such map (MissingMapError), or a condition is given.
-  """
-  if condition is not None:
-    raise ValueError(
-      f'condition: decoder {name} has none, expected None: use the U-Net for it'
-    )
-  maps = tuple(each for each in features.maps if each.stride >= _MIN_STRIDE)
-  if not maps:
-    raise features_lib.MissingMapError(
-      f'decoder {name}: expected a map at stride {_MIN_STRIDE} or above, got '
-      f'{features.strides_text}'
-    )
-  return features_lib.Features(maps)
+  def _select(self, features: features_lib.Features) -> features_lib.Features:
+    """Returns the maps at stride 4 and above."""
+    maps = tuple(each for each in features.maps if each.stride >= _MIN_STRIDE)
+    if not maps:
+      raise features_lib.MissingMapError(
+        f'decoder {self.decoder}: expected a map at stride {_MIN_STRIDE} or '
+        f'above, got {features.strides_text}'
+      )
+    return features_lib.Features(maps)

@@ -5,15 +5,13 @@ SegFormer(width=768).apply(variables, encoder_features).at_stride(4)
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
-from segcore.models.decoders import map_projection
+from segcore.models.decoders import map_projection, unconditional
 from segcore.models.layers import conv_block
 
 
-class SegFormer(nn.Module):
+class SegFormer(unconditional.UnconditionalDecoder):
   """Projects all maps to one width and fuses them by a 1x1 convolution.
 
   Reads the encoder's maps at stride 4 and above: four of MiT's. They are
@@ -26,35 +24,18 @@ class SegFormer(nn.Module):
 
   Attributes:
     width: channels of each projected map, and of the result.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether the fusion is recomputed in the backward pass.
   """
 
   width: int = 256
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @nn.compact
-  def __call__(
-    self,
-    features: features_lib.Features,
-    condition: Float[Array, 'B'] | None = None,
-    train: bool = False,
+  def decode(
+    self, features: features_lib.Features, train: bool
   ) -> features_lib.Features:
-    """Decodes the maps of an encoder.
-
-    Args:
-      features: encoder's maps, at least one of them at stride 4 or above.
-      condition: None; this decoder cannot be conditioned on a noise level.
-      train: whether batch statistics are used and collected.
-
-    Raises:
-      ValueError: a map is missing (MissingMapError), or a condition is given.
-    """
-    maps = map_projection.select_maps('segformer', features, condition)
-    projected = map_projection.Projection(
-      self.width, self.dtype, name='projection'
-    )(maps)
+    """Fuses the maps, of which one at least is at stride 4 or above."""
+    maps, stride = map_projection.MapProjection(
+      'segformer', self.width, self.dtype, name='projection'
+    )(features)
     block = conv_block.ConvBlock
     if self.remat:
       block = nn.remat(block, static_argnums=(2,))
@@ -64,7 +45,7 @@ class SegFormer(nn.Module):
       dtype=self.dtype,
       kernel_init=conv_block.he_normal_fan_out,
       name='fuse',
-    )(jnp.concatenate(projected[::-1], axis=-1), train)
+    )(jnp.concatenate(maps[::-1], axis=-1), train)
     return features_lib.Features(
-      (features_lib.FeatureMap('fused', maps.strides[0], fused),)
+      (features_lib.FeatureMap('fused', stride, fused),)
     )

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
+from segcore.models import network_part
 from segcore.models.layers import norm as norms
 from segcore.models.layers import resize
 
@@ -115,7 +116,7 @@ class DecoderBlock(nn.Module):
     return x
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(network_part.NetworkPart):
   """Upsamples the encoder's deepest map to the output stride.
 
   From 2^n times the output stride, n blocks upsample by 2 each. With n + 1
@@ -142,8 +143,6 @@ class UNetDecoder(nn.Module):
     norm_epsilon: constant added to the variance by a group norm; a batch norm
       adds 1e-5.
     conditional: whether each normalized map is modulated by the noise level.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   widths: Sequence[int] = (1024, 512, 256, 128, 64)
@@ -155,8 +154,6 @@ class UNetDecoder(nn.Module):
   num_groups: int = 32
   norm_epsilon: float = 1e-6
   conditional: bool = False
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def doubles_maps(self) -> bool:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import norm as norms
 
 
-class Unit(nn.Module):
+class BiTUnit(nn.Module):
   """A bottleneck of which each convolution follows a norm and a ReLU.
 
     h = relu(gn_a(x))
@@ -71,7 +71,7 @@ class Unit(nn.Module):
     return shortcut + conv(out_channels, name='conv_c')(h)
 
 
-class BiT(nn.Module):
+class BiT(network_part.NetworkPart):
   """The pre-activation bottleneck ResNet of BiT, with symmetric padding.
 
   Returns 'root' (stride 2, the root convolution alone), 'block1' (4), 'block2'
@@ -87,8 +87,6 @@ class BiT(nn.Module):
     conv_epsilon: constant added to the variance of a kernel.
     skip_norm: whether the other maps are group-normalized, too, without
       parameters, since the convolutions that read them have their own.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 6, 3)
@@ -97,8 +95,6 @@ class BiT(nn.Module):
   norm_epsilon: float = 1e-5
   conv_epsilon: float = 1e-10
   skip_norm: bool = False
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
@@ -128,7 +124,7 @@ class BiT(nn.Module):
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
     unit = functools.partial(
-      nn.remat(Unit) if self.remat else Unit,
+      nn.remat(BiTUnit) if self.remat else BiTUnit,
       num_groups=self.num_groups,
       norm_epsilon=self.norm_epsilon,
       conv_epsilon=self.conv_epsilon,

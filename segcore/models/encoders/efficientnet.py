@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import depthwise
 from segcore.models.layers import norm as norms
 from segcore.ops import losses
@@ -33,8 +33,8 @@ SCALES: dict[str, tuple[float, float]] = {
 _STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
 
 
-class Block(NamedTuple):
-  """A block of the network.
+class EfficientNetBlock(NamedTuple):
+  """Sizes of a block of an EfficientNet.
 
   Attributes:
     stage: number of its stage, from 1.
@@ -65,7 +65,7 @@ _STAGES = (
 )
 
 
-def scale_blocks(variant: str) -> list[Block]:
+def scale_blocks(variant: str) -> list[EfficientNetBlock]:
   """Scales the blocks of EfficientNet-B0; Lite scales neither end in depth.
 
   Channels are multiples of 8, at least 90 % of the scaled number.
@@ -81,7 +81,7 @@ def scale_blocks(variant: str) -> list[Block]:
     channels = max(8, int(scaled + 4) // 8 * 8)
     if channels < 0.9 * scaled:
       channels += 8
-    first = Block(stage, kernel, channels, expansion, stride, False)
+    first = EfficientNetBlock(stage, kernel, channels, expansion, stride, False)
     rest = first._replace(stride=1, shortcut=True)
     blocks += [first, *[rest] * (repeats - 1)]
   return blocks
@@ -121,7 +121,7 @@ class InvertedBottleneck(nn.Module):
     dtype: dtype of the activations.
   """
 
-  block: Block
+  block: EfficientNetBlock
   stride: int
   dilation: int
   dtype: DTypeLike
@@ -145,7 +145,7 @@ class InvertedBottleneck(nn.Module):
     return x + shortcut if block.shortcut else x
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(network_part.NetworkPart):
   """An EfficientNet-Lite without its classifier, for a given output stride.
 
   Returns 'stem' (stride 2), 'stage1' (2), 'stage2' (4), 'stage3' (8), 'stage4'
@@ -168,15 +168,11 @@ class EfficientNet(nn.Module):
       gradient, their batch statistics are the running ones, which stay as they
       are, and optimizers leave their parameters out. 0 for the stem alone, None
       for nothing frozen.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   variant: Variant = 'lite0'
   output_stride: Literal[8, 16, 32] = 32
   frozen_blocks: int | None = None
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   def __post_init__(self) -> None:
     num_blocks = len(scale_blocks(self.variant))

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import position_table, resize
 
 _xavier = nn.initializers.xavier_uniform()
 
 
-class Attention(nn.Module):
+class HybridViTAttention(nn.Module):
   """Multi-head self-attention, with the softmax in float32.
 
   Attributes:
@@ -66,7 +66,7 @@ class Attention(nn.Module):
     )(mixed)
 
 
-class Mlp(nn.Module):
+class HybridViTMlp(nn.Module):
   """Two dense layers with a GELU (tanh form) between, each with dropout.
 
   Attributes:
@@ -119,12 +119,12 @@ class EncoderBlock(nn.Module):
   ) -> Float[Array, 'B T D']:
     """Applies the block; with dropout if `train`."""
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_0')(x)
-    y = Attention(
+    y = HybridViTAttention(
       self.num_heads, self.dtype, name='MultiHeadDotProductAttention_0'
     )(y)
     x = x + nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_1')(x)
-    return x + Mlp(
+    return x + HybridViTMlp(
       self.mlp_dim, self.dropout_rate, self.dtype, name='MlpBlock_0'
     )(y, train)
 
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
     return nn.LayerNorm(1e-6, self.dtype, name='encoder_norm')(x)
 
 
-class HybridViT(nn.Module):
+class HybridViT(network_part.NetworkPart):
   """A ResNet stem and a vision transformer, with a token for each cell.
 
   Returns the maps of the stem and then 'tokens' (stride 16, hidden_size
@@ -225,10 +225,6 @@ class HybridViT(nn.Module):
     use_cls_token: whether there is a class token to attend to, as in the
       training of the public weights.
     grid: height and width, in cells, of the position table.
-    dtype: dtype of the activations; parameters, softmax and statistics are
-      float32.
-    remat: whether units and blocks are recomputed in the backward pass, to
-      save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 9)
@@ -244,8 +240,6 @@ class HybridViT(nn.Module):
   dropout_rate: float = 0.1
   use_cls_token: bool = True
   grid: tuple[int, int] = (14, 14)
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
@@ -271,8 +265,8 @@ class HybridViT(nn.Module):
       self.norm_epsilon,
       self.conv_epsilon,
       self.zero_init,
-      self.dtype,
-      self.remat,
+      dtype=self.dtype,
+      remat=self.remat,
     )
     # The public checkpoint has the stem's parameters at its top level.
     nn.share_scope(self, stem)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import depthwise, standardize
 from segcore.models.layers import norm as norms
 
@@ -45,7 +45,7 @@ def _dense(size: int, dtype: DTypeLike, name: str) -> nn.Dense:
   return nn.Dense(size, kernel_init=init, dtype=dtype, name=name)
 
 
-class Attention(nn.Module):
+class MiTAttention(nn.Module):
   """Self-attention in which a convolution reduces the keys and values.
 
   Where the collection 'intermediates' is mutable, the scores q·k of all heads
@@ -94,10 +94,11 @@ class Attention(nn.Module):
 class MixMlp(nn.Module):
   """Two dense layers; between them a depthwise 3x3 and an exact GELU.
 
-  The zeros around the map tell cells their position, which replaces a table.
+  The zero padding of the convolution encodes positions in place of a position
+  table. Source: Xie et al. 2021, Eq. 3 (Mix-FFN).
 
   Attributes:
-    hidden_size: features between the layers.
+    hidden_size: features D between the layers.
     dtype: dtype of the activations.
   """
 
@@ -116,12 +117,12 @@ class MixMlp(nn.Module):
     return _dense(size, self.dtype, 'fc2')(nn.gelu(x, approximate=False))
 
 
-class Block(nn.Module):
+class MiTBlock(nn.Module):
   """A pre-norm block: attention and perceptron, both residual.
 
   In training, either branch is dropped (stochastic depth; Huang et al. 2016)
-  for each image by itself, with draws from the stream 'dropout'; branches that
-  are kept are divided by the probability of that.
+  for each image separately, with draws from the stream 'dropout'; branches that
+  are kept are divided by the probability of being kept.
 
   Attributes:
     num_heads: number of attention heads.
@@ -143,7 +144,7 @@ class Block(nn.Module):
   ) -> Float[Array, 'B h w D']:
     """Applies the block to a map; branches are dropped if `train`."""
     branches = (
-      Attention(self.num_heads, self.reduction, self.dtype, name='attn'),
+      MiTAttention(self.num_heads, self.reduction, self.dtype, name='attn'),
       MixMlp(self.mlp_dim, self.dtype, name='mlp'),
     )
     for i, branch in enumerate(branches, 1):
@@ -155,7 +156,7 @@ class Block(nn.Module):
     return x
 
 
-class Stage(nn.Module):
+class MiTStage(nn.Module):
   """Overlapping patches, blocks, and a norm.
 
   Attributes:
@@ -195,7 +196,7 @@ class Stage(nn.Module):
       name='patch_embed',
     )(x)
     x = norms.layer_norm(_EPSILON_AFTER_CONV, self.dtype, 'patch_norm')(x)
-    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    block = nn.remat(MiTBlock, static_argnums=(2,)) if self.remat else MiTBlock
     for i, rate in enumerate(self.drop_rates):
       x = block(
         self.num_heads,
@@ -208,7 +209,7 @@ class Stage(nn.Module):
     return norms.layer_norm(_EPSILON, self.dtype, 'norm')(x)
 
 
-class MiT(nn.Module):
+class MiT(network_part.NetworkPart):
   """A transformer whose stages shrink the map: 'stage1' to 'stage4'.
 
   By default it is MiT-B1. Maps are those after the norm of each stage, at
@@ -227,9 +228,6 @@ class MiT(nn.Module):
     mlp_ratio: features between the layers of a perceptron, per feature.
     drop_path_rate: probability that a branch of the last block is dropped for
       an image in training. It grows in equal steps, from 0 in the first block.
-    dtype: dtype of the activations; parameters, softmax and statistics are
-      float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   hidden_sizes: Sequence[int] = (64, 128, 320, 512)
@@ -239,8 +237,6 @@ class MiT(nn.Module):
   reductions: Sequence[int] = (8, 4, 2, 1)
   mlp_ratio: int = 4
   drop_path_rate: float = 0.1
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
@@ -280,7 +276,7 @@ class MiT(nn.Module):
     rates = iter(self._drop_rates())
     maps = []
     for s, stride in enumerate(self._total_strides):
-      x = Stage(
+      x = MiTStage(
         self.hidden_sizes[s],
         3 if s else 7,
         self.strides[s],

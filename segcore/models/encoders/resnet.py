@@ -9,6 +9,7 @@ Padding and arithmetic are torch's, so that its public weights can be used (see
 `segcore.weights.layouts.torchvision`).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,7 +19,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
+from segcore.models.layers import conv_block
 from segcore.models.layers import norm as norms
 
 # Mean and standard deviation of ImageNet's images, 0 to 255, by which torch's
@@ -28,31 +30,16 @@ _STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 Kind = Literal['bottleneck', 'basic']
+# Without bias: a batch norm follows. The fan-in is not needed.
+_conv = functools.partial(
+  conv_block.conv,
+  None,
+  use_bias=False,
+  kernel_init=conv_block.he_normal_fan_out,
+)
 
 
-def _conv(
-  out_channels: int,
-  kernel: int,
-  dtype: DTypeLike,
-  name: str,
-  stride: int = 1,
-  dilation: int = 1,
-) -> nn.Conv:
-  """Builds a convolution without bias, with symmetric padding."""
-  return nn.Conv(
-    out_channels,
-    (kernel, kernel),
-    strides=stride,
-    padding=dilation * (kernel // 2),
-    kernel_dilation=dilation,
-    use_bias=False,
-    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-    dtype=dtype,
-    name=name,
-  )
-
-
-class Unit(nn.Module):
+class ResNetUnit(nn.Module):
   """Two or three convolutions with norms, added to a shortcut.
 
   A 'bottleneck' is a 1x1, a 3x3 with the stride and a 1x1 to 4 times the width;
@@ -92,10 +79,19 @@ class Unit(nn.Module):
     branch = self._branch()
     out_channels, shortcut = branch[-1][0], x
     if self.stride != 1 or x.shape[-1] != out_channels:
-      proj = _conv(out_channels, 1, self.dtype, 'conv_proj', self.stride)
+      proj = _conv(
+        out_channels, 1, dtype=self.dtype, name='conv_proj', stride=self.stride
+      )
       shortcut = norm(proj(x), 'bn_proj')
     for i, (channels, kernel, stride, dilation) in enumerate(branch, 1):
-      x = _conv(channels, kernel, self.dtype, f'conv{i}', stride, dilation)(x)
+      x = _conv(
+        channels,
+        kernel,
+        dtype=self.dtype,
+        name=f'conv{i}',
+        stride=stride,
+        dilation=dilation,
+      )(x)
       last = i == len(branch)
       x = norm(x, f'bn{i}', last and self.zero_init)
       x = nn.relu(shortcut + x if last else x)
@@ -109,8 +105,8 @@ class Unit(nn.Module):
     return (width, 1, 1, 1), (width, 3, stride, first), (4 * width, 1, 1, 1)
 
 
-class Block(nn.Module):
-  """Units of one width, of which the first has the stride.
+class ResNetBlock(nn.Module):
+  """A sequence of units of one width; the first one has the stride.
 
   Attributes:
     kind: kind of the units.
@@ -135,7 +131,9 @@ class Block(nn.Module):
     self, x: Float[Array, 'B h w D'], train: bool
   ) -> Float[Array, 'B h_out w_out D_out']:
     """Applies the units one after the other."""
-    unit = nn.remat(Unit, static_argnums=(2,)) if self.remat else Unit
+    unit = (
+      nn.remat(ResNetUnit, static_argnums=(2,)) if self.remat else ResNetUnit
+    )
     for i, dilations in enumerate(self.dilations):
       x = unit(
         self.kind,
@@ -149,7 +147,7 @@ class Block(nn.Module):
     return x
 
 
-class DilatedResNet(nn.Module):
+class DilatedResNet(network_part.NetworkPart):
   """A post-activation ResNet with batch norm, for a given output stride.
 
   Returns 'stem' (stride 2, before the pool), then 'x1' (4), 'x2', 'x3', 'x4';
@@ -178,11 +176,9 @@ class DilatedResNet(nn.Module):
     output_stride: stride of the last block's map.
     multi_grid: factors of the dilations of the last block's units. None for
       (2, 2, 4) with bottlenecks at output stride 8, and for 1 elsewhere.
-    unit: kind of the units; see `Unit`.
+    unit: kind of the units; see `ResNetUnit`.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 23, 3)
@@ -192,8 +188,6 @@ class DilatedResNet(nn.Module):
   multi_grid: Sequence[int] | None = None
   unit: Kind = 'bottleneck'
   zero_init: bool = True
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
@@ -218,7 +212,7 @@ class DilatedResNet(nn.Module):
     stride = self._stem_stride
     for b, (block_stride, dilations) in enumerate(self._plan()):
       stride *= block_stride
-      x = Block(
+      x = ResNetBlock(
         self.unit,
         dilations,
         self.width * 2**b,
@@ -246,7 +240,9 @@ class DilatedResNet(nn.Module):
       'small': (('root', width, 3, 2),),
     }[self.stem]
     for name, channels, kernel, stride in layers:
-      x = _conv(channels, kernel, self.dtype, f'conv_{name}', stride)(x)
+      x = _conv(
+        channels, kernel, dtype=self.dtype, name=f'conv_{name}', stride=stride
+      )(x)
       x = norms.batch_norm(train=train, dtype=self.dtype, name=f'bn_{name}')(x)
       x = nn.relu(x)
     return x

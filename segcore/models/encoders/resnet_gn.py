@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
 
 
@@ -80,7 +80,7 @@ class StdConv(nn.Module):
     )
 
 
-class Unit(nn.Module):
+class ResNetGNUnit(nn.Module):
   """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
 
   Attributes:
@@ -139,8 +139,8 @@ class Unit(nn.Module):
     return nn.relu(shortcut + norm(x, 'gn3', self.zero_init))
 
 
-class Block(nn.Module):
-  """Units of one width, of which the first has the stride.
+class ResNetGNBlock(nn.Module):
+  """A sequence of units of one width; the first one has the stride.
 
   Attributes:
     num_units: number of units.
@@ -184,7 +184,7 @@ def apply_resnet_blocks(
   for b, num_units in enumerate(blocks):
     name = f'block{b + 1}'
     of_width = functools.partial(unit, width * 2**b)
-    x = Block(num_units, of_width, 1 if b == 0 else 2, name=name)(x)
+    x = ResNetGNBlock(num_units, of_width, 1 if b == 0 else 2, name=name)(x)
     maps[name] = x
   return maps
 
@@ -199,7 +199,7 @@ def features_of_maps(maps: dict[str, Array]) -> features.Features:
   )
 
 
-class ResNet(nn.Module):
+class ResNet(network_part.NetworkPart):
   """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
 
   Returns 'root' (stride 2, after its ReLU and before the pool), then 'block1'
@@ -214,8 +214,6 @@ class ResNet(nn.Module):
     conv_epsilon: constant added to the standard deviation of a kernel.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
-    dtype: dtype of the activations; parameters and statistics are float32.
-    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 9)
@@ -224,8 +222,6 @@ class ResNet(nn.Module):
   norm_epsilon: float = 1e-6
   conv_epsilon: float = 1e-5
   zero_init: bool = True
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
@@ -253,7 +249,7 @@ class ResNet(nn.Module):
     root = x
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     unit = functools.partial(
-      nn.remat(Unit) if self.remat else Unit,
+      nn.remat(ResNetGNUnit) if self.remat else ResNetGNUnit,
       num_groups=self.num_groups,
       norm_epsilon=self.norm_epsilon,
       conv_epsilon=self.conv_epsilon,

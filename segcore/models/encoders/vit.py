@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features
+from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
 from segcore.models.layers import position_table, resize, standardize
 
@@ -40,7 +40,7 @@ _DEPTHS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23)}
 _normal = nn.initializers.truncated_normal(0.02)
 
 
-class Attention(nn.Module):
+class ViTAttention(nn.Module):
   """Multi-head self-attention, with one projection to query, key and value.
 
   Attributes:
@@ -73,7 +73,7 @@ class Attention(nn.Module):
     )(mixed.reshape(x.shape))
 
 
-class Mlp(nn.Module):
+class ViTMlp(nn.Module):
   """Two dense layers with an exact GELU (of the error function) between.
 
   Attributes:
@@ -110,7 +110,7 @@ class LayerScale(nn.Module):
     return x * gamma.astype(x.dtype)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
   """A pre-norm transformer block: attention and perceptron, both residual.
 
   Attributes:
@@ -132,10 +132,10 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Applies the block to the tokens of each image."""
-    attention = Attention(
+    attention = ViTAttention(
       self.num_heads, self.qkv_bias, self.dtype, name='attn'
     )
-    mlp = Mlp(self.mlp_dim, self.dtype, name='mlp')
+    mlp = ViTMlp(self.mlp_dim, self.dtype, name='mlp')
     for i, branch in enumerate((attention, mlp), 1):
       norm = norms.layer_norm(self.norm_epsilon, self.dtype, f'norm{i}')
       y = branch(norm(x))
@@ -143,7 +143,7 @@ class Block(nn.Module):
     return x
 
 
-class ViT(nn.Module):
+class ViT(network_part.NetworkPart):
   """A vision transformer whose maps are the tokens after several blocks.
 
   Returns a map 'block{i}' for each of the depths, and for the last block; all
@@ -175,9 +175,6 @@ class ViT(nn.Module):
       four at regular depths with 12 or 24 blocks, for the last one otherwise.
     frozen: whether gradients end at the maps, so that no backward pass runs,
       and optimizers leave all parameters out.
-    dtype: dtype of the activations; parameters, softmax and statistics are
-      float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   patch_size: int = 16
@@ -195,8 +192,6 @@ class ViT(nn.Module):
   imagenet_statistics: bool = True
   depths: Sequence[int] | None = None
   frozen: bool = False
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @property
   def size_multiple(self) -> int:
@@ -236,7 +231,7 @@ class ViT(nn.Module):
     grid = (x.shape[1], x.shape[2])
     x = self._add_tokens(x.reshape(x.shape[0], -1, self.hidden_size), grid)
 
-    block = nn.remat(Block) if self.remat else Block
+    block = nn.remat(ViTBlock) if self.remat else ViTBlock
     norm = norms.layer_norm(self.norm_epsilon, self.dtype, 'norm')
     num_extra = self.use_cls_token + self.num_registers
     maps = []

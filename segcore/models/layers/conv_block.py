@@ -19,7 +19,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def conv(
-  in_channels: int,
+  in_channels: int | None,
   out_channels: int,
   kernel: int,
   *,
@@ -35,7 +35,8 @@ def conv(
   Kernels and biases are uniform in ±1/√n, with the fan-in n.
 
   Args:
-    in_channels: channels of the input.
+    in_channels: channels of the input, for the fan-in; None where a kernel_init
+      is given and no bias is added.
     out_channels: channels of the result.
     kernel: height and width of the kernel, odd.
     dtype: dtype of the convolution.
@@ -45,11 +46,11 @@ def conv(
     use_bias: whether a bias is added.
     kernel_init: another initializer of the kernels.
   """
-  bound = (in_channels * kernel * kernel) ** -0.5
 
   def init(
     key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike
   ) -> Float[Array, '...']:
+    bound = (in_channels * kernel * kernel) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return nn.Conv(

@@ -115,6 +115,7 @@ class DepthwiseConv(nn.Module):
       (self.kernel, self.kernel, 1, x.shape[-1]),
       jnp.float32,
     )
+    # XLA's convolution requires maps and kernels of one dtype.
     x = depthwise_conv(
       x.astype(self.dtype),
       kernel.astype(self.dtype),
@@ -129,6 +130,9 @@ class DepthwiseConv(nn.Module):
 
 # The platform is known when a program is lowered, not when it is traced: one
 # that is compiled here for TPUs has XLA's convolution.
+#
+# The gradient is defined here: jax's own would pad the gradient of each tap's
+# slice to the whole map, and add up the padded maps.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -192,6 +196,7 @@ def _gradients_by_xla(
   geometry: _Geometry,
 ) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
   convolve = functools.partial(_convolve_by_xla, geometry=geometry)
+  # The result of the forward pass is not used, so XLA removes it.
   return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
@@ -201,6 +206,7 @@ def _convolve_by_shifts(
   geometry: _Geometry,
 ) -> Float[Array, 'B h_out w_out D']:
   strides, padding, dilation = geometry
+  # In bfloat16 the sum would be rounded after each tap.
   padded = _pad(_at_least_float32(x), padding)
   size = [
     (n - (k - 1) * d - 1) // s + 1
@@ -208,6 +214,8 @@ def _convolve_by_shifts(
       padded.shape[1:3], kernel.shape[:2], strides, dilation, strict=True
     )
   ]
+  # One expression over all taps, which XLA fuses into one loop over the map;
+  # stacked views would be k² copies of it.
   result = sum(
     _window(padded, (i * dilation[0], j * dilation[1]), size, strides)
     * kernel[i, j, 0]
@@ -262,6 +270,8 @@ def _map_gradient(
   taps = [_taps_by_phase(*axis) for axis in axes]
   pads = []
   for axis, count in enumerate(counts):
+    # Shifts may point before or behind the result, whose gradient is 0 there:
+    # padding once lets every window be a plain slice.
     shifts = [shift for phase in taps[axis] for _, shift in phase]
     after = max(shifts) + count - gradient.shape[axis + 1]
     pads.append((max(-min(shifts), 0), max(after, 0)))
@@ -277,6 +287,8 @@ def _map_gradient(
     # A stride beyond the kernel skips cells, whose gradient is 0.
     return sum(terms, jnp.zeros((), gradient.dtype)) + jnp.zeros(shape)
 
+  # Stacking the phases as inner axes makes the interleaving a reshape, where
+  # writing each phase with a stride would be a scatter.
   rows = [
     jnp.stack([phase(rows, columns) for columns in taps[1]], axis=3)
     for rows in taps[0]
@@ -287,6 +299,7 @@ def _map_gradient(
     counts[1] * strides[1],
     gradient.shape[-1],
   )
+  # Phases have the same number of cells; the last ones may lie outside.
   return interleaved[:, : size[0], : size[1]]
 
 
@@ -334,6 +347,8 @@ def _kernel_gradient(
   """
   batch, height, width, channels = gradient.shape
   k_h, k_w = kernel_size
+  # A row is split into parts of equal length, whose products are added in
+  # registers: the sums are loaded and stored once for all parts.
   num_parts = min(_UNROLLED, width)
   cells = -(-width // num_parts)
   # Cells that are added to fill the last part have gradient 0.

@@ -63,6 +63,8 @@ def resize_position_table(
     grid = resize.resize_bilinear(grid, new, align_corners=True)
   elif tuple(new) != tuple(old):
     rows, columns = cubic_resize_matrices(old, new, rule)
+    # At full precision: by default GPUs and TPUs round factors to fewer bits,
+    # and features would differ from those of the source.
     grid = jnp.einsum(
       'ih,bhwd,jw->bijd',
       rows,
@@ -110,6 +112,8 @@ def cubic_resize_matrices(
 
 def _clamped_matrix(old: int, new: Any, step: Any) -> Matrix:
   """Computes weights of four taps around (i + ½)·step - ½, edges repeated."""
+  # Edges are repeated by moving taps onto the border cell, where the weights of
+  # several taps add up.
   xp = _module_of(new)
   source = (xp.arange(new)[:, None] + 0.5) * step - 0.5
   low = xp.floor(source)
@@ -126,6 +130,7 @@ def _antialiased_matrix(old: int, new: Any) -> Matrix:
   xp = _module_of(new)
   step = old / xp.asarray(new)
   center = (xp.arange(new)[:, None] + 0.5) * step - 0.5
+  # Widened when shrinking only: an enlarged table is interpolated, not blurred.
   distance = (xp.arange(old) - center) / xp.maximum(step, 1.0)
   matrix = _cubic_kernel(distance, _KEYS_A)
   # Taps outside are dropped, and the rest is normalized.
@@ -135,6 +140,7 @@ def _antialiased_matrix(old: int, new: Any) -> Matrix:
 def _cubic_kernel(distance: Any, a: float) -> Any:
   """Computes the weight of a cell at a distance; 0 from a distance of 2 on."""
   x = abs(distance)
+  # Both polynomials are evaluated and one is selected: arrays have no branch.
   near = ((a + 2) * x - (a + 3)) * x * x + 1
   far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
   return near * (x < 1) + far * ((x >= 1) & (x < 2))

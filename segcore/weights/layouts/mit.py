@@ -52,10 +52,10 @@ _HUGGINGFACE_RULES = (
 def translate_mit_weights(flat: Arrays) -> dict[str, Any] | None:
   """Translates the weights of a MiT to the names of `mit.MiT`.
 
-  Classifiers and decoders, and what has none of the prefixes of wrappers if
-  others have, are left out; a line of the log names them, and the prefixes.
-  Names that no such network has are kept, so that the comparison with the
-  network lists them.
+  Prefixes of wrappers, such as 'backbone.', are removed; if some names have a
+  prefix, those without it are left out. So are classifiers and decoders. A line
+  of the log names prefixes and what is left out. Names that no MiT has are
+  kept, so that the comparison with the network lists them.
 
   Args:
     flat: array by name, as 'block1.0.attn.kv.weight' [2D, D].

@@ -33,19 +33,21 @@ _CHUNK = re.compile(r'^blocks\.\d+\.(\d+)\.')
 def translate_vit_weights(flat: Arrays) -> dict[str, Any] | None:
   """Translates the weights of a plain ViT to the names of `vit.ViT`.
 
-  Heads, mask tokens, and what has none of the prefixes of wrappers if others
-  have, are left out; a line of the log names them, and the prefixes. Where the
-  table has no row of a class token, as in timm's files with registers, one of
-  zeros is added: that position is part of the token there. Names that no such
-  network has are kept, so that the comparison with the network lists them.
+  Prefixes of wrappers, such as 'backbone.', are removed; if some names have a
+  prefix, those without it are left out. So are heads and mask tokens. A line of
+  the log names prefixes and what is left out. Where the position table has no
+  row for the class token, as in timm's files with registers, a row of zeros is
+  added: these files have added the position to the token. Names that no ViT has
+  are kept, so that the comparison with the network lists them.
 
   Args:
     flat: array by name, as 'blocks.0.attn.qkv.weight' [3D, D].
 
   Returns:
     {'params': {'encoder': tree}} in float32; 'grid', height and width of the
-    position table, if it is a square; and 'fields', those of the encoder that
-    names show and shapes do not. None if the names are those of no ViT.
+    position table, if it is a square; and 'fields', the fields of the encoder
+    that names determine and shapes do not. None if the names are those of no
+    ViT.
   """
   unwrapped = prefixes.remove_prefixes(flat, huggingface.PREFIXES)
   arrays, fields = unwrapped.arrays, {}

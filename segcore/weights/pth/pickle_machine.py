@@ -88,6 +88,7 @@ class _Machine:
     self._memo: dict[int, Any] = {}
     self._operations: dict[str, Callable[[Any], None]] = {
       'PROTO': lambda _: None,
+      # Frames are a hint for buffering, and hold no data.
       'FRAME': lambda _: None,
       'MARK': lambda _: self._marks.append(len(self._stack)),
       'POP': lambda _: self.pop(),
@@ -110,9 +111,11 @@ class _Machine:
       ),
       'GLOBAL': lambda text: self._push(self._named(*text.split(' ', 1))),
       'STACK_GLOBAL': lambda _: self._push(self._named(*self._pop(2))),
+      # Calls: only a `Callee` of the table gets past `_call`.
       'REDUCE': lambda _: self._push(_call(*self._pop(2))),
       'NEWOBJ': lambda _: self._push(_call(*self._pop(2))),
       'BUILD': lambda _: _build(*self._pop_container(self.pop())),
+      # torch saves storages apart: the pickle has their ids alone.
       'BINPERSID': lambda _: self._push(self._resolve(self.pop())),
       'MEMOIZE': lambda _: self._put(len(self._memo)),
       **dict.fromkeys(('PUT', 'BINPUT', 'LONG_BINPUT'), self._put),
@@ -131,15 +134,19 @@ class _Machine:
     elif opcode in self._operations:
       self._operations[opcode](argument)
     else:
+      # An allow-list: INST, OBJ, NEWOBJ_EX and the extension registry, by which
+      # other calls are possible, end here.
       raise Refused(f'the opcode {opcode}')
 
   def pop(self) -> Any:
     """Removes and returns the top of the stack."""
+    # Items below the last mark belong to an enclosing container.
     if len(self._stack) <= (self._marks[-1] if self._marks else 0):
       raise ValueError('the pickle takes more from its stack than there is')
     return self._stack.pop()
 
   def _pop(self, count: int) -> tuple[Any, ...]:
+    # Through `pop`, which checks the marks: slicing would not.
     return tuple(self.pop() for _ in range(count))[::-1]
 
   def _pop_to_mark(self) -> list[Any]:
@@ -159,6 +166,7 @@ class _Machine:
     self._memo[place] = self._stack[-1]
 
   def _named(self, module: Any, name: Any) -> Any:
+    # Never resolved by attributes: 'torch.os.system' is one unknown name.
     full = f'{module}.{name}'
     if full not in self._names:
       raise Refused(full)
@@ -174,6 +182,8 @@ def _call(callee: Any, arguments: Any) -> Any:
 
 def _build(target: Any, state: Any) -> None:
   """Gives an object its state; attributes of mappings are left out."""
+  # torch gives an OrderedDict a state, its `_metadata`: not needed, and setting
+  # attributes that a file names is what this machine must not do.
   if isinstance(target, Stateful):
     target.set_state(state)
   elif not isinstance(target, dict):

@@ -54,6 +54,7 @@ def read_torch_file(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
     try:
       content, little_endian = _read_content(file, size)
       selected, notes = state_dict.select_state_dict(content)
+      # Before tensors are read: views can describe far more than a file holds.
       total = sum(tensor.num_bytes for tensor in selected.values())
       if total > _MAX_SHARING * size:
         raise ValueError(f'its tensors have {total} bytes, the file {size}')
@@ -83,14 +84,17 @@ def _read_content(file: BinaryIO, size: int) -> tuple[Any, bool]:
   file.seek(0)
   if start.startswith(_ZIP_MAGIC):
     return _read_zip(zipfile.ZipFile(file), size)
+  # A tar archive begins with a file's name, so its mark is further behind.
   if start.endswith(_TAR_MAGIC) and len(start) > _TAR_OFFSET:
     raise ValueError('the tar format of torch before 0.1.10 is not supported')
   if not size:
     raise ValueError('it is empty')
+  # PROTO, or where it is missing LONG1, for the magic number.
   if start[:1] not in (b'\x80', b'\x8a'):
     raise ValueError(
       f'neither a zip archive nor a pickle: it begins with {start[:12]!r}'
     )
+  # Mapped, not read: the pickles are a few kilobytes in front of gigabytes.
   with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
     return _read_legacy(mapped, file)
 
@@ -105,9 +109,11 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, bool]:
   ]
   if not pickle:
     raise ValueError('a zip archive without data.pkl')
+  # The folder has the name that the file had when it was saved.
   root = pickle.removesuffix('data.pkl')
   if f'{root}constants.pkl' in members:
     raise pickle_machine.Refused('a program of TorchScript')
+  # Older versions of torch write no such member.
   order = f'{root}byteorder'
   little_endian = order not in members or archive.read(order) == b'little'
   storages: dict[str, tensors.Storage] = {}
@@ -118,6 +124,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, bool]:
       member = members.get(f'{root}data/{key}')
       if member is None:
         raise ValueError(f'storage {key} is missing')
+      # The size in the archive bounds what is read; the pickle's is a claim.
       if member.file_size != count * dtype.itemsize:
         raise ValueError(
           f'storage {key}: expected {count} elements of {dtype}, got '
@@ -155,6 +162,7 @@ def _check_members(
     ):
       raise ValueError(f'the member {name!r} is compressed')
     members[name] = member
+  # Members that overlap have more bytes in sum than the file.
   total = sum(member.file_size for member in members.values())
   if total > size:
     raise ValueError(f'its members have {total} bytes, the file {size}')
@@ -168,6 +176,8 @@ def _read_legacy(mapped: mmap.mmap, file: BinaryIO) -> tuple[Any, bool]:
   def run(resolve: Callable[[Any], Any] = _no_storage) -> Any:
     return pickle_machine.run_pickle(mapped, tensors.NAMES, resolve)
 
+  # Four pickles in a row: magic number, version, properties of the machine,
+  # and the content. A fifth lists the storages in the order of their bytes.
   if run() != _LEGACY_MAGIC:
     raise ValueError('a pickle, but not one of torch.save')
   version = run()
@@ -181,7 +191,7 @@ def _read_legacy(mapped: mmap.mmap, file: BinaryIO) -> tuple[Any, bool]:
   def resolve(persistent_id: Any) -> tensors.Storage:
     dtype, key, count, view = _parse_id(persistent_id)
     if key not in storages:
-
+      # Positions are known only after the pickle: bytes are read on demand.
       def load() -> bytes:
         file.seek(positions[key])
         return file.read(count * dtype.itemsize)
@@ -202,6 +212,7 @@ def _read_legacy(mapped: mmap.mmap, file: BinaryIO) -> tuple[Any, bool]:
       raise ValueError(
         f'storage {key}: expected {storage.size} elements, got {count}'
       )
+    # A truncated download shows here, not as a short array later.
     end = positions[key] + count * storage.dtype.itemsize
     if end > total:
       raise ValueError(f'it ends within storage {key}')

@@ -45,6 +45,7 @@ def select_state_dict(
     ]
     if not inside:
       break
+    # The first of the preferred names: a file may hold student and teacher.
     others = [str(name) for name in content if name != inside[0]]
     path.append(inside[0])
     if others:
@@ -62,6 +63,7 @@ def select_state_dict(
       found[name] = value
     else:
       other.append(name)
+    # Mappings that are shared can stand for very many names.
     if len(found) + len(other) > _MAX_TENSORS:
       raise ValueError(f'it holds more than {_MAX_TENSORS} values')
   if not found:
@@ -91,6 +93,7 @@ def _flatten(
   """Yields names and values, without the parts of a training."""
   for key, value in content.items():
     name = f'{prefix}{key}'
+    # Bounded, since a pickle can contain a mapping in itself.
     is_mapping = isinstance(value, Mapping) and depth < _MAX_DEPTH
     if is_mapping and not any(word in name for word in _TRAINING):
       yield from _flatten(value, f'{name}.', depth + 1)

@@ -69,11 +69,13 @@ class Storage:
       offset: position of the first element in this storage.
       size: number of elements.
     """
+    # A view of a view: checked against this one, which lies in the whole.
     check_storage_view(self.size, offset, (size,), (1,))
     return dataclasses.replace(self, size=size, offset=self.offset + offset)
 
   def of_type(self, dtype: np.dtype) -> 'Storage':
     """Returns the bytes as elements of another type."""
+    # Only a whole untyped storage: a part's offset counts bytes, not elements.
     if self.dtype != np.uint8 or self.offset or self.size % dtype.itemsize:
       raise ValueError(f'{self.size} bytes are no array of {dtype}')
     return dataclasses.replace(
@@ -112,6 +114,7 @@ class Tensor:
       ValueError: the tensor repeats elements of its storage.
     """
     storage = self.storage
+    # With a stride of 0, a few bytes could stand for an array of any size.
     if math.prod(self.shape) > storage.size:
       raise ValueError(
         f'a tensor of shape {self.shape} repeats the {storage.size} elements '
@@ -121,12 +124,14 @@ class Tensor:
     if not little_endian:
       dtype = dtype.newbyteorder('>')
     elements = np.frombuffer(storage.read(), dtype)[storage.offset :]
+    # `as_strided` checks nothing: `check_storage_view` has bounded the view.
     view = np.lib.stride_tricks.as_strided(
       elements[self.offset :],
       self.shape,
       [stride * dtype.itemsize for stride in self.strides],
       writeable=False,
     )
+    # To the byte order of this machine.
     return view.astype(storage.dtype, copy=False)
 
 
@@ -144,6 +149,7 @@ def check_storage_view(
   Raises:
     ValueError: it does not, or the numbers are not natural numbers.
   """
+  # By `type`, since True is an int to `isinstance`.
   numbers = (offset, *shape, *strides)
   if any(type(n) is not int or n < 0 for n in numbers) or len(shape) != len(
     strides
@@ -154,6 +160,7 @@ def check_storage_view(
     )
   if len(shape) > _MAX_AXES:
     raise ValueError(f'expected {_MAX_AXES} axes at most, got {len(shape)}')
+  # A view without elements reads nothing, and may begin at the end.
   last = offset - 1
   if all(shape):
     steps = zip(shape, strides, strict=True)
@@ -190,6 +197,7 @@ def _tensor_of_type(
   return _tensor(storage.of_type(dtype), offset, shape, strides)
 
 
+# Whether a parameter needs a gradient, and its hooks, are of no use here.
 def _parameter(tensor: Any, *_: Any) -> Any:
   return tensor
 
@@ -198,6 +206,7 @@ class _NumpyType(Stateful):
   """The type of a numpy scalar."""
 
   def __init__(self, name: Any, *_: Any):
+    # Numbers alone: elements of an array of objects are pointers.
     self.dtype = np.dtype(str(name))
     if self.dtype.kind not in 'biuf':
       raise pickle_machine.Refused(f'numpy values of type {name}')
@@ -209,6 +218,7 @@ class _NumpyType(Stateful):
 
 
 def _numpy_scalar(kind: Any, data: Any = b'') -> bool | int | float:
+  # Pickles of Python 2 write bytes as text.
   data = data.encode('latin-1') if isinstance(data, str) else data
   (value,) = np.frombuffer(data, kind.dtype)
   return value.item()
@@ -228,6 +238,7 @@ def _mapping(*arguments: Any) -> dict[Any, Any]:
   for argument in given:
     pairs = argument.items() if isinstance(argument, dict) else argument
     for key, value in pairs:
+      # Before it is hashed: nested tuples could take for ever.
       pickle_machine.require_pickle_key(key)
       items[key] = value
   return items
@@ -245,6 +256,7 @@ def _storage_types() -> dict[str, np.dtype]:
     for module in ('torch', 'torch.cuda')
     for name, dtype in _STORAGES.items()
   }
+  # For elements whose type has no class of storages: the tensor names it.
   untyped = ('torch', 'torch.storage', 'torch.cuda')
   return types | {f'{m}.UntypedStorage': np.dtype(np.uint8) for m in untyped}
 
@@ -259,6 +271,7 @@ NAMES = {
   'torch._utils._rebuild_parameter': Callee(_parameter),
   'torch._utils._rebuild_parameter_with_state': Callee(_parameter),
   'torch.Size': Callee(lambda sizes=(): tuple(sizes)),
+  # Of a device that this machine may not have.
   'torch.device': Callee(lambda *_: None),
   'collections.OrderedDict': Callee(_mapping),
   'collections.defaultdict': Callee(_mapping),

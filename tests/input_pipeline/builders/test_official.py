@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from input_pipeline import datasets
+from input_pipeline.sources import audit
 from runtime import errors
 from tests.support import archive_files, official, official_imagenet
 from tests.support import official_cases as cases
@@ -322,7 +323,7 @@ def test_cityscapes_with_all_archives_in_one_folder(tmp_path):
 def test_gta5_masks_of_another_size_are_skipped_and_reported(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setattr(datasets, '_PRINTED_REPORTS', set())
+  monkeypatch.setattr(audit, '_PRINTED_REPORTS', set())
   examples = cases.streets(
     {'00001': [[7, 0]], '00002': [[8, 0]], '00003': [[9, 11]]}
   )
@@ -344,7 +345,7 @@ def test_gta5_masks_of_another_size_are_skipped_and_reported(
   # Skipped files are reported once in every process that opens the data set.
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png' not in capsys.readouterr().out
-  datasets._PRINTED_REPORTS.clear()
+  audit._PRINTED_REPORTS.clear()
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png: expected a mask of 2x1' in capsys.readouterr().out
 

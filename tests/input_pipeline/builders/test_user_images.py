@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import image_folders
 from input_pipeline import datasets, image_folder
-from input_pipeline.sources import image_files, records
+from input_pipeline.sources import audit, image_files, records
 from tests.support import messages, scenes
 
 ORIENTATIONS = range(1, 9)
@@ -237,7 +237,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
   assert line in capsys.readouterr().out
   # When it is prepared, and by every later run.
   for _ in range(2):
-    datasets._PRINTED_REPORTS.clear()
+    audit._PRINTED_REPORTS.clear()
     open_train(source)
     assert line in capsys.readouterr().out
   open_train(source)

@@ -88,7 +88,7 @@ def test_pixel_projection_and_predictor():
 @pytest.mark.parametrize('train', [False, True])
 def test_attention(shared, train):
   maps = arrays.normal(2, 2, 3, SIZE)
-  head = heads.Attention(shared=shared, dtype=jnp.float64)
+  head = heads.AttentionHead(shared=shared, dtype=jnp.float64)
   variables = init(head, maps)
   assert not np.asarray(variables['params']['threshold']).any()
   params = random_values(variables['params'])

@@ -58,6 +58,8 @@ def test_published_parameter_counts(depth, stages, backbone, total):
 )
 def test_published_parameter_counts_of_attention(size, expected):
   shapes = jax.eval_shape(
-    heads.Attention().init, jax.random.PRNGKey(0), jnp.zeros((1, 7, 7, size))
+    heads.AttentionHead().init,
+    jax.random.PRNGKey(0),
+    jnp.zeros((1, 7, 7, size)),
   )['params']
   assert sum(x.size for x in jax.tree.leaves(shapes)) == expected

@@ -23,7 +23,7 @@ def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
   features = centers[labels] + 1.5 * rng.normal(size=(num_entries, dim))
   queries = 3 * rng.normal(size=(num_queries, dim))
   return (
-    knn.Bank(unit(features).astype(np.float32), labels),
+    knn.KnnBank(unit(features).astype(np.float32), labels),
     queries.astype(np.float32),
   )
 
@@ -84,7 +84,7 @@ def test_eight_devices_equal_one():
 def test_entries_without_a_class_are_ignored(bank_rows):
   bank, queries = problem()
   # Each query has an entry of its own, which would be the nearest.
-  padded = knn.Bank(
+  padded = knn.KnnBank(
     np.concatenate([unit(queries), bank.features, unit(queries)]),
     np.concatenate([np.full(40, -1), bank.labels, np.full(40, -1)]).astype(
       np.int32
@@ -98,7 +98,7 @@ def test_entries_without_a_class_are_ignored(bank_rows):
 
 def test_lowest_of_classes_with_equal_weight_wins():
   eye = np.eye(4, dtype=np.float32)
-  bank = knn.Bank(eye, np.array([5, 3, 0, 3], np.int32))
+  bank = knn.KnnBank(eye, np.array([5, 3, 0, 3], np.int32))
   # Two entries are as near: 5 before 3 in the bank; then 3 and 0.
   queries = np.float32([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
   np.testing.assert_array_equal(vote(queries, bank, k=2), [3, 0])
@@ -107,7 +107,7 @@ def test_lowest_of_classes_with_equal_weight_wins():
 @pytest.mark.parametrize('bank_rows', [1, 2, 9])
 def test_first_of_equally_near_entries_votes(bank_rows):
   ones = np.full((5, 4), 0.5, np.float32)
-  bank = knn.Bank(ones, np.array([7, 7, 2, 2, 2], np.int32))
+  bank = knn.KnnBank(ones, np.array([7, 7, 2, 2, 2], np.int32))
   for k, expected in ((1, 7), (3, 7), (4, 2), (5, 2)):
     actual = vote(np.ones((1, 4), np.float32), bank, k, bank_rows=bank_rows)
     np.testing.assert_array_equal(actual, [expected])
@@ -115,7 +115,7 @@ def test_first_of_equally_near_entries_votes(bank_rows):
 
 def test_no_entry_votes_twice_where_blocks_overlap():
   ones = np.full((3, 4), 0.5, np.float32)
-  bank = knn.Bank(ones, np.array([1, 4, 1], np.int32))
+  bank = knn.KnnBank(ones, np.array([1, 4, 1], np.int32))
   # The second block of two would be the second and third entry.
   actual = vote(np.ones((1, 4), np.float32), bank, k=3, bank_rows=2)
   np.testing.assert_array_equal(actual, [1])
@@ -127,7 +127,7 @@ def test_one_near_neighbor_outweighs_nine_far_ones():
   query = np.array([[1.0, 0.0]], np.float32)
   for cosine, expected in ((0.8, 1), (0.9, 0)):
     far = [[cosine, np.sqrt(1 - cosine**2)]] * 9
-    bank = knn.Bank(
+    bank = knn.KnnBank(
       np.array([[1.0, 0.0], *far], np.float32),
       np.array([1] + [0] * 9, np.int32),
     )
@@ -212,7 +212,7 @@ def soft_problem(num_entries=70, num_queries=30, dim=6, num_classes=4, seed=1):
   labels = rng.dirichlet(np.full(num_classes, 0.3), num_entries)
   queries = 2 * rng.normal(size=(num_queries, dim))
   queries[:5] = features[:5]
-  return knn.SoftBank(features, labels), queries
+  return knn.SoftKnnBank(features, labels), queries
 
 
 def average_slowly(queries, bank, k, temperature):

@@ -94,7 +94,9 @@ def test_crops_of_image_and_label_fit():
   example = {'image': image, 'label': values.astype(np.int16)}
   widths = set()
   for seed in range(4):
-    crop = patch_memory.MemoryCrop(32)(example, np.random.default_rng(seed))
+    crop = patch_memory.PatchMemoryCrop(32)(
+      example, np.random.default_rng(seed)
+    )
     assert crop['image'].shape == (32, 32, 3)
     assert crop['label'].shape == (32, 32)
     difference = crop['image'][..., 0] - 10.0 * crop['label']
@@ -105,7 +107,9 @@ def test_crops_of_image_and_label_fit():
 
 def test_jitter_does_not_depend_on_the_place_in_the_batch():
   images = support.to_symmetric(support.random_images(3, (8, 8)))
-  jitter = jax.jit(functools.partial(patch_memory.jitter_colors, seed=0))
+  jitter = jax.jit(
+    functools.partial(patch_memory.jitter_patch_memory_images, seed=0)
+  )
   jittered = np.asarray(jitter(images))
   np.testing.assert_allclose(jitter(images[::-1])[::-1], jittered, atol=1e-6)
   assert np.abs(jittered - images).max() > 0.01
@@ -115,7 +119,7 @@ def test_only_what_is_drawn_changes():
   draws = color_augment.sample_color_draws(
     jax.random.key(0), patch_memory.JITTER
   )
-  kept = patch_memory.keep_factors(
+  kept = patch_memory.keep_patch_memory_factors(
     draws, jnp.array([False, True, False, False])
   )
   expected = [1, float(draws.factors[1]), 1, 0]

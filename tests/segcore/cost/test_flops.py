@@ -48,7 +48,7 @@ def test_attention():
   # projections of 32 to 32.
   images, tokens, heads, size = 2, 10, 4, 8
   width = heads * size
-  module = hybrid_vit.Attention(heads, jnp.float32)
+  module = hybrid_vit.HybridViTAttention(heads, jnp.float32)
   x = shape(images, tokens, width)
   variables = jax.eval_shape(module.init, jax.random.PRNGKey(0), x)
   by_hand = 2 * images * (tokens * tokens * width * 2 + 4 * tokens * width**2)

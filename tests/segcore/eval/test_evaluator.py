@@ -57,6 +57,20 @@ def test_every_image_is_evaluated_once():
     assert sorted(seen['ids'].tolist()) == expected
 
 
+def test_means_over_some_classes():
+  split = fake_data.labeled_split(SIZES[:2])
+  mesh = mesh_of(1)
+  state = train_state.inference_train_state({'params': {}}, mesh)
+  matrix = metrics.ConfusionMatrix.empty(4)
+  whole = evaluator(split, Drawn(lambda i: i[..., 0] % 4), matrix, mesh)
+  some = dataclasses.replace(whole, class_subsets={'two': (0, 3)})
+  values, expected = some(state).values, whole(state).values
+  iou = expected['iou']
+  np.testing.assert_allclose(values['two'], (iou[0] + iou[3]) / 2)
+  assert values.keys() - expected.keys() == {'two'}
+  assert values['miou'] == expected['miou']
+
+
 def test_random_crops_follow_from_the_seed_and_the_index():
   split = fake_data.labeled_split(SIZES)
   mesh = mesh_of(1)

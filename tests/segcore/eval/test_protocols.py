@@ -200,6 +200,11 @@ def test_scaled_sizes_are_rounded():
       'scales: expected numbers above 0, got .0.5, 0.0.',
     ),
     ({'size_multiple': -1}, 'size_multiple: expected >= 0, got -1'),
+    ({'fit_sides': (512, 1024)}, 'fit_sides: expected .long side, short side.'),
+    (
+      {'fit_sides': (64, 32), 'short_side': 32},
+      r'short_side=32 and fit_sides=\(64, 32\) contradict',
+    ),
     (
       {'padding_mode': 'mean'},
       "padding_mode='mean': expected tiling='sliding_window', got 'whole'",
@@ -239,6 +244,8 @@ def test_descriptions_name_all_that_changes_the_numbers():
     'multiples'
     not in protocols.ProtocolOptions(size_multiple=64, flip=True).describe()
   )
+  fit = protocols.ProtocolOptions(fit_sides=(1024, 512))
+  assert 'resized to fit 1024x512' in fit.describe()
   assert 'corners' in protocols.ProtocolOptions(align_corners=True).describe()
   assert 'mean color' in PROTOCOLS['padded'].describe()
 

@@ -67,7 +67,7 @@ def test_a_class_of_no_image_at_all_is_told_apart(capsys):
 def test_class_weights_are_those_of_the_labeled_masks(tmp_path, capsys):
   split = split_of(ALL, [[0, 0, 0], [0, 1, -1]])
   workspace = workspace_lib.Workspace(tmp_path, {}, 'digest')
-  options = class_weights.ClassWeightOptions('median')
+  options = class_weights.LossClassWeightOptions('median')
   weights = data_lib.stage_class_weights(workspace, split, options)
   # Pixels 5, 2, 1, 2: the median is 2.
   assert weights == (0.6325, 1.0, 1.4142, 1.0)
@@ -88,7 +88,7 @@ def test_class_weights_are_those_of_the_labeled_masks(tmp_path, capsys):
 
 def test_without_class_weights_nothing_is_written(tmp_path, capsys):
   workspace = workspace_lib.Workspace(tmp_path, {}, 'digest')
-  options = class_weights.ClassWeightOptions()
+  options = class_weights.LossClassWeightOptions()
   assert data_lib.stage_class_weights(workspace, split_of(ALL), options) is None
   assert not [*tmp_path.iterdir()] and not capsys.readouterr().out
 

@@ -10,8 +10,8 @@ IMAGES = np.array([8, 2, 0, 1, 4])
 
 
 def weights(pixels=PIXELS, images=IMAGES, kind='median', **fields):
-  options = class_weights.ClassWeightOptions(kind, **fields)
-  return class_weights.class_weights(pixels, images, options)
+  options = class_weights.LossClassWeightOptions(kind, **fields)
+  return class_weights.compute_class_weights(pixels, images, options)
 
 
 def test_median_weights_by_hand():
@@ -66,7 +66,7 @@ def test_without_a_pixel_all_weights_are_1(kind):
 )
 def test_wrong_options_are_refused(fields, message):
   with pytest.raises(ValueError, match=f'^{message}'):
-    class_weights.ClassWeightOptions(**fields)
+    class_weights.LossClassWeightOptions(**fields)
 
 
 def test_examples():

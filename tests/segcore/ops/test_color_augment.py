@@ -77,7 +77,7 @@ def jitter(image, order, factors):
 
 
 def draws(**fields):
-  unchanged = color_augment.Draws(
+  unchanged = color_augment.ColorDraws(
     jitter=np.bool_(False),
     order=np.arange(4, dtype=np.int32),
     factors=np.float32([1.0, 1.0, 1.0, 0.0]),

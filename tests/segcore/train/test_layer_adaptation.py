@@ -11,15 +11,7 @@ import pytest
 from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.train import optimizers
-from tests.segcore.train.updates import (
-  NUM_STEPS,
-  assert_close,
-  gradients_of,
-  linear_rates,
-  reference,
-  run,
-  sgd_with_l2,
-)
+from tests.segcore.train import updates
 
 
 def adapted(kind, w, g, decay, trust):
@@ -57,12 +49,12 @@ def layers():
 @pytest.mark.parametrize('decay', [0.0, 0.05])
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_adaptation_equals_reference(layers, kind, decay, nesterov):
-  gradients = gradients_of(layers)
+  gradients = updates.gradients_of(layers)
   # One gradient is zero at first, others are from the second step on.
   gradients[0]['temperature'] = jnp.array(0.0)
   for gradient in gradients[1:]:
     gradient['still'] = jax.tree.map(jnp.zeros_like, layers['still'])
-  options = sgd_with_l2(
+  options = updates.sgd_with_l2(
     learning_rate=5.0,
     schedule='linear',
     nesterov=nesterov,
@@ -76,8 +68,10 @@ def test_adaptation_equals_reference(layers, kind, decay, nesterov):
     memory['m'] = 0.9 * memory['m'] + g
     return p - rate * (g + 0.9 * memory['m'] if nesterov else memory['m'])
 
-  expected = reference(leaf, layers, gradients, linear_rates(5.0))
-  assert_close(run(options, layers, gradients), expected)
+  expected = updates.reference(
+    leaf, layers, gradients, updates.linear_rates(5.0)
+  )
+  updates.assert_close(updates.run(options, layers, gradients), expected)
 
 
 def norm(x):
@@ -86,7 +80,7 @@ def norm(x):
 
 def test_adapted_step_has_the_trust_ratio(layers):
   # Without decay and momentum |Δw| = lr·trust·|w|, whatever the gradient.
-  gradient = gradients_of(layers, 1)[0]
+  gradient = updates.gradients_of(layers, 1)[0]
   for kind in ('larc', 'lars'):
     options = optimizers.OptimizerOptions(
       name='sgd',
@@ -99,7 +93,7 @@ def test_adapted_step_has_the_trust_ratio(layers):
       scaled = jax.tree.map(
         lambda g, f=factor: np.float32(f) * np.asarray(g), gradient
       )
-      after = run(options, layers, [scaled])
+      after = updates.run(options, layers, [scaled])
       moved = jax.tree.map(
         lambda a, b: norm(np.asarray(a) - np.asarray(b)), after, layers
       )
@@ -121,7 +115,7 @@ def test_adapted_step_has_the_trust_ratio(layers):
 def test_larc_and_lars_divide_by_different_norms():
   params = {'kernel': jnp.array([[3.0, 4.0]])}
   gradient = {'kernel': jnp.array([[6.0, -8.0]])}
-  options = sgd_with_l2(
+  options = updates.sgd_with_l2(
     learning_rate=1.0,
     schedule='constant',
     weight_decay=0.5,
@@ -131,18 +125,18 @@ def test_larc_and_lars_divide_by_different_norms():
   # The decayed gradient is (7.5, -6); larc divides by 10 + 0.5·5, lars by its
   # norm √92.25.
   direction = np.array([[7.5, -6.0]])
-  kernel = run(options, params, [gradient])['kernel']
+  kernel = updates.run(options, params, [gradient])['kernel']
   expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / 12.5 * direction
   np.testing.assert_allclose(kernel, expected, rtol=1e-6)
   options = dataclasses.replace(options, adaptation='lars')
-  kernel = run(options, params, [gradient])['kernel']
+  kernel = updates.run(options, params, [gradient])['kernel']
   expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / np.sqrt(92.25) * direction
   np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
 def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
-  options = sgd_with_l2(
+  options = updates.sgd_with_l2(
     learning_rate=2.0,
     schedule='linear',
     weight_decay=0.1,
@@ -155,8 +149,8 @@ def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
     ),
   )
   factors = {'norm': (0, 1), 'conv': (3, 0.5), 'still': (1, 0)}
-  gradients = gradients_of(layers)
-  after = run(options, layers, gradients)
+  gradients = updates.gradients_of(layers)
+  after = updates.run(options, layers, gradients)
   for name, tree in layers.items():
     rate_factor, decay_factor = factors.get(name, (1, 1))
 
@@ -166,7 +160,10 @@ def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
       return p - x * rate * memory['m']
 
     trees = [gradient[name] for gradient in gradients]
-    assert_close(after[name], reference(leaf, tree, trees, linear_rates(2.0)))
+    updates.assert_close(
+      after[name],
+      updates.reference(leaf, tree, trees, updates.linear_rates(2.0)),
+    )
 
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
@@ -177,25 +174,25 @@ def test_norms_are_computed_over_all_shards(monkeypatch, kind):
     'kernel': jnp.array(rng.normal(size=(3, 3, 2, 8)), jnp.float32),
     'bias': jnp.array(rng.normal(size=8), jnp.float32),
   }
-  options = sgd_with_l2(
+  options = updates.sgd_with_l2(
     learning_rate=1.0,
     schedule='constant',
     weight_decay=0.1,
     adaptation=kind,
     trust_coefficient=0.1,
   )
-  tx = optimizers.build_optimizer(options, NUM_STEPS, params)
+  tx = optimizers.build_optimizer(options, updates.NUM_STEPS, params)
   shardings = sharding.state_shardings(sharding.make_mesh(4), params)
   assert 'fsdp' in shardings['kernel'].spec
 
   def update(params, gradient):
-    updates, _ = tx.update(gradient, tx.init(params), params)
-    return optax.apply_updates(params, updates)
+    changes, _ = tx.update(gradient, tx.init(params), params)
+    return optax.apply_updates(params, changes)
 
-  gradient = gradients_of(params, 1)[0]
+  gradient = updates.gradients_of(params, 1)[0]
   sharded = [jax.device_put(tree, shardings) for tree in (params, gradient)]
   compiled = jax.jit(update, out_shardings=shardings).lower(*sharded).compile()
-  assert_close(compiled(*sharded), jax.jit(update)(params, gradient))
+  updates.assert_close(compiled(*sharded), jax.jit(update)(params, gradient))
   # Only norms are exchanged, of 4 bytes each.
   exchanged = communication.list_collectives(compiled)
   assert exchanged

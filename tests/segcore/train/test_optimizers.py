@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from segcore.train import optimizers
-from tests.segcore.train.updates import (
-  NUM_STEPS,
-  assert_close,
-  gradients_of,
-  linear_rates,
-  reference,
-  run,
-  sgd_with_l2,
-)
+from tests.segcore.train import updates
 
 
 @pytest.fixture
@@ -30,7 +22,7 @@ def params():
 
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
 def test_adam_equals_reference(params, mode):
-  gradients = gradients_of(params)
+  gradients = updates.gradients_of(params)
   options = optimizers.OptimizerOptions(
     name='adam',
     learning_rate=0.1,
@@ -51,9 +43,9 @@ def test_adam_equals_reference(params, mode):
     decayed = p - rate * 0.3 * p if mode == 'decoupled' else p
     return decayed - rate * m / (np.sqrt(v) + 1e-3)
 
-  assert_close(
-    run(options, params, gradients),
-    reference(leaf, params, gradients, linear_rates(0.1)),
+  updates.assert_close(
+    updates.run(options, params, gradients),
+    updates.reference(leaf, params, gradients, updates.linear_rates(0.1)),
   )
 
 
@@ -62,7 +54,7 @@ def test_adam_equals_reference(params, mode):
 )
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
 def test_sgd_equals_reference(params, momentum, nesterov, mode):
-  gradients = gradients_of(params)
+  gradients = updates.gradients_of(params)
   options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.1,
@@ -81,16 +73,16 @@ def test_sgd_equals_reference(params, momentum, nesterov, mode):
       direction = direction + 0.2 * p
     return p - rate * direction
 
-  assert_close(
-    run(options, params, gradients),
-    reference(leaf, params, gradients, linear_rates(0.1)),
+  updates.assert_close(
+    updates.run(options, params, gradients),
+    updates.reference(leaf, params, gradients, updates.linear_rates(0.1)),
   )
 
 
 def test_sgd_with_l2_equals_torch(params):
   torch = pytest.importorskip('torch')
-  gradients = gradients_of(params)
-  options = sgd_with_l2(
+  gradients = updates.gradients_of(params)
+  options = updates.sgd_with_l2(
     learning_rate=0.1,
     schedule='constant',
     weight_decay=0.2,
@@ -103,7 +95,7 @@ def test_sgd_with_l2_equals_torch(params):
   for gradient in gradients:
     leaf.grad = torch.tensor(np.array(gradient['encoder']['kernel']))
     sgd.step()
-  kernel = run(options, params, gradients)['encoder']['kernel']
+  kernel = updates.run(options, params, gradients)['encoder']['kernel']
   np.testing.assert_allclose(kernel, leaf.detach().numpy(), rtol=1e-5)
 
 
@@ -114,7 +106,7 @@ def test_first_update_uses_the_rate_of_step_zero(params):
   gradients = [jax.tree.map(jnp.ones_like, params)] * 3
   # Momentum 1, 1.9, 2.71 at rates 0, 1/2, 1.
   for num_steps, moved in ((1, 0.0), (2, 0.95), (3, 0.95 + 2.71)):
-    after = run(options, params, gradients[:num_steps])
+    after = updates.run(options, params, gradients[:num_steps])
     np.testing.assert_allclose(after['encoder']['bias'], [0.5 - moved], 1e-6)
 
 
@@ -132,11 +124,11 @@ def test_clipping_uses_the_global_norm(params):
     'decoder': {'kernel': jnp.array([[4.0], [0.0]])},
   }
   expected = jax.tree.map(lambda p, g: p - g * 2 / 5, params, gradient)
-  assert_close(run(options, params, [gradient]), expected)
+  updates.assert_close(updates.run(options, params, [gradient]), expected)
   # Below the bound nothing changes.
   small = jax.tree.map(lambda g: g / 10, gradient)
   expected = jax.tree.map(lambda p, g: p - g, params, small)
-  assert_close(run(options, params, [small]), expected)
+  updates.assert_close(updates.run(options, params, [small]), expected)
 
 
 # Groups.
@@ -155,7 +147,7 @@ def test_groups_equal_values_by_hand(params, mode):
     weight_decay_mode=mode,
     groups=GROUPS,
   )
-  after = run(options, params, [jax.tree.map(jnp.ones_like, params)])
+  after = updates.run(options, params, [jax.tree.map(jnp.ones_like, params)])
   # p - 0.01·factor·(1 + 0.1·factor·p); without momentum the modes are equal.
   expected = {
     'encoder': {
@@ -166,7 +158,7 @@ def test_groups_equal_values_by_hand(params, mode):
       'kernel': np.array([[3 - 0.1 * 1.15], [0.25 - 0.1 * 1.0125]]),
     },
   }
-  assert_close(after, expected)
+  updates.assert_close(after, expected)
 
 
 def test_first_matching_group_decides():
@@ -188,20 +180,24 @@ def test_learning_rate_factor_of_zero_freezes(params):
     clip_norm=1.0,
     groups=(('^encoder/', 0.0, 1.0),),
   )
-  gradients = gradients_of(params)
-  after = run(options, params, gradients)
+  gradients = updates.gradients_of(params)
+  after = updates.run(options, params, gradients)
   jax.tree.map(
     np.testing.assert_array_equal, after['encoder'], params['encoder']
   )
   # Frozen parameters have no share in the global norm.
   alone = {'decoder': params['decoder']}
   without = dataclasses.replace(options, groups=())
-  expected = run(without, alone, [{'decoder': g['decoder']} for g in gradients])
+  expected = updates.run(
+    without, alone, [{'decoder': g['decoder']} for g in gradients]
+  )
   jax.tree.map(
     np.testing.assert_array_equal, after['decoder'], expected['decoder']
   )
   # Only trained parameters have moments.
-  state = optimizers.build_optimizer(options, NUM_STEPS, params).init(params)
+  state = optimizers.build_optimizer(options, updates.NUM_STEPS, params).init(
+    params
+  )
   sizes = [leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim]
   assert sizes == [2, 2]
 
@@ -210,7 +206,7 @@ def test_groups_without_effect_are_refused(params):
   def message(*groups):
     options = optimizers.OptimizerOptions(learning_rate=1.0, groups=groups)
     with pytest.raises(ValueError) as error:
-      optimizers.build_optimizer(options, NUM_STEPS, params)
+      optimizers.build_optimizer(options, updates.NUM_STEPS, params)
     return str(error.value)
 
   assert message(('bias', 1.0, 0.0), ('head', 10.0, 1.0)) == (
@@ -247,7 +243,7 @@ def test_state_has_the_structure_of_its_shapes(params, fields, frozen):
     groups=(('bias', 0.0 if frozen else 3.0, 0.0),),
   )
   shapes = jax.eval_shape(lambda: params)
-  tx = optimizers.build_optimizer(options, NUM_STEPS, shapes)
+  tx = optimizers.build_optimizer(options, updates.NUM_STEPS, shapes)
   expected = jax.eval_shape(tx.init, shapes)
   mesh = jax.make_mesh(
     (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
@@ -259,5 +255,5 @@ def test_state_has_the_structure_of_its_shapes(params, fields, frozen):
   for leaf in jax.tree.leaves(state):
     assert isinstance(leaf, jax.Array) and leaf.sharding == everywhere
   # An update keeps structure, shapes and types, so the state can be donated.
-  updates, after = jax.eval_shape(tx.update, shapes, expected, shapes)
-  assert after == expected and updates == shapes
+  changes, after = jax.eval_shape(tx.update, shapes, expected, shapes)
+  assert after == expected and changes == shapes

@@ -13,9 +13,9 @@ from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
 from segcore.train import optimizers
 from segcore.train import update as update_lib
-from u2pl import contrast, mixing
-from u2pl.semi import mean_teacher
+from u2pl import contrast, mixing, pseudo_labels
 from u2pl.semi import options as options_lib
+from u2pl.semi import systems
 
 CLASSES, SIZE, BATCH = 5, 33, 8
 
@@ -63,7 +63,7 @@ PLUS = options_lib.LearnOptions(
 
 
 def make_method(options=PLUS, num_steps=40, **kwargs):
-  return mean_teacher.MeanTeacher(
+  return systems.SYSTEMS[type(options)].method(
     segmenter=make_network(**kwargs),
     update=update_lib.Update(
       segmenter.SUBMODULES,
@@ -114,6 +114,29 @@ def run_steps(trained, state, count, first=0, jitted=None):
   for i in range(first, first + count):
     state, scalars = step(state, draw_batch(i))
   return state, scalars
+
+
+def forward(method, params, batch_stats, images, rng, perturb=None):
+  """Applies a network in training mode; returns logits at full resolution."""
+
+  @jax.jit
+  def apply(params, batch_stats, images):
+    outputs, stats = method.forward(params, batch_stats, images, rng, perturb)
+    logits = pseudo_labels.upsample_teacher_scores(
+      outputs['logits'], images.shape[1:3]
+    )
+    return logits, stats
+
+  logits, stats = apply(params, batch_stats, images)
+  return np.asarray(logits, np.float64), stats
+
+
+def symmetric_images(batch):
+  """Returns labeled and unlabeled images of a batch in [-1, 1]."""
+  return [
+    (batch[name]['image'].astype(np.float32) - 127.5) / 127.5
+    for name in ('labeled', 'unlabeled')
+  ]
 
 
 def difference(a, b):

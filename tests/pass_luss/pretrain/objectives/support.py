@@ -51,13 +51,13 @@ def bind(name, head, maps, seed=0):
   return net, params
 
 
-def encoded(maps, by_view=False):
+def encoded(maps, by_view=False, batch=()):
   """Returns the encoder's maps of two large views, [B, 2, h, w, D]."""
   deepest = features.FeatureMap(
     'x4', 32, jnp.asarray(maps.reshape(-1, *maps.shape[2:]))
   )
   return objective.EncodedViews(
-    {'large': features.Features((deepest,))}, len(maps), by_view
+    {'large': features.Features((deepest,))}, dict(batch), len(maps), by_view
   )
 
 

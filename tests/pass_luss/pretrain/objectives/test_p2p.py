@@ -118,7 +118,7 @@ def test_statistics_of_the_predictor():
 
     @jax.jit
     def loss(maps, batch, objective=objective, net=net):
-      outputs = objective.outputs(net, support.encoded(maps), batch)
+      outputs = objective.outputs(net, support.encoded(maps, batch=batch))
       return objective.loss(support.step({'p2p': outputs}))
 
     terms, _ = loss(maps, batch)

@@ -75,7 +75,7 @@ def test_statistics_of_the_projector(by_view):
     views = support.encoded(maps, by_view)
     return (
       objective.momentum_outputs(net, views)['keys'],
-      objective.outputs(net, views, {})['propagated'],
+      objective.outputs(net, views)['propagated'],
     )
 
   keys, propagated = outputs(maps)

@@ -188,7 +188,7 @@ def test_encoder_that_does_not_fit_is_refused(maps):
 
 def test_condition_is_refused():
   maps = decoder_cases.draw_maps((4, 8, 8, 3), (8, 4, 4, 3))
-  with pytest.raises(ValueError, match='DeepLabv3. has none, expected None'):
+  with pytest.raises(ValueError, match='DeepLabV3Plus has none, expected None'):
     jax.eval_shape(DeepLabV3Plus(8).init, jax.random.key(0), maps, jnp.ones(2))
 
 

@@ -130,7 +130,7 @@ def test_branches_are_dropped_for_each_image_by_itself():
   rate, num_images = 0.3, 2000
   state = _state()
   params = {'params': _params(state)['params']['stage1']['block0']}
-  block = mit.Block(1, 8, 32, rate, jnp.float32)
+  block = mit.MiTBlock(1, 8, 32, rate, jnp.float32)
   cells = np.random.default_rng(3).normal(size=(9, 8, 8))
   x = jnp.broadcast_to(jnp.float32(cells), (num_images, 9, 8, 8))
   apply = jax.jit(block.apply, static_argnums=2)
@@ -181,7 +181,7 @@ def test_the_rate_grows_over_all_blocks(monkeypatch, remat):
 
 
 def test_initial_values():
-  stage = mit.Stage(64, 3, 2, 1, 2, 256, (0.0,), jnp.float32, False)
+  stage = mit.MiTStage(64, 3, 2, 1, 2, 256, (0.0,), jnp.float32, False)
   params = jax.jit(functools.partial(stage.init, train=False))(
     jax.random.key(0), jnp.zeros((1, 4, 4, 32))
   )['params']

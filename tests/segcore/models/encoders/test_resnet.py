@@ -294,7 +294,7 @@ def test_contradicting_fields_are_refused():
   ],
 )
 def test_initialization(kind, fans_out, zero_init):
-  unit = resnet.Unit(kind, 32, 1, (1, 1), zero_init, jnp.float32)
+  unit = resnet.ResNetUnit(kind, 32, 1, (1, 1), zero_init, jnp.float32)
   start = jax.jit(lambda x: unit.init(jax.random.key(0), x, False)['params'])
   params = start(jnp.zeros((1, 8, 8, 64)))
   scales = {name: params[name]['scale'] for name in params if name[0] == 'b'}
@@ -323,7 +323,7 @@ def test_remat_changes_neither_values_nor_gradients(unit):
   x = jax.device_put(np.float32(rng.normal(size=(2, 8, 8, 4))))
 
   def build_loss(remat):
-    block = resnet.Block(unit, ((2, 2),), 4, 1, True, jnp.float32, remat)
+    block = resnet.ResNetBlock(unit, ((2, 2),), 4, 1, True, jnp.float32, remat)
 
     def loss(params):
       y, updated = block.apply(

@@ -1,0 +1,270 @@
+"""Systems beside U2PL's own: CPS, UniMatch and UniMatch V2, as published.
+
+`LOSSES` has the builder of each one's block of losses; `PUBLISHED` the settings
+of each on the data sets of the papers, `parse` the options with them as
+defaults.
+"""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from configs import networks, unlabeled
+from configs import options as options_lib
+
+
+def _cps(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of CPS, without or with CutMix."""
+  group = fields.pop('group', 2)
+  cutmix = {'cutmix': True, 'group': group}
+  return {
+    'name': 'cps',
+    **(cutmix if options.system == 'cps_cutmix' else {}),
+    **fields,
+  }
+
+
+def _unimatch(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of UniMatch or UniMatch V2."""
+  view = unlabeled.student_view(options) if hasattr(options, 'jitter') else {}
+  views: dict[str, Any] = {'group': fields.pop('group', 2)}
+  if 'color' in view:
+    views['color'] = unlabeled.PUBLISHED_COLORS | view.pop('color')
+  teacher = {}
+  if options.system == 'unimatch_v2' and getattr(options, 'ema', 0):
+    # A block replaces the default as a whole.
+    teacher = {
+      'teacher': {'decay': options.ema, 'copy_epochs': 0, 'statistics': 'ema'}
+    }
+  return {'name': options.system, 'views': views, **teacher, **fields, **view}
+
+
+# By option `system`.
+LOSSES = {
+  'cps': _cps,
+  'cps_cutmix': _cps,
+  'unimatch': _unimatch,
+  'unimatch_v2': _unimatch,
+}
+
+
+class Settings(NamedTuple):
+  """Published settings of a system on a data set.
+
+  Attributes:
+    size: side of the crops in pixels.
+    group: unlabeled images of one GPU, which are mixed with each other.
+    batch: labeled images of a step, and as many unlabeled ones.
+    epochs: epochs of the unlabeled images; or by the number of labels, of which
+      the nearest decides.
+    lr: learning rate of the encoder.
+    losses: fields of the block of losses.
+    stride: stride of the windows of inference; 0 for whole images.
+    head_lr: factor of the learning rate of decoder and heads.
+    decays_all: whether biases and norms decay, too.
+    network: default of the option.
+    adam: whether the optimizer is AdamW, else SGD.
+    fill: padding of crops.
+  """
+
+  size: int
+  group: int
+  batch: int
+  epochs: int | Mapping[int, int]
+  lr: float
+  losses: Mapping[str, Any]
+  stride: int = 0
+  head_lr: float = 1.0
+  decays_all: bool = True
+  network: str = 'resnet101'
+  adam: bool = False
+  fill: str = 'mean'
+
+  @property
+  def optimizer(self) -> dict[str, Any]:
+    """Builds rule, schedule and decay; the rate is that of the options."""
+    groups = []
+    if self.head_lr != 1:
+      groups.append(('^(decoder|heads)/', self.head_lr, 1.0))
+    if not self.decays_all:
+      groups.append(('(^|/)(bias|scale)$', 1.0, 0.0))
+    rule = {'weight_decay': 0.01}
+    if not self.adam:
+      rule = {'name': 'sgd', 'weight_decay': 1e-4, 'weight_decay_mode': 'l2'}
+    fields = {'groups': tuple(groups)} if groups else {}
+    return {'schedule': 'poly', **rule, **fields}
+
+  @property
+  def protocol(self) -> dict[str, Any]:
+    """Builds the inference protocol."""
+    if not self.stride:
+      # Patches of a ViT have to fit; other networks take images of any size.
+      multiple = {'size_multiple': 14} if 'vit' in self.network else {}
+      return {'align_corners': True, **multiple}
+    return {
+      'tiling': 'sliding_window',
+      'window': (self.size, self.size),
+      'stride': (self.stride, self.stride),
+      'align_corners': True,
+    }
+
+
+_CPS_VOC = Settings(
+  size=512,
+  group=2,
+  batch=8,
+  epochs={662: 32, 1323: 34, 2646: 40, 5291: 60},
+  lr=2.5e-3,  # 0.01 of the released config, divided by its 4 GPUs
+  losses={'weight': 1.5},
+  stride=342,
+  decays_all=False,
+)
+_CPS_CITYSCAPES = _CPS_VOC._replace(
+  size=800,
+  group=1,
+  epochs={186: 128, 372: 137, 744: 160, 1488: 240},
+  losses={'weight': 6.0, 'supervised': {'kind': 'ohem'}},
+  stride=534,
+)
+_UNIMATCH_VOC = Settings(
+  size=321,
+  group=2,
+  batch=8,
+  epochs=80,
+  lr=1e-3,
+  losses={},
+  head_lr=10.0,
+  fill='black',
+)
+# Of 200,000 pixels of the two images of one GPU.
+_HARD = {'kind': 'ohem', 'kept_per_image': 100_000}
+_UNIMATCH_CITYSCAPES = _UNIMATCH_VOC._replace(
+  size=801,
+  epochs=240,
+  lr=5e-3,
+  losses={'confidence': 0.0, 'supervised': _HARD},
+  stride=534,
+  head_lr=1.0,
+)
+_UNIMATCH_V2_VOC = Settings(
+  size=518,
+  group=4,
+  batch=16,
+  epochs=60,
+  lr=5e-6,
+  losses={},
+  head_lr=40.0,
+  network='vit_b14',
+  adam=True,
+  fill='black',
+)
+_UNIMATCH_V2_CITYSCAPES = _UNIMATCH_V2_VOC._replace(
+  size=798,
+  group=2,
+  batch=8,
+  epochs=180,
+  losses={'supervised': _HARD},
+  stride=532,
+)
+# By data set and option `system`.
+PUBLISHED: dict[str, dict[str, Settings]] = {
+  'voc': {
+    'cps': _CPS_VOC,
+    'cps_cutmix': _CPS_VOC._replace(losses={'weight': 1.0}),
+    'unimatch': _UNIMATCH_VOC,
+    'unimatch_v2': _UNIMATCH_V2_VOC,
+  },
+  'cityscapes': {
+    'cps': _CPS_CITYSCAPES,
+    'cps_cutmix': _CPS_CITYSCAPES._replace(
+      group=2, losses=_CPS_CITYSCAPES.losses | {'weight': 5.0}
+    ),
+    'unimatch': _UNIMATCH_CITYSCAPES,
+    'unimatch_v2': _UNIMATCH_V2_CITYSCAPES,
+  },
+}
+
+
+def parse(
+  argument: str | None, data: str, **defaults: Any
+) -> tuple[SimpleNamespace, Settings | None]:
+  """Parses options whose defaults are those of the system that they choose.
+
+  Args:
+    argument: options of the command line.
+    data: data set, one of `PUBLISHED`.
+    **defaults: defaults of U2PL, among them `system`, `labels`, `epochs`,
+      `lr`, `batch` and `network`.
+
+  Returns:
+    The options, and the published settings; None of U2PL and its baselines.
+
+  Raises:
+    ValueError: an option is unknown, or its value has another type.
+  """
+  options = options_lib.parse(argument, **defaults)
+  settings = PUBLISHED[data].get(options.system)
+  if settings is None:
+    return options, None
+  epochs = settings.epochs
+  if not isinstance(epochs, int):
+    nearest = min(epochs, key=lambda labels: abs(labels - options.labels))
+    epochs = epochs[nearest]
+  others = [name for name in defaults['network'] if name != settings.network]
+  own = {
+    'epochs': epochs,
+    'lr': settings.lr,
+    'batch': settings.batch,
+    'network': [settings.network, *others],
+  }
+  return options_lib.parse(argument, **defaults | own), settings
+
+
+def paper_blocks(
+  options: SimpleNamespace, settings: Settings, losses: dict[str, Any]
+) -> dict[str, Any]:
+  """Builds the blocks in which an experiment of a paper differs from U2PL's.
+
+  Args:
+    options: options of the experiment.
+    settings: published settings.
+    losses: block of the losses.
+
+  Returns:
+    Arguments of `u2pl.paper`.
+  """
+  # Maps of other networks have no odd sides.
+  is_odd = settings.size % 2 and options.network == 'transunet'
+  size = settings.size - int(is_odd)
+  return {
+    'size': size,
+    'losses': losses,
+    'optimizer': {'learning_rate': options.lr, **settings.optimizer},
+    'network': network(options.network),
+    'heads': _heads(options.network),
+    'crop': {
+      'name': 'random',
+      'size': (size, size),
+      'scales': (0.5, 2.0),
+      'fill': settings.fill if options.pad_label == 'paper' else 'mean',
+      'label_resize': options.label_resize,
+    },
+    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
+  }
+
+
+def network(name: str) -> Any:
+  """Builds the networks of CPS and UniMatch by the option `network`."""
+  if name == 'transunet':
+    return networks.unet(name)
+  if name in networks.PLAIN_VITS:
+    return networks.named(f'{name}+dpt')
+  return networks.light_deeplabv3plus(name)
+
+
+def _heads(network_name: str) -> dict[str, Any]:
+  if network_name == 'transunet':
+    return {'kind': 'conv'}
+  if network_name in networks.PLAIN_VITS:
+    return {'kind': 'conv', 'kernel': 1}
+  return {'dropout_rate': 0.0}

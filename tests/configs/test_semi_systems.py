@@ -1,0 +1,154 @@
+"""Systems beside U2PL's own: published settings, options, refusals."""
+
+import pytest
+
+from tests.configs import loading
+from tests.configs.u2pl_settings import rates
+from u2pl import main as u2pl_main
+from u2pl.semi import systems
+
+pytestmark = pytest.mark.usefixtures('networks_checked_once')
+
+SYSTEMS = ('cps', 'cps_cutmix', 'unimatch', 'unimatch_v2')
+
+
+# Steps, side of crops, batch, rate of the encoder and of all else: the lists of
+# the authors have 9,920 unlabeled images of VOC, and 2,789 of Cityscapes.
+@pytest.mark.parametrize(
+  ('name', 'argument', 'steps', 'side', 'batch', 'encoder', 'others'),
+  [
+    ('u2pl_voc', 'cps', 39_680, 512, 8, 2.5e-3, 2.5e-3),
+    ('u2pl_voc', 'cps_cutmix', 39_680, 512, 8, 2.5e-3, 2.5e-3),
+    ('u2pl_voc', 'unimatch', 99_200, 321, 8, 1e-3, 1e-2),
+    ('u2pl_voc', 'unimatch_v2', 37_200, 518, 16, 5e-6, 2e-4),
+    ('u2pl_cityscapes', 'cps', 44_544, 800, 8, 2.5e-3, 2.5e-3),
+    ('u2pl_cityscapes', 'unimatch', 83_520, 801, 8, 5e-3, 5e-3),
+    ('u2pl_cityscapes', 'unimatch_v2', 62_640, 798, 8, 5e-6, 2e-4),
+  ],
+)
+def test_recipes_are_as_published(
+  name, argument, steps, side, batch, encoder, others
+):
+  lists = 'partition=blender,labels=662,' if name == 'u2pl_voc' else ''
+  config = loading.load(name, f'{lists}system={argument}')
+  recipe = config.train.recipe
+  assert (recipe.num_steps, recipe.batch_size) == (steps, batch)
+  assert config.train.crop.size == (side, side)
+  assert rates(config) == {
+    'encoder': encoder,
+    'decoder': others,
+    'heads': others,
+  }
+  optimizer = recipe.optimizer
+  assert (optimizer.schedule, optimizer.poly_power) == ('poly', 0.9)
+  is_adam = argument == 'unimatch_v2'
+  assert (optimizer.name, optimizer.weight_decay) == (
+    ('adam', 0.01) if is_adam else ('sgd', 1e-4)
+  )
+  undecayed = [group[0] for group in optimizer.groups if group[2] == 0]
+  assert undecayed == (['(^|/)(bias|scale)$'] if 'cps' in argument else [])
+
+
+def test_epochs_of_cps_follow_the_number_of_labels():
+  for labels, epochs in ((186, 128), (372, 137), (744, 160), (1488, 240)):
+    train = loading.load('u2pl_cityscapes', f'system=cps,labels={labels}').train
+    assert train.recipe.num_steps == epochs * ((2975 - labels) // 8)
+  # Of another number those of the nearest one; an option decides.
+  train = loading.load('u2pl_cityscapes', 'system=cps,labels=200,epochs=3')
+  assert train.train.recipe.num_steps == 3 * (2775 // 8)
+
+
+def test_losses_are_as_published():
+  learn = {
+    (name, system): loading.load(f'u2pl_{name}', f'system={system}').train.learn
+    for name in ('voc', 'cityscapes')
+    for system in SYSTEMS
+  }
+  weights = {key: block.weight for key, block in learn.items()}
+  assert [weights['voc', s] for s in SYSTEMS] == [1.5, 1.0, 1.0, 1.0]
+  assert [weights['cityscapes', s] for s in SYSTEMS] == [6.0, 5.0, 1.0, 1.0]
+  kinds = {
+    block.supervised.kind for key, block in learn.items() if key[0] == 'voc'
+  }
+  assert kinds == {'ce'}
+  hard = [learn['cityscapes', s].supervised for s in SYSTEMS]
+  assert {block.kind for block in hard} == {'ohem'}
+  assert [b.kept_per_image for b in hard] == [50_000] * 2 + [100_000] * 2
+  assert learn['voc', 'unimatch'].confidence == 0.95
+  assert learn['cityscapes', 'unimatch'].confidence == 0.0
+  assert learn['cityscapes', 'unimatch_v2'].confidence == 0.95
+  colors = learn['voc', 'unimatch'].views.color
+  assert (colors.jitter, colors.gray, colors.blur) == (0.8, 0.2, 0.5)
+  assert (colors.contrast, colors.hue) == (0.5, 0.25)
+  teacher = learn['voc', 'unimatch_v2'].teacher
+  assert (teacher.decay, teacher.copy_epochs) == (0.996, 0)
+  assert teacher.statistics == 'ema'
+
+
+def test_inference_is_as_published():
+  for system, window, stride in (
+    ('cps', 800, 534),
+    ('unimatch', 801, 534),
+    ('unimatch_v2', 798, 532),
+  ):
+    protocol = loading.load('u2pl_cityscapes', f'system={system}').evaluate
+    assert protocol.protocol.window == (window, window)
+    assert protocol.protocol.stride == (stride, stride)
+  whole = loading.load('u2pl_voc', 'system=unimatch').evaluate
+  assert (whole.protocol.tiling, whole.which) == ('whole', 'best')
+
+
+@pytest.mark.parametrize('name', ['u2pl_voc', 'u2pl_shapes'])
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_each_system_builds(name, system):
+  for argument in ('', ',tiny'):
+    config = loading.load(name, f'system={system}{argument}')
+    stage = u2pl_main.PROGRAM.build(config)['train']
+    method = stage.method(stage.context, 5)
+    assert type(method) is systems.SYSTEMS[type(stage.options.learn)].method
+    stage.check()
+
+
+def test_options_change_what_a_system_takes():
+  learn = loading.load(
+    'u2pl_shapes', 'system=unimatch,confidence=0.8,gray=0.5'
+  ).train.learn
+  colors = learn.views.color
+  assert learn.confidence == 0.8
+  assert (colors.gray, colors.jitter, colors.blur) == (0.5, 0.8, 0.5)
+  learn = loading.load('u2pl_shapes', 'system=unimatch_v2,ema=0.9').train.learn
+  assert (learn.teacher.decay, learn.teacher.statistics) == (0.9, 'ema')
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    (
+      'system=cps,confidence=0.8',
+      'confidence=0.8: expected one of the systems ',
+    ),
+    ('system=unimatch,ema=0.9', 'mt, unimatch_v2, got system=unimatch'),
+    (
+      'system=unimatch,bank=on',
+      'earlier steps: expected one of u2pl, u2pl_plus',
+    ),
+    ('system=cps,sce=on', 'one of u2pl_plus, u2pl, cutmix, classmix, mt$'),
+    ('system=cps,contrast_weight=1.0', 'system=cps has no contrast'),
+  ],
+)
+def test_options_of_other_systems_are_refused(argument, message):
+  with pytest.raises(ValueError, match=message):
+    loading.load('u2pl_shapes', argument)
+
+
+def test_a_plain_vit_is_refused_where_none_is_published():
+  with pytest.raises(ValueError, match='network=vit_b14: expected it with'):
+    loading.load('u2pl_voc', 'system=mt,network=vit_b14')
+
+
+def test_the_network_of_unimatch_is_light():
+  network = loading.load('u2pl_voc', 'system=unimatch').network
+  assert network.encoder.output_stride == 16
+  decoder = network.decoder
+  assert (decoder.dilations, decoder.low_width) == ((6, 12, 18), 48)
+  assert (decoder.fuse_kernel, decoder.dropout_rate) == (1, 0.0)

@@ -1,0 +1,32 @@
+"""Images resized on the host, and in exported programs for any size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segcore.eval import protocol_resizing, protocols
+
+
+@pytest.mark.parametrize('fields', [{'fit_sides': (30, 19)}, {'short_side': 9}])
+def test_exported_programs_resize_as_the_host_does(fields):
+  protocol = protocols.ProtocolOptions(**fields)
+
+  def resized(images):
+    size = protocol_resizing.symbolic_protocol_size(images.shape[1:3], protocol)
+    return protocol_resizing.resize_protocol_images_on_device(
+      images, size, protocol
+    )
+
+  h, w = jax.export.symbolic_shape('h, w')
+  shape = jax.ShapeDtypeStruct((1, h, w, 3), jnp.uint8)
+  program = jax.export.export(jax.jit(resized))(shape).call
+  rng = np.random.default_rng(0)
+  for size in ((20, 40), (41, 23), (19, 30), (8, 9)):
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    expected = protocol_resizing.resize_protocol_image(image, protocol)
+    assert expected.shape[:2] == protocol.resized_size(size)
+    actual = np.asarray(program(image[None]))[0]
+    # OpenCV's weights have 11 bits.
+    assert actual.dtype == np.uint8
+    assert np.abs(actual.astype(int) - expected).max() <= 1

@@ -1,0 +1,110 @@
+"""A whole step of CPS, with and without CutMix, against the transcription."""
+
+import jax
+import numpy as np
+import pytest
+
+from segcore.train import update as update_lib
+from tests.transcriptions import semi as reference
+from tests.transcriptions import u2pl as u2pl_reference
+from tests.u2pl.semi import tiny
+from u2pl import box_masks
+from u2pl.semi import cps
+
+SHAPE = (tiny.BATCH, tiny.SIZE, tiny.SIZE)
+
+
+PARAMS = [
+  pytest.param(False, id='cps', marks=pytest.mark.slow),
+  pytest.param(True, id='cutmix'),
+]
+
+
+@pytest.fixture(scope='module', params=PARAMS)
+def stepped(request):
+  """Returns method, state before, state after, and scalars of a step."""
+  options = cps.CpsOptions(cutmix=request.param, weight=1.5)
+  trained = tiny.make_method(options)
+  state = tiny.init_state(trained, step=3)
+  after, scalars = jax.jit(trained.train_step)(state, tiny.draw_batch())
+  return trained, state, after, scalars
+
+
+def pasted(arrays, rng):
+  keys = update_lib.row_prng_keys(rng, tiny.BATCH)
+  masks = np.stack(
+    [
+      reference.xor_mask(each, tiny.SIZE, tiny.SIZE)
+      for each in box_masks.sample_box_uniforms(keys, (3, 4))
+    ]
+  )
+  assert 0.1 < masks.mean() < 0.6
+  return [reference.pasted(x, x, masks, group=2) for x in arrays]
+
+
+def test_a_whole_step_equals_the_reference(stepped):
+  trained, state, after, scalars = stepped
+  batch = tiny.draw_batch()
+  labeled, unlabeled = tiny.symmetric_images(batch)
+  mixing_rng, label_rng, student_rng = jax.random.split(
+    jax.random.fold_in(state.rng, state.step), 3
+  )
+  networks = state, state.second
+  stats = [each.batch_stats for each in networks]
+
+  def forward(images, rng, first):
+    """Applies both networks; their statistics go on from pass to pass."""
+    logits = []
+    for j, network in enumerate(networks):
+      key = jax.random.fold_in(rng, first + j)
+      each, stats[j] = tiny.forward(
+        trained, network.params, stats[j], images, key
+      )
+      logits.append(each)
+    return logits
+
+  if trained.options.cutmix:
+    labels = [x.argmax(-1) for x in forward(unlabeled, label_rng, 0)]
+    unlabeled, *labels = pasted([unlabeled, *labels], mixing_rng)
+  outputs = forward(labeled, student_rng, 0)
+  mixed = forward(unlabeled, student_rng, 2)
+  truth = batch['labeled']['label'].astype(int)
+  supervised = sum(u2pl_reference.cross_entropy(x, truth) for x in outputs)
+  if trained.options.cutmix:
+    cross = reference.cps_cutmix_loss(mixed, labels, 1.5)
+  else:
+    joined = [np.concatenate(pair) for pair in zip(outputs, mixed, strict=True)]
+    cross = reference.cps_loss(joined, 1.5)
+  for name, expected in (
+    ('loss_supervised', supervised),
+    ('loss_unsupervised', cross),
+    ('loss', supervised + cross),
+  ):
+    np.testing.assert_allclose(scalars[name], expected, rtol=1e-4)
+  for j, network in enumerate((after, after.second)):
+    assert tiny.difference(network.batch_stats, stats[j]) < 1e-5
+
+
+def test_networks_differ_and_both_learn(stepped):
+  trained, before, after, _ = stepped
+  assert tiny.difference(before.params, before.second.params) > 0.01
+  for old, new in ((before, after), (before.second, after.second)):
+    for part in ('encoder', 'decoder'):
+      assert tiny.difference(old.params[part], new.params[part]) > 0
+  # The first network is evaluated.
+  assert trained.reported(after)['params'] is after.params
+
+
+@pytest.mark.slow
+def test_parts_that_are_loaded_are_those_of_both_networks(stepped):
+  trained, before, _, _ = stepped
+  loaded = {'params': {'encoder': before.second.params['encoder']}}
+  state = jax.jit(lambda rng: trained.init(rng, tiny.batch_spec(), loaded))(
+    jax.random.PRNGKey(0)
+  )
+  for each in (state, state.second):
+    assert (
+      tiny.difference(each.params['encoder'], loaded['params']['encoder']) == 0
+    )
+  heads = (each.params['heads'] for each in (state, state.second))
+  assert tiny.difference(*heads) > 0.01

@@ -1,0 +1,83 @@
+"""Laws that hold for each system: 8 devices equal 1, the warm-up, options."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segcore.cost import communication
+from segcore.distributed import sharding
+from segcore.ops import color_augment
+from tests.support import meshes
+from tests.u2pl.semi import tiny
+from u2pl.semi import cps, strong_views, systems, unimatch, unimatch_v2
+
+# Gray alone: it is exact, so that no threshold is passed by rounding.
+VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
+OPTIONS = {
+  'cps': cps.CpsOptions(),
+  'cps_cutmix': cps.CpsOptions(cutmix=True),
+  'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
+  'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
+}
+
+
+def test_each_class_of_options_has_a_method():
+  assert set(typing.get_args(systems.Options)) == set(systems.SYSTEMS)
+  assert {type(options) for options in OPTIONS.values()} < set(systems.SYSTEMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OPTIONS)
+def test_eight_devices_are_one_in_float64(name, monkeypatch):
+  with jax.enable_x64():
+    trained = tiny.make_method(OPTIONS[name], dtype=jnp.float64)
+    state = jax.tree.map(
+      lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
+      tiny.init_state(trained, step=3),
+    )
+    batches = [tiny.draw_batch(4), tiny.draw_batch(5)]
+    one, eight = meshes.one_and_eight(
+      *(trained, state, batches, 1, monkeypatch)
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+    one,
+    eight,
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OPTIONS)
+def test_collectives_of_a_step(name):
+  """Sums, and images and labels of partners on another device."""
+  trained = tiny.make_method(OPTIONS[name])
+  mesh = sharding.make_mesh()
+  state = jax.device_put(
+    tiny.init_state(trained), sharding.replicated_sharding(mesh)
+  )
+  rows = sharding.batch_sharding(mesh)
+  shapes = jax.tree.map(lambda x: x.update(sharding=rows), tiny.batch_spec())
+  compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
+  kinds = {c.kind for c in communication.list_collectives(compiled)}
+  expected = {'all-reduce', 'collective-permute'}
+  assert kinds == (
+    expected - {'collective-permute'} if name == 'cps' else expected
+  )
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_a_warm_up_has_the_weight_0(name):
+  options = dataclasses.replace(OPTIONS[name], warmup_epochs=2)
+  trained = tiny.make_method(options)
+  state = jax.eval_shape(
+    lambda: trained.init(jax.random.PRNGKey(0), tiny.batch_spec(), None)
+  )
+  weights = [
+    float(trained.unlabeled_weight(state.replace(step=jnp.int32(step)), 1.5))
+    for step in (0, 7, 8)
+  ]
+  assert weights == [0.0, 0.0, 1.5]

@@ -1,0 +1,219 @@
+"""CPS: two networks that teach each other, with and without CutMix.
+
+Source: Chen et al. 2021, "Semi-Supervised Semantic Segmentation with Cross
+Pseudo Supervision". Networks of one architecture start from the same pretrained
+parts and different random ones; the first one is evaluated.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from input_pipeline import batch as batch_lib
+from runtime import options as options_check
+from segcore import types
+from segcore.ops import losses as pixel_losses
+from segcore.train import train_state
+from segcore.train import update as update_lib
+from u2pl import box_masks, mixing, pseudo_labels
+from u2pl.semi import losses, method
+from u2pl.semi import options as options_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class CpsOptions(options_lib.SystemOptions):
+  """Options of CPS.
+
+  Attributes:
+    name: 'cps'.
+    supervised: loss on labeled images, of each network.
+    weight: λ, weight of the cross pseudo supervision.
+    cutmix: whether it is that of mixed unlabeled images alone, else that of
+      labeled and unlabeled images as they are.
+    num_boxes: number of boxes of an image's mask; see
+      `box_masks.xor_box_masks`.
+    group: number of consecutive unlabeled images that are mixed with each
+      other, in pairs; divides the batch. Without CutMix it has no effect.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  name: Literal['cps'] = 'cps'
+  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
+  weight: float = 1.5
+  cutmix: bool = False
+  num_boxes: int = 3
+  group: int = 2
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    options_check.check_options_positive(self, 'weight')
+    options_check.check_options_in_range(self, 'num_boxes', least=1)
+    options_check.check_options_in_range(self, 'group', least=2)
+    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return self.group if self.cutmix else 1
+
+
+@flax.struct.dataclass
+class State(train_state.TrainState):
+  """Training state of two networks.
+
+  Parameters, batch statistics and optimizer state are those of the first one.
+
+  Attributes:
+    second: `TrainState` of the second network.
+  """
+
+  second: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Cps(method.SemiSupervised):
+  """Cross pseudo supervision of two networks.
+
+  Attributes:
+    options: weight, and whether unlabeled images are mixed.
+  """
+
+  options: CpsOptions
+
+  def init(
+    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
+  ) -> State:
+    """Initializes both networks, the parts that were loaded alike."""
+    first, second = (
+      super(Cps, self).init(key, batch_spec, loaded)
+      for key in jax.random.split(rng)
+    )
+    return State(**vars(first), second=second)
+
+  def train_step(
+    self, state: State, batch: batch_lib.Batch
+  ) -> tuple[State, types.Metrics]:
+    """Runs one step of CPS, or of CPS with CutMix."""
+    rng = jax.random.fold_in(state.rng, state.step)
+    mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
+    labeled, unlabeled = (
+      batch_lib.batch_images_to_symmetric(batch[name]['image'])
+      for name in ('labeled', 'unlabeled')
+    )
+    # Ignored padding of unlabeled images teaches nothing.
+    known = batch['unlabeled'].get('valid', jnp.ones(unlabeled.shape[:3], bool))
+    params = state.params, state.second.params
+    stats = state.batch_stats, state.second.batch_stats
+    mixed_labels = ()
+    if self.options.cutmix:
+      # Labels of both networks for the images as they are, in training mode;
+      # images and labels are mixed alike.
+      [outputs], stats = self.forward_both(
+        params, stats, [unlabeled], label_rng
+      )
+      labels = [_argmax_labels(x['logits'], known.shape) for x in outputs]
+      unlabeled, known, *mixed_labels = self.mix(
+        mixing_rng, unlabeled, known, *labels
+      )
+
+    def loss(params):
+      # Both networks on labeled and on unlabeled or mixed images.
+      (labeled_outputs, outputs), after = self.forward_both(
+        params, stats, [labeled, unlabeled], student_rng
+      )
+      # L_s: ground truth teaches both networks (Eq. 1).
+      supervised = sum(
+        self.supervised_loss(x, batch['labeled']['label'])
+        for x in labeled_outputs
+      )
+      # L_cps: the labels of one network teach the other (Eqs. 2 and 3); without
+      # CutMix those of labeled images, too.
+      logits, targets = [x['logits'] for x in outputs], mixed_labels
+      counted = known
+      if not self.options.cutmix:
+        logits = [
+          batch_lib.join_batch_rows([x['logits'], y])
+          for x, y in zip(labeled_outputs, logits, strict=True)
+        ]
+        counted = batch_lib.join_batch_rows([jnp.ones_like(known), known])
+        targets = [_argmax_labels(x, counted.shape) for x in logits]
+      cross = losses.pseudo_label_loss(logits[0], targets[1], counted)
+      cross += losses.pseudo_label_loss(logits[1], targets[0], counted)
+      cross *= self.unlabeled_weight(state, self.options.weight)
+      agree = (targets[0] == targets[1]).astype(jnp.float32)
+      terms = {
+        'loss_supervised': supervised,
+        'loss_unsupervised': cross,
+        'agreement': pixel_losses.masked_mean(agree, counted),
+      }
+      return supervised + cross, (terms, after)
+
+    # One gradient for both networks, an update for each.
+    (total, (terms, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
+      params
+    )
+    first = self.update.apply_gradients(state, gradients[0], stats[0])
+    second = self.update.apply_gradients(state.second, gradients[1], stats[1])
+    return first.replace(second=second), {'loss': total, **terms}
+
+  def forward_both(
+    self,
+    params: tuple[types.Params, types.Params],
+    batch_stats: tuple[types.Params, types.Params],
+    streams: Sequence[Float[Array, 'B H W 3']],
+    rng: Array,
+  ) -> tuple[list[list[dict[str, Array]]], tuple[types.Params, types.Params]]:
+    """Applies both networks to streams, one after the other as the authors do.
+
+    Each stream has batch statistics of its own.
+
+    Args:
+      params: parameters of both networks.
+      batch_stats: batch statistics of both before the passes.
+      streams: images in [-1, 1].
+      rng: key of the dropout.
+
+    Returns:
+      Outputs by head of each stream and network, and the batch statistics of
+      both networks after the passes.
+    """
+    stats, results = list(batch_stats), []
+    for i, images in enumerate(streams):
+      results.append([])
+      for j in range(2):
+        key = jax.random.fold_in(rng, 2 * i + j)
+        outputs, stats[j] = self.forward(params[j], stats[j], images, key)
+        results[-1].append(outputs)
+    return results, tuple(stats)
+
+  def mix(self, rng: Array, *arrays: Shaped[Array, 'B H W ...']) -> list[Array]:
+    """Replaces pixels in an odd number of random boxes by those of a partner.
+
+    Args:
+      rng: key of the boxes.
+      *arrays: images, and values of their pixels.
+    """
+    num_images, height, width = arrays[0].shape[:3]
+    masks = box_masks.xor_box_masks(
+      box_masks.sample_box_uniforms(
+        update_lib.row_prng_keys(rng, num_images), (self.options.num_boxes, 4)
+      ),
+      height,
+      width,
+    )
+    return [
+      mixing.paste_partners(x, x, masks, self.options.group) for x in arrays
+    ]
+
+
+def _argmax_labels(
+  logits: Float[Array, 'B h w C'], shape: tuple[int, ...]
+) -> Int[Array, 'B H W']:
+  """Computes the label of each pixel; no gradient passes it."""
+  scores = pseudo_labels.upsample_teacher_scores(logits, shape[1:3])
+  return jnp.argmax(scores, axis=-1).astype(jnp.int32)

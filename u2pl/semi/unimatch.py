@@ -1,0 +1,135 @@
+"""UniMatch: two strong views and dropped features learn one weak view.
+
+Source: Yang et al. 2023, "Revisiting Weak-to-Strong Consistency in
+Semi-Supervised Semantic Segmentation". There is no teacher.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+
+from input_pipeline import batch as batch_lib
+from runtime import options as options_check
+from segcore import types
+from segcore.train import train_state
+from u2pl.semi import losses, method, perturbations, strong_views, student
+from u2pl.semi import options as options_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class UniMatchOptions(options_lib.SystemOptions):
+  """Options of UniMatch.
+
+  Attributes:
+    name: 'unimatch'.
+    supervised: loss on labeled images.
+    confidence: τ, least probability of a pseudo-label that is learned.
+    views: strong views.
+    strong_weight: weight of the loss of each of the two strong views.
+    feature_weight: weight of the loss of the perturbed features.
+    dropout_rate: share of the channels of the encoder's maps that are dropped.
+    weight: factor of both weights.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  group_path: ClassVar[str] = 'views.group'
+
+  name: Literal['unimatch'] = 'unimatch'
+  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
+  confidence: float = 0.95
+  views: strong_views.ViewOptions = strong_views.ViewOptions()
+  strong_weight: float = 0.25
+  feature_weight: float = 0.5
+  dropout_rate: float = 0.5
+  weight: float = 1.0
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    for name in ('confidence', 'dropout_rate'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'{name}: expected [0, 1), got {getattr(self, name)}')
+    options_check.check_options_in_range(
+      *(self, 'strong_weight', 'feature_weight', 'warmup_epochs'), least=0
+    )
+    options_check.check_options_positive(self, 'weight')
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return self.views.group
+
+
+@dataclasses.dataclass(frozen=True)
+class UniMatch(method.SemiSupervised):
+  """UniMatch of one network.
+
+  Attributes:
+    options: confidence, views and weights.
+  """
+
+  options: UniMatchOptions
+
+  def train_step(
+    self, state: train_state.TrainState, batch: batch_lib.Batch
+  ) -> tuple[train_state.TrainState, types.Metrics]:
+    """Runs one step of UniMatch."""
+    options, rng = self.options, jax.random.fold_in(state.rng, state.step)
+    view_rng, drop_rng, weak_rng, strong_rng = jax.random.split(rng, 4)
+    labeled, weak = (
+      batch_lib.batch_images_to_symmetric(batch[name]['image'])
+      for name in ('labeled', 'unlabeled')
+    )
+    # Labels that images take part with as partners, in evaluation mode; strong
+    # views, with boxes of partners.
+    partners = strong_views.confident_labels(
+      self.predict(state, weak), batch, options.confidence
+    )
+    views = strong_views.draw_strong_views(weak, view_rng, options.views)
+    weight = self.unlabeled_weight(state, options.weight)
+
+    def loss(params):
+      # Labeled images and weak views, with the encoder's maps as they are and
+      # with dropped channels in one pass of the decoder.
+      outputs, stats = self.forward(
+        params,
+        state.batch_stats,
+        batch_lib.join_batch_rows([labeled, weak]),
+        weak_rng,
+        lambda maps: perturbations.with_dropped_channels(
+          maps, drop_rng, options.dropout_rate
+        ),
+      )
+      plain, dropped = batch_lib.split_batch_rows(outputs['logits'], 2)
+      _, dropped = batch_lib.split_batch_rows(dropped, 2)
+      labeled_outputs, weak_outputs = losses.split_student_outputs(
+        {**outputs, 'logits': plain}
+      )
+      # Both strong views in one pass.
+      outputs, stats = self.forward(
+        params,
+        stats,
+        batch_lib.join_batch_rows([view.images for view in views]),
+        strong_rng,
+      )
+      strong = batch_lib.split_batch_rows(outputs['logits'], 2)
+      # Pseudo-labels are those of the student itself, of this very pass.
+      own = strong_views.confident_labels(
+        weak_outputs['logits'], batch, options.confidence
+      )
+      terms = {
+        'loss_supervised': self.supervised_loss(
+          labeled_outputs, batch['labeled']['label']
+        ),
+        'loss_strong': weight
+        * options.strong_weight
+        * sum(
+          view.paste(own, partners).loss(logits)
+          for view, logits in zip(views, strong, strict=True)
+        ),
+        'loss_feature': weight * options.feature_weight * own.loss(dropped),
+      }
+      # Half of L_x + λ (L_1 + L_2) + μ L_fp.
+      return sum(terms.values()) / 2, ({**terms, **own.scalars(batch)}, stats)
+
+    return student.gradient_step(self.update, state, loss)

@@ -1,0 +1,143 @@
+"""UniMatch V2: two strong views with complementary channels, and a teacher.
+
+Source: Yang et al. 2025, "UniMatch V2: Pushing the Limit of Semi-Supervised
+Semantic Segmentation", of any encoder.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+from jaxtyping import Array
+
+from input_pipeline import batch as batch_lib
+from runtime import options as options_check
+from segcore import types
+from u2pl import ema
+from u2pl.semi import method, perturbations, strong_views, student
+from u2pl.semi import options as options_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class UniMatchV2Options(options_lib.SystemOptions):
+  """Options of UniMatch V2.
+
+  Attributes:
+    name: 'unimatch_v2'.
+    supervised: loss on labeled images.
+    confidence: τ, least probability of a pseudo-label that is learned.
+    views: strong views.
+    teacher: EMA teacher; its batch statistics are averaged, too.
+    weight: weight of the mean loss of the two strong views.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  group_path: ClassVar[str] = 'views.group'
+
+  name: Literal['unimatch_v2'] = 'unimatch_v2'
+  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
+  confidence: float = 0.95
+  views: strong_views.ViewOptions = strong_views.ViewOptions()
+  teacher: ema.EmaOptions = ema.EmaOptions(
+    decay=0.996, copy_epochs=0, statistics='ema'
+  )
+  weight: float = 1.0
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.confidence < 1:
+      raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
+    if self.teacher.statistics == 'own':
+      raise ValueError(
+        "teacher.statistics: expected 'ema' or 'copy', as the teacher has no "
+        "pass in training mode, got 'own'"
+      )
+    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+    options_check.check_options_positive(self, 'weight')
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return self.views.group
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns True: the teacher is reported."""
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class UniMatchV2(method.TeacherStudent):
+  """UniMatch V2 of a student and its EMA teacher.
+
+  Attributes:
+    options: confidence, views and teacher.
+  """
+
+  options: UniMatchV2Options
+
+  def init(
+    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
+  ) -> ema.TeacherState:
+    """Initializes the student; the teacher is its copy."""
+    fresh = super().init(rng, batch_spec, loaded)
+    return ema.TeacherState(
+      **vars(fresh),
+      teacher_params=fresh.params,
+      teacher_batch_stats=fresh.batch_stats,
+    )
+
+  def train_step(
+    self, state: ema.TeacherState, batch: batch_lib.Batch
+  ) -> tuple[ema.TeacherState, types.Metrics]:
+    """Runs one step of UniMatch V2."""
+    options, rng = self.options, jax.random.fold_in(state.rng, state.step)
+    view_rng, drop_rng, labeled_rng, strong_rng = jax.random.split(rng, 4)
+    labeled, weak = (
+      batch_lib.batch_images_to_symmetric(batch[name]['image'])
+      for name in ('labeled', 'unlabeled')
+    )
+    # Pseudo-labels of the teacher in evaluation mode; strong views, with boxes
+    # of partners.
+    state = self.teacher.copy_student(state)
+    logits = self.segmenter.apply(
+      self.teacher.variables(state), weak, heads=('logits',)
+    )['logits']
+    own = strong_views.confident_labels(logits, batch, options.confidence)
+    views = strong_views.draw_strong_views(weak, view_rng, options.views)
+    weight = self.unlabeled_weight(state, options.weight)
+
+    def loss(params):
+      labeled_outputs, stats = self.forward(
+        params, state.batch_stats, labeled, labeled_rng
+      )
+      # Channels that one view lacks the other one has; half of the images keep
+      # all of them in both.
+      outputs, stats = self.forward(
+        params,
+        stats,
+        batch_lib.join_batch_rows([view.images for view in views]),
+        strong_rng,
+        lambda maps: perturbations.drop_complementary_channels(
+          maps, drop_rng, num_whole=len(weak) // 2
+        ),
+      )
+      strong = batch_lib.split_batch_rows(outputs['logits'], 2)
+      terms = {
+        'loss_supervised': self.supervised_loss(
+          labeled_outputs, batch['labeled']['label']
+        ),
+        'loss_strong': weight
+        / 2
+        * sum(
+          view.paste(own, own).loss(logits)
+          for view, logits in zip(views, strong, strict=True)
+        ),
+      }
+      # Half of L_x + (L_1 + L_2) / 2.
+      return sum(terms.values()) / 2, (terms, stats)
+
+    after, metrics = student.gradient_step(self.update, state, loss)
+    # θ_t ← d·θ_t + (1 - d)·θ_s, of parameters and batch statistics.
+    after = self.teacher.update(state, after)
+    return after, {**metrics, **own.scalars(batch)}
