@@ -36,6 +36,7 @@ PACKAGES = [
   'segcore.weights.layouts',
   'segcore.weights.pth',
   'u2pl',
+  'u2pl.adapt',
   'u2pl.semi',
   'u2pl.stages',
 ]

@@ -48,6 +48,10 @@ RUNS = (
   ('u2pl', 'u2pl_voc.py:network=transunet,system=mt,tiny'),
   ('u2pl', 'u2pl_cityscapes.py:tiny'),
   ('u2pl', 'u2pl_camvid.py:tiny'),
+  ('u2pl', 'u2pl_adapt.py:tiny'),
+  ('u2pl', 'u2pl_adapt_shapes.py:tiny'),
+  ('u2pl', 'u2pl_adapt_shapes.py:system=daformer,fd=on,tiny'),
+  ('u2pl', 'u2pl_adapt_shapes.py:system=source_only,tiny'),
   (
     'u2pl',
     'u2pl_folder.py:source=FOLDER,ignore=255,val_fraction=0.4,labels=4,tiny',

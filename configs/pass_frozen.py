@@ -16,15 +16,24 @@ from configs import pretrained, shared
 
 _STAGES = ('frozen_knn', 'frozen_distance', 'frozen_kmeans')
 
-# Options of a folder but those of training.
+# Options of a folder and of labeled images but those of training.
 _FOLDER = {k: v for k, v in shared.FOLDER.items() if k not in ('crop', 'size')}
+_LABELED = {k: v for k, v in shared.LABELED.items() if k != 'class_weights'}
+# Options that not all protocols have: the protocols, and the defaults.
+_OF_PROTOCOLS = {
+  'enlarge': (('distance',), 1),
+  'passes': (('knn',), 0),
+  'rows': (('knn', 'kmeans'), 0),
+  'pixels': (('knn',), 'class_0'),
+  'clusters': (('kmeans',), 0),
+}
 
 
 def get_config(argument=None):
   options = options_lib.parse(
     argument,
     **_FOLDER,
-    **shared.LABELED,
+    **_LABELED,
     data='',  # name of a data set: camvid, voc2012; '': `source`, or shapes
     val='val',  # split that is scored
     encoder='auto',  # weight file, stage or package:NAME; auto: Lite0's package
@@ -39,6 +48,7 @@ def get_config(argument=None):
     clusters=0,  # 0: one for each class
     tiny=False,  # the first 20 labeled images, at half the size
   )
+  _check_protocol_options(options)
   common = {
     'data': _data(options),
     'subset': shared.subset(options, 20 if options.tiny else 0),
@@ -76,11 +86,28 @@ def _data(options):
       f'config option unlabeled={options.unlabeled}: expected same, for images '
       'without a mask, as others are not read'
     )
-  if options.data and options.source:
-    return {'name': options.data, 'source': options.source}
-  if options.source:
+  if options.source and not options.data:
     return shared.folder(options)
-  return {'name': options.data or 'shapes/scenes'}
+  # Data sets with a name have none of the options of a folder but `source`.
+  given = [n for n in shared.given_folder_options(options) if n != 'source']
+  if given:
+    raise ValueError(
+      f'config option {given[0]}={getattr(options, given[0])}: expected '
+      'source=FOLDER without data, as only folders have it, got '
+      + (f'data={options.data}' if options.data else 'no source')
+    )
+  source = {'source': options.source} if options.source else {}
+  return {'name': options.data or 'shapes/scenes', **source}
+
+
+def _check_protocol_options(options):
+  for name, (protocols, default) in _OF_PROTOCOLS.items():
+    value = getattr(options, name)
+    if value != default and options.protocol not in ('all', *protocols):
+      raise ValueError(
+        f'config option {name}={value}: expected protocol='
+        f'{" or ".join(protocols)}, got {options.protocol}'
+      )
 
 
 def _encoder(options):

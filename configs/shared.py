@@ -169,18 +169,33 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
     options: parsed options, among them those of `FOLDER`.
   """
   fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
+  given = given_folder_options(options)
   if has_split_folders(options):
     for name in ('images', 'masks'):
       fields[name] = f'{fields[name]}/{_SPLIT}'.lstrip('/')
   elif _SPLIT not in options.images and not options.val_fraction:
     fields['val_fraction'] = _VAL_FRACTION
   for name in ('mask_codes', *_READING):
-    default = FOLDER[name]
-    if fields[name] == (default[0] if isinstance(default, list) else default):
+    if name not in given:
       del fields[name]
   if options.unlabeled == _SAME_FOLDER:
     fields['without_mask'] = _UNLABELED
   return {'name': 'image_mask_folder', **fields}
+
+
+def given_folder_options(options: SimpleNamespace) -> tuple[str, ...]:
+  """Returns the options of a folder that differ from their defaults.
+
+  Args:
+    options: parsed options, among them some of those of `FOLDER`.
+  """
+  return tuple(
+    name
+    for name, default in FOLDER.items()
+    if hasattr(options, name)
+    and getattr(options, name)
+    != (default[0] if isinstance(default, list) else default)
+  )
 
 
 def has_split_folders(options: SimpleNamespace) -> bool:

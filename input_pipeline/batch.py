@@ -16,7 +16,8 @@ unlabeled ones; without it no pixel is ignored padding.
 Multi-view batches hold one key per resolution instead of `image`:
 `views_NAME` uint8 [B, V, h, w, 3] with `box_NAME` float32 [B, V, 4] (top, left,
 height, width in original pixels) and `flip_NAME` bool [B, V]. Two streams are
-`{'labeled': batch, 'unlabeled': batch}` with equal B.
+`{'labeled': batch, 'unlabeled': batch}` with equal B, or 'source' and 'target'
+where they differ in their domain.
 """
 
 from collections.abc import Mapping, Sequence

@@ -81,12 +81,14 @@ class ContrastiveBranch:
       pseudo-labels.
     prototype_momentum: momentum m of Eq. 18; 0 takes the class means of each
       step.
+    align_corners: whether maps are upsampled with aligned corners.
   """
 
   num_classes: int
   feature_size: int
   options: contrast.ContrastOptions | None
   prototype_momentum: float = 0.0
+  align_corners: bool = True
 
   def init(self) -> BranchState:
     """Returns the state before step 0: an empty bank and no prototypes."""
@@ -230,7 +232,7 @@ class ContrastiveBranch:
         class that never occurs would delay denoising forever.
     """
     denoised = prototypes.denoise_with_class_prototypes(
-      scores, features, state.prototypes, kind
+      scores, features, state.prototypes, kind, self.align_corners
     )
     # A class without a prototype has no distance of its own (Eq. 19).
     ready = due | jnp.all(state.prototypes.updates > 0)

@@ -154,9 +154,15 @@ class EmaTeacher:
     state: TeacherState,
     images: Float[Array, 'B H W 3'],
     heads: tuple[str, ...],
-    rng: Array,
+    rng: Array | None,
   ) -> tuple[dict[str, Array], TeacherState]:
     """Computes outputs in training mode, without gradient.
+
+    Args:
+      state: state whose teacher is applied.
+      images: images in [-1, 1].
+      heads: names of the heads to compute.
+      rng: key of dropout and stochastic depth; None to leave both out.
 
     Returns:
       Outputs by head, and the state with the batch statistics of this pass, if

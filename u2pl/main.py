@@ -1,15 +1,16 @@
-"""U2PL and U2PL+, from the command line.
+"""U2PL, U2PL+ and DAFormer, from the command line.
 
 python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
+python -m u2pl.main --config=configs/u2pl_adapt_shapes.py:system=daformer
 """
 
 from segcore.experiment import cli, program
 from u2pl import experiment
-from u2pl.stages import evaluate, train
+from u2pl.stages import adapt, evaluate, train
 
 PROGRAM = program.Program(
   experiment.Experiment,
-  stages=(train.TrainStage, evaluate.EvaluateStage),
+  stages=(train.TrainStage, adapt.AdaptStage, evaluate.EvaluateStage),
   predicts_with=evaluate.EvaluateStage,
 )
 

@@ -1,12 +1,16 @@
-"""Strong augmentation of unlabeled images: CutMix, ClassMix and Cutout.
+"""Strong augmentation by mixing: CutMix, ClassMix, Cutout, and DACS.
 
-Images are mixed within groups of consecutive images of the batch, each with the
-next one of its group (the last with the first); a group is mixed as a whole or
-not at all. A group is the batch of one GPU in the authors' runs (spec U2PL §5),
-so the result does not depend on the number of devices.
+Unlabeled images are mixed within groups of consecutive images of the batch,
+each with the next one of its group (the last with the first); a group is mixed
+as a whole or not at all. A group is the batch of one GPU in the authors' runs
+(spec U2PL §5), so the result does not depend on the number of devices.
 
   draws = sample_mixing_draws(rng, keys, options, labels.shape, num_classes)
   images, labels = mix_unlabeled_images(images, labels, draws, options)
+
+In DACS each target image gets pixels of the source image of the same row:
+
+  kept = dacs_kept_mask(source_labels, priorities)
 """
 
 import dataclasses
@@ -148,22 +152,67 @@ def classmix_kept_mask(
   Of the n classes of an image the ⌊n/2⌋ of largest priority are kept; ignored
   pixels are never kept.
   """
+  present = _present_classes(labels, priorities.shape[1])
+  half = jnp.sum(present, axis=1, keepdims=True) // 2
+  kept = _first_classes(present, priorities, half)
+  return _pixels_of_classes(labels, kept) & (labels >= 0)
+
+
+def dacs_kept_mask(
+  labels: Int[Array, 'B H W'], priorities: Float[Array, 'B C']
+) -> Bool[Array, 'B H W']:
+  """Computes a mask of the source pixels that are pasted into target images.
+
+  Of the n classes of the whole batch the ⌈n/2⌉ of largest priority are kept, in
+  each image by its own priorities. Ignored pixels are a class, the last one.
+  Source: Tranheden et al. 2021 (DACS), as DAFormer (Hoyer et al. 2022) has it.
+
+  Args:
+    labels: ground truth of the source images; negative where ignored.
+    priorities: random priority of each class in each image; C is the number of
+      classes and 1, for ignored pixels.
+  """
   num_classes = priorities.shape[1]
+  labels = jnp.where(labels < 0, num_classes - 1, labels)
+  present = jnp.any(
+    _present_classes(labels, num_classes), axis=0, keepdims=True
+  )
+  half = (jnp.sum(present, axis=1, keepdims=True) + 1) // 2
+  return _pixels_of_classes(labels, _first_classes(present, priorities, half))
+
+
+def _present_classes(
+  labels: Int[Array, 'B H W'], num_classes: int
+) -> Bool[Array, 'B C']:
+  """Computes which classes each image shows."""
   # Ignored pixels are sent out of bounds, where the scatter drops them; a
   # negative index would count from the end and mark a class.
-  present = jax.vmap(
+  return jax.vmap(
     lambda label: (
       jnp.zeros(num_classes, bool)
       .at[jnp.where(label < 0, num_classes, label)]
       .set(True, mode='drop')
     )
   )(labels.reshape(len(labels), -1))
+
+
+def _first_classes(
+  present: Bool[Array, '#B C'],
+  priorities: Float[Array, 'B C'],
+  counts: Int[Array, '#B 1'],
+) -> Bool[Array, 'B C']:
+  """Computes the present classes of the `counts` largest priorities."""
   # Classes by falling priority, absent ones last; then each class's place.
   order = jnp.argsort(jnp.where(present, -priorities, jnp.inf), axis=1)
-  place = jnp.argsort(order, axis=1)
-  kept = place < jnp.sum(present, axis=1, keepdims=True) // 2
+  return jnp.argsort(order, axis=1) < counts
+
+
+def _pixels_of_classes(
+  labels: Int[Array, 'B H W'], classes: Bool[Array, 'B C']
+) -> Bool[Array, 'B H W']:
+  """Computes a mask of the pixels of each image's classes."""
   at_pixel = jax.vmap(lambda row, label: row[jnp.maximum(label, 0)])
-  return at_pixel(kept, labels) & (labels >= 0)
+  return at_pixel(classes, labels)
 
 
 def mix_unlabeled_images(

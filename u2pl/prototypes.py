@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from u2pl import pseudo_labels
+from segcore.models.layers import resize
 
 # Least squared norm that a vector is divided by.
 _LEAST_SQUARED_NORM = 1e-16
@@ -137,6 +137,7 @@ def denoise_with_class_prototypes(
   features: Float[Array, 'B h w D'],
   prototypes: Prototypes,
   kind: Literal['raw', 'l2'],
+  align_corners: bool = True,
 ) -> Float[Array, 'B H W C']:
   """Computes log(w·p), the logarithm of the denoised scores p* of Eq. 20.
 
@@ -146,9 +147,11 @@ def denoise_with_class_prototypes(
       upsampled.
     prototypes: prototypes before this step's update.
     kind: kind of distance, as in `class_prototype_distances`.
+    align_corners: whether weights are upsampled with aligned corners.
   """
-  upsampled = pseudo_labels.upsample_teacher_scores(
-    class_prototype_weights(features, prototypes, kind), scores.shape[1:3]
+  weights = class_prototype_weights(features, prototypes, kind)
+  upsampled = resize.resize_bilinear(
+    weights, scores.shape[1:3], align_corners=align_corners
   )
   # The product may underflow to 0 for every class; the sum of logarithms keeps
   # the order of the classes.

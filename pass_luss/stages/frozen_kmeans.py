@@ -85,7 +85,9 @@ class FrozenKmeansStage(frozen.FrozenStage):
     """Clusters the patches, and matches the clusters with classes."""
     block, encoder = self.options, inputs.encoder
     centroids = self._fit_centroids(inputs)
-    predictor = encoder.feature_maps(cluster_function(encoder, centroids))
+    predictor = encoder.feature_maps(
+      frozen_cluster_function(encoder, centroids)
+    )
     val = self.context.evaluated(block, block.val_split, self.name)
     counts = metrics.ConfusionMatrix.empty(len(centroids))
     for labels, example in self._predictions(val, predictor)(encoder.state):
@@ -125,7 +127,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
       del example
       rows = maps.reshape(-1, maps.shape[-1])
       rng = np.random.default_rng((block.seed, index))
-      return rows[sample_patches(rng, len(rows), block.rows_per_image)]
+      return rows[sample_frozen_patches(rng, len(rows), block.rows_per_image)]
 
     rows = self.row_extractor(encoder, workspace).extract(
       labeled,
@@ -164,7 +166,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
     )
 
 
-def sample_patches(
+def sample_frozen_patches(
   rng: np.random.Generator, count: int, limit: int
 ) -> Int32[np.ndarray, 'n']:
   """Draws distinct patches of an image; returns their sorted indices.
@@ -178,7 +180,7 @@ def sample_patches(
   return np.sort(chosen).astype(np.int32)
 
 
-def cluster_function(
+def frozen_cluster_function(
   encoder: frozen_encoder.FrozenEncoder, centroids: Float[np.ndarray, 'K D']
 ) -> short_side.ForwardFn:
   """Builds the function from images to the nearest centroid of each cell.

@@ -18,6 +18,10 @@ from segcore.distributed import sharding
 from segcore.eval import evaluator, short_side
 from segcore.train import train_state
 
+# Label maps of fewer pixels than the image are a rule of PASS alone: no image
+# has the square of this side.
+_MAX_SIDE = 2**20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenKnnOptions(frozen.FrozenOptions):
@@ -83,6 +87,26 @@ class NeighborScores:
     return scores.reshape(*maps.shape[:-1], -1)
 
 
+def label_map_predictor(
+  encoder: frozen_encoder.FrozenEncoder,
+  vote: Callable[[Array, knn.SoftKnnBank], Array],
+) -> short_side.LabelMaps:
+  """Builds the predictor of the classes of an image's pixels.
+
+  The scores of cells are interpolated at every pixel of an image of any size.
+
+  Args:
+    encoder: encoder of the cells.
+    vote: function from queries and a memory to scores.
+  """
+  return short_side.LabelMaps(
+    NeighborScores(encoder, vote),
+    encoder.short_side,
+    max_side=_MAX_SIDE,
+    input_multiple=encoder.size_multiple,
+  )
+
+
 class FrozenKnnStage(frozen.FrozenStage):
   """Labels each patch by a vote of the nearest labeled patches."""
 
@@ -118,11 +142,7 @@ class FrozenKnnStage(frozen.FrozenStage):
       field.name: getattr(encoder.state, field.name)
       for field in dataclasses.fields(encoder.state)
     }
-    predictor = short_side.LabelMaps(
-      NeighborScores(encoder, vote),
-      encoder.short_side,
-      input_multiple=encoder.size_multiple,
-    )
+    predictor = label_map_predictor(encoder, vote)
     return frozen.FrozenFit(
       lambda split: evaluator.Predictions(
         split,

@@ -11,7 +11,8 @@ computes the same images.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from segcore.types import ExampleKeys
 with epy.lazy_imports():
   import dm_pix
 
-# Indices of the operations in `ColorDraws.factors`; brightness is the first.
-_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+# Indices of the operations in `ColorDraws.factors`.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # A Gaussian is truncated at this many standard deviations.
 _TRUNCATION = 4.0
@@ -171,8 +172,25 @@ def augment_colors(
   return jax.vmap(augment_one)(images, keys)
 
 
+def blend_color(
+  image: Float[Array, 'H W 3'],
+  kind: Int[Array, ''],
+  factor: Float[Array, ''],
+) -> Float[Array, 'H W 3']:
+  """Changes brightness, contrast or saturation as torchvision does.
+
+  Args:
+    image: image in [0, 1].
+    kind: `BRIGHTNESS`, `CONTRAST` or `SATURATION`.
+    factor: weight of the image; what it is blended with has the rest.
+  """
+  return _blend(image, _blend_partner(image, kind), factor)
+
+
 def jitter_color(
-  image: Float[Array, 'H W 3'], draws: ColorDraws
+  image: Float[Array, 'H W 3'],
+  draws: ColorDraws,
+  change: Callable[..., Float[Array, 'H W 3']] = blend_color,
 ) -> Float[Array, 'H W 3']:
   """Changes brightness, contrast, saturation and hue of an image in [0, 1].
 
@@ -180,23 +198,29 @@ def jitter_color(
   computes every operation at every place where it may stand, and selects. The
   hue costs far more than the others: it is computed once, and the three others
   before it and again after it.
+
+  Args:
+    image: image in [0, 1].
+    draws: random values of the image, of which order and factors are used.
+    change: function of (image, kind, factor) that changes brightness, contrast
+      or saturation.
   """
-  hue_place = jnp.argmax(draws.order == _HUE)
+  hue_place = jnp.argmax(draws.order == HUE)
   # The three other operations in their order; the sort must be stable.
-  others = draws.order[jnp.argsort(draws.order == _HUE, stable=True)][:3]
+  others = draws.order[jnp.argsort(draws.order == HUE, stable=True)][:3]
 
   def blend(
     image: Float[Array, 'H W 3'], i: int, active: Bool[Array, '']
   ) -> Float[Array, 'H W 3']:
     kind = others[i]
-    blended = _blend(image, _blend_partner(image, kind), draws.factors[kind])
+    changed = change(image, kind, draws.factors[kind])
     # Without the barrier, XLA recomputes the whole chain of operations before
     # this one wherever one of its pixels is read.
-    return jax.lax.optimization_barrier(jnp.where(active, blended, image))
+    return jax.lax.optimization_barrier(jnp.where(active, changed, image))
 
   for i in range(3):
     image = blend(image, i, i < hue_place)
-  image = jax.lax.optimization_barrier(_shift_hue(image, draws.factors[_HUE]))
+  image = jax.lax.optimization_barrier(_shift_hue(image, draws.factors[HUE]))
   for i in range(3):
     image = blend(image, i, i >= hue_place)
   return image
@@ -215,27 +239,50 @@ def gaussian_blur(
     sigma: standard deviation in pixels.
     max_sigma: the largest value of sigma, which sets the size of the kernel.
   """
-  rows, columns = (
-    _blur_matrix(side, sigma, max_sigma) for side in image.shape[:2]
-  )
-  return jnp.einsum('ij,jkc,lk->ilc', rows, image, columns)
-
-
-def _blur_matrix(
-  side: int, sigma: Float[Array, ''], max_sigma: float
-) -> Float[Array, 'side side']:
-  """Returns the weight of each pixel (column) in each blurred pixel (row)."""
   radius = int(_TRUNCATION * max_sigma + 0.5)
   offsets = jnp.arange(-radius, radius + 1)
   weights = jnp.exp(-0.5 * jnp.square(offsets / sigma))
   # The kernel's size is static; sigma, which is data, cuts it off.
   inside = jnp.abs(offsets) <= _TRUNCATION * sigma + 0.5
   weights = jnp.where(inside, weights, 0.0)
+  rows, columns = (
+    blur_matrix(weights, side, 'edge') for side in image.shape[:2]
+  )
+  return blur_axes(image, rows, columns)
+
+
+def blur_axes(
+  image: Float[Array, 'H W 3'],
+  rows: Float[Array, 'H H'],
+  columns: Float[Array, 'W W'],
+) -> Float[Array, 'H W 3']:
+  """Blurs rows and columns by the matrices of `blur_matrix`."""
+  return jnp.einsum('ij,jkc,lk->ilc', rows, image, columns)
+
+
+def blur_matrix(
+  weights: Float[Array, 'taps'], side: int, border: Literal['edge', 'reflect']
+) -> Float[Array, 'side side']:
+  """Returns the weight of each pixel (column) in each blurred pixel (row).
+
+  Args:
+    weights: weights of the kernel, an odd number; they are normalized here.
+    side: number of pixels of the axis, above half of the taps for 'reflect'.
+    border: what the kernel reads outside of the image: the edge pixel repeated,
+      or the image reflected at it, without repeating it.
+  """
+  radius = len(weights) // 2
+  offsets = jnp.arange(-radius, radius + 1)
   weights /= jnp.sum(weights)
   rows = jnp.arange(side)[:, None]
-  # Clipped to the image, so that weights outside add up on its edge pixels.
-  columns = jnp.clip(rows + offsets, 0, side - 1)
-  return jnp.zeros((side, side)).at[rows, columns].add(weights[None])
+  columns = rows + offsets
+  if border == 'edge':
+    columns = jnp.clip(columns, 0, side - 1)
+  else:
+    columns = side - 1 - jnp.abs(side - 1 - jnp.abs(columns))
+  # Weights that read one pixel add up.
+  matrix = jnp.zeros((side, side), weights.dtype)
+  return matrix.at[rows, columns].add(weights[None])
 
 
 def _to_gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
@@ -256,8 +303,8 @@ def _blend_partner(
 ) -> Float[Array, 'H W 3']:
   """Returns what an operation blends with: black, mean gray or gray."""
   gray = _to_gray(image)
-  mean = jnp.where(kind == _CONTRAST, jnp.mean(gray), 0.0)
-  return jnp.where(kind == _SATURATION, gray, mean)
+  mean = jnp.where(kind == CONTRAST, jnp.mean(gray), 0.0)
+  return jnp.where(kind == SATURATION, gray, mean)
 
 
 def _shift_hue(

@@ -1,8 +1,11 @@
 """The interface of methods to the training loop, and what they share."""
 
+import contextlib
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import flax.linen as nn
+import jax
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
@@ -80,6 +83,31 @@ class HeadScores:
     return outputs[self.name]
 
 
+def initial_parameters(
+  method: Method,
+  seed: int,
+  batch_spec: types.BatchSpec,
+  loaded: types.Params | None,
+  part: str,
+) -> types.Params:
+  """Computes the parameters of one part of the network before step 0, again.
+
+  Args:
+    method: method that is trained.
+    seed: seed of the training.
+    batch_spec: shapes and types of a global batch.
+    loaded: subtrees of parameters that the training started from, or None.
+    part: name of the part: 'encoder', 'decoder' or 'heads'.
+  """
+
+  def init(rng, loaded):
+    return method.init(rng, batch_spec, loaded).params[part]
+
+  options = train_state.init_compiler_options()
+  jitted = jax.jit(init, compiler_options=options)
+  return jax.device_get(jitted(jax.random.PRNGKey(seed), loaded))
+
+
 def training_forward_pass(
   segmenter: segmenter_lib.Segmenter,
   params: types.Params,
@@ -88,7 +116,7 @@ def training_forward_pass(
   *,
   heads: tuple[str, ...],
   train: tuple[str, ...],
-  rng: Array,
+  rng: Array | None,
   condition: Float[Array, 'B'] | None = None,
   perturb: segmenter_lib.Perturbation | None = None,
 ) -> tuple[dict[str, Array], types.Params]:
@@ -102,24 +130,38 @@ def training_forward_pass(
     heads: names of the heads to compute.
     train: parts in training mode (dropout, batch statistics); the others run in
       evaluation mode.
-    rng: PRNG key of dropout.
+    rng: PRNG key of dropout and stochastic depth; None to leave both out, so
+      that only batch norms are in training mode.
     condition: noise level of each image, for a conditional decoder.
     perturb: function applied to the encoder's maps before the decoder.
 
   Returns:
     Outputs by head, and all batch statistics after the forward pass.
   """
-  outputs, updated = segmenter.apply(
-    {'params': params, 'batch_stats': batch_stats},
-    images,
-    heads=heads,
-    train=train,
-    condition=condition,
-    perturb=perturb,
-    rngs={'dropout': rng},
-    mutable=['batch_stats'],
-  )
+  drops_nothing = rng is None
+  with (
+    nn.intercept_methods(_skip_dropout)
+    if drops_nothing
+    else contextlib.nullcontext()
+  ):
+    outputs, updated = segmenter.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      images,
+      heads=heads,
+      train=train,
+      condition=condition,
+      perturb=perturb,
+      rngs=None if drops_nothing else {'dropout': rng},
+      mutable=['batch_stats'],
+    )
   return outputs, {**batch_stats, **updated.get('batch_stats', {})}
+
+
+def _skip_dropout(next_method: Any, args: Any, kwargs: Any, context: Any):
+  """Makes every dropout of a network the identity, whatever its rate."""
+  if isinstance(context.module, nn.Dropout):
+    return args[0]
+  return next_method(*args, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ _DECAY_SHAPES = {
   # sin² (π/2 · left) is (1 + cos(π · done)) / 2, and exact at both ends.
   'cosine': lambda left, _: jnp.square(jnp.sin(left * (math.pi / 2))),
   'poly': lambda left, power: jnp.power(left, power),
+  'warmed_poly': lambda left, power: jnp.power(left, power),
   'linear': lambda left, _: left,
   'constant': lambda left, _: jnp.ones_like(left),
 }
@@ -46,8 +47,10 @@ class OptimizerOptions:
     name: adam (with decoupled decay: AdamW) or sgd (with l2 decay: torch's
       SGD).
     learning_rate: peak of the schedule, at the end of the warm-up.
-    schedule: cosine, poly, linear or constant; starts after the warm-up.
-    poly_power: exponent of the poly schedule.
+    schedule: cosine, poly, linear or constant, which start after the warm-up;
+      or warmed_poly, a poly that starts at step 0 and that the warm-up
+      multiplies, as in mmcv.
+    poly_power: exponent of the poly schedules.
     final_learning_rate: learning rate at the end of the schedule.
     warmup_steps: steps of the linear warm-up to the peak.
     warmup_start: learning rate at step 0 as a fraction of the peak.
@@ -171,6 +174,8 @@ def learning_rate_schedule(
   peak at step w, and linear between. Then it decays with the remaining fraction
   (num_steps - step) / (num_steps - w), to the final rate at `num_steps`. The
   last update uses step num_steps - 1, one before the final rate, as in torch.
+  A warmed_poly decays with (num_steps - step) / num_steps instead; the rate at
+  steps before w is multiplied by the share of the warm-up.
 
   Raises:
     ValueError: `num_steps` is below 1, or not above the warm-up.
@@ -187,17 +192,20 @@ def learning_rate_schedule(
     _refuse('warmup_steps', warmup, f'fewer than num_steps = {num_steps}')
   peak, final = options.learning_rate, options.final_learning_rate
   decay_shape = _DECAY_SHAPES[options.schedule]
+  is_warmed = options.schedule == 'warmed_poly'
+  first = 0 if is_warmed else warmup
 
   def learning_rate(step) -> Float[Array, '*shape']:
     step = jnp.clip(jnp.asarray(step, jnp.int32), 0, num_steps)
-    left = (num_steps - jnp.maximum(step, warmup)) / (num_steps - warmup)
+    left = (num_steps - jnp.maximum(step, first)) / (num_steps - first)
     share = decay_shape(left, options.poly_power)
     # Not final + (peak - final) x share, which need not round to the peak.
     decayed = peak * share + final * (1.0 - share)
     if not warmup:
       return decayed
     start = options.warmup_start
-    warming_up = peak * (start + (1.0 - start) * (step / warmup))
+    share = start + (1.0 - start) * (step / warmup)
+    warming_up = share * (decayed if is_warmed else peak)
     return jnp.where(step < warmup, warming_up, decayed)
 
   return learning_rate
@@ -293,7 +301,8 @@ def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
     start = options.warmup_start * options.learning_rate
     parts.append(f'{warmup} from {start:g}' if start else warmup)
   end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
-  power = f' {options.poly_power:g}' if options.schedule == 'poly' else ''
+  is_poly = options.schedule in ('poly', 'warmed_poly')
+  power = f' {options.poly_power:g}' if is_poly else ''
   if options.schedule == 'constant':
     parts.append(f'constant for {num_steps:,} steps')
   else:

@@ -1,6 +1,7 @@
 """The stages of frozen encoders, on a small folder and a tiny ViT."""
 
 import json
+from unittest import mock
 
 import cv2
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from configs import pass_frozen
 from pass_luss import main
-from pass_luss.protocols import patch_rows
+from pass_luss.protocols import frozen_encoder, patch_rows
+from pass_luss.stages import frozen_knn
 from runtime import errors
 from segcore.experiment import config_file, stage
 from tests.support import vit_states
@@ -180,6 +182,56 @@ def test_an_interrupted_memory_is_gone_on_with(
 def test_refusals(folder, tmp_path, options, changes, message):
   with pytest.raises(errors.UserError, match=message):
     run(folder, tmp_path, options, **changes)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ('images=photos', 'images=photos: expected source=FOLDER .* no source'),
+    (
+      'data=camvid,source=x,ignore=255',
+      'ignore=255: expected source=FOLDER without data, .* got data=camvid',
+    ),
+    (
+      'protocol=knn,enlarge=4',
+      'enlarge=4: expected protocol=distance, got knn',
+    ),
+    (
+      'protocol=distance,rows=9',
+      'rows=9: expected protocol=knn or kmeans, got distance',
+    ),
+    ('class_weights=median', "'class_weights' is unknown"),
+  ],
+)
+def test_options_without_an_effect_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    pass_frozen.get_config(options)
+
+
+def test_data_sets_with_a_name_have_a_source():
+  for options, expected in (
+    ('', {'name': 'shapes/scenes'}),
+    ('data=camvid', {'name': 'camvid'}),
+    ('data=camvid,source=x', {'name': 'camvid', 'source': 'x'}),
+  ):
+    config = pass_frozen.get_config(options)
+    assert config.frozen_kmeans.data.to_dict() == expected
+
+
+def test_scores_are_interpolated_at_every_pixel_of_a_large_image():
+  encoder = mock.Mock(
+    spec=frozen_encoder.FrozenEncoder, short_side=8, size_multiple=4
+  )
+  predictor = frozen_knn.label_map_predictor(encoder, mock.Mock())
+  # PASS would predict 1,000 rows.
+  size = (1100, 1000)
+  inputs = predictor.prepare(
+    [np.zeros((*size, 3), np.uint8)], predictor.group(size)
+  )
+  for name, count in zip(('rows', 'columns'), size, strict=True):
+    np.testing.assert_allclose(
+      inputs[name][0, :count], (np.arange(count) + 0.5) / count, rtol=1e-6
+    )
 
 
 def test_a_network_needs_weights_or_a_config(folder):

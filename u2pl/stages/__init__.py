@@ -1,1 +1,1 @@
-"""The stages of semi-supervised training."""
+"""The stages of semi-supervised training and of domain adaptation."""

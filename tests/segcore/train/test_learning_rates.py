@@ -86,3 +86,21 @@ def test_warmup_must_be_shorter_than_the_schedule():
   )
   with pytest.raises(ValueError, match='num_steps: expected >= 1, got 0'):
     optimizers.learning_rate_schedule(options, 0)
+
+
+@pytest.mark.parametrize('power', [1.0, 0.9])
+def test_a_warmed_poly_starts_at_step_0(power):
+  """The learning rate of mmcv: the warm-up multiplies the decay."""
+  options = optimizers.OptimizerOptions(
+    learning_rate=6e-5,
+    schedule='warmed_poly',
+    poly_power=power,
+    warmup_steps=1500,
+    warmup_start=1e-6,
+  )
+  rate = optimizers.learning_rate_schedule(options, 40_000)
+  for step in (0, 1, 700, 1499, 1500, 1501, 20_000, 39_999, 40_000):
+    expected = 6e-5 * (1 - step / 40_000) ** power
+    if step < 1500:
+      expected *= 1 - (1 - step / 1500) * (1 - 1e-6)
+    np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-4)

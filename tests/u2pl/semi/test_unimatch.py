@@ -11,7 +11,7 @@ from tests.transcriptions import semi as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import tiny
 from u2pl import box_masks
-from u2pl.semi import perturbations, strong_views, unimatch, unimatch_v2
+from u2pl.semi import cps, perturbations, strong_views, unimatch, unimatch_v2
 
 # About the median of the initial network.
 LEAST = 0.245
@@ -230,3 +230,17 @@ def test_a_threshold_of_0_keeps_all_pixels():
   labels = strong_views.confident_labels(logits, batch, 0.0)
   assert labels.confident.all() and labels.known.all()
   np.testing.assert_allclose(labels.loss(logits), np.log(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'field'),
+  [
+    (unimatch.UniMatchOptions(), 'views.group'),
+    (unimatch_v2.UniMatchV2Options(), 'views.group'),
+    (cps.CpsOptions(cutmix=True), 'group'),
+  ],
+)
+def test_a_batch_of_no_whole_groups_is_refused_by_the_field(options, field):
+  with pytest.raises(ValueError, match=rf'^{field}: .* batch of 3, got 2$'):
+    options.check_batch_size(3)
+  options.check_batch_size(4)

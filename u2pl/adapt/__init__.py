@@ -1,0 +1,1 @@
+"""Domain adaptation by DAFormer, with the contrastive branch of U2PL+."""

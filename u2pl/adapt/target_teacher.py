@@ -1,0 +1,240 @@
+"""The EMA teacher's part of a step: labels, mixed images, weights, targets.
+
+  state, targets = target_teacher.teach(state, source, labels, target, keys)
+
+Source: Hoyer et al. 2022 (DAFormer), Sec. 3.1; with reliability and contrast of
+the U2PL+ paper.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from input_pipeline import batch as batch_lib
+from segcore import types
+from segcore.models import segmenter as segmenter_lib
+from segcore.models.layers import resize
+from u2pl import contrastive_branch, ema, pseudo_labels
+from u2pl.adapt import losses, mixed_images, pixel_contrast, self_training
+from u2pl.adapt import options as options_lib
+
+
+@flax.struct.dataclass
+class State(ema.TeacherState):
+  """Training state of student, EMA teacher, frozen encoder and branch.
+
+  Attributes:
+    frozen: 'params' and 'batch_stats' of the encoder before step 0; None
+      without feature distance.
+    bank: memory bank; None without contrast.
+    prototypes: prototypes of the classes; None without representations.
+  """
+
+  frozen: Any
+  bank: Any
+  prototypes: Any
+
+  @property
+  def branch(self) -> contrastive_branch.BranchState:
+    """Returns the state of the contrastive branch."""
+    return contrastive_branch.BranchState(self.bank, self.prototypes)
+
+
+class StepKeys(NamedTuple):
+  """PRNG keys of a step.
+
+  Attributes:
+    source: dropout of the student on source images.
+    mixed: dropout of the student on mixed images.
+    teacher: dropout of the teacher on source and mixed images.
+    draws: pasted classes, color jitter and blur.
+    branch: draws of the contrastive branch.
+  """
+
+  source: Array
+  mixed: Array
+  teacher: Array
+  draws: Array
+  branch: Array
+
+
+class MixedTargets(NamedTuple):
+  """What the student is trained on beside the source images.
+
+  Attributes:
+    mixed: mixed images and their labels.
+    weights: weight of each of their pixels.
+    contrastive: targets of the contrastive loss; None without one.
+    scalars: scalars to log, by name.
+  """
+
+  mixed: mixed_images.MixedImages
+  weights: Float[Array, 'B H W']
+  contrastive: contrastive_branch.ContrastiveTargets | None
+  scalars: types.Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetTeacher:
+  """EMA teacher that labels target images and weighs mixed ones.
+
+  Attributes:
+    segmenter: network of student and teacher.
+    options: options of teacher, mixing and contrastive branch.
+    num_classes: number C of classes.
+    num_steps: number of steps of the training.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  options: options_lib.LearnOptions
+  num_classes: int
+  num_steps: int
+
+  def teach(
+    self,
+    state: State,
+    source: Float[Array, 'B H W 3'],
+    labels: Int[Array, 'B H W'],
+    target: batch_lib.Batch,
+    keys: StepKeys,
+  ) -> tuple[State, MixedTargets]:
+    """Updates the teacher, mixes images, and computes what they are worth.
+
+    Args:
+      state: training state before the step.
+      source: source images.
+      labels: their ground truth.
+      target: stream of the target images.
+      keys: keys of the step.
+    """
+    options = self.options.self_training
+    # First of all θ_t ← α·θ_t + (1 - α)·θ_s: at step 0 it is a copy.
+    state = self.ema.update(state, state)
+    images = batch_lib.batch_images_to_symmetric(target['image'])
+    state, pseudo, share = self.pseudo_label(state, images)
+    pseudo, _ = pseudo_labels.ignore_padded_pseudo_labels(
+      pseudo, target.get('valid')
+    )
+    draws = mixed_images.sample_mixing_draws(
+      keys.draws, len(images), self.num_classes, options
+    )
+    mixed = mixed_images.mix_domains(
+      source, labels, images, pseudo, draws, options
+    )
+    scalars = {
+      'confident_share': share,
+      **losses.pseudo_label_accuracy(pseudo, target.get('label')),
+    }
+    if not self.options.needs_entropy:
+      weights = self_training.mixed_pixel_weights(
+        mixed.kept, mixed.trusted, share
+      )
+      return state, MixedTargets(mixed, weights, None, scalars)
+    return self.teach_by_entropy(state, source, labels, mixed, scalars, keys)
+
+  def pseudo_label(
+    self, state: State, images: Float[Array, 'B H W 3']
+  ) -> tuple[State, Int[Array, 'B H W'], types.Scalar]:
+    """Labels target images by the teacher; returns the confident share as well.
+
+    The teacher's batch norms use and update the statistics of this pass;
+    dropout and stochastic depth are left out.
+    """
+    options = self.options.self_training
+    heads = ('logits', 'rep') if self.options.denoises else ('logits',)
+    outputs, state = self.ema.forward(state, images, heads, rng=None)
+    scores = resize.resize_bilinear(outputs['logits'], images.shape[1:3])
+    share = self_training.confident_share(scores, options.threshold)
+    if self.options.denoises:
+      due = state.step >= self.options.start_step
+      scores = self.branch.denoise(
+        state.branch, scores, outputs['rep'], options.denoise, due
+      )
+    return state, jnp.argmax(scores, axis=-1).astype(jnp.int32), share
+
+  def teach_by_entropy(
+    self,
+    state: State,
+    source: Float[Array, 'B H W 3'],
+    labels: Int[Array, 'B H W'],
+    mixed: mixed_images.MixedImages,
+    scalars: types.Metrics,
+    keys: StepKeys,
+  ) -> tuple[State, MixedTargets]:
+    """Weighs mixed pixels by reliability, and updates the contrastive branch.
+
+    In U2PL+ a second pass of the teacher, in training mode and on source and
+    mixed images, gives entropies, ranks and representations.
+
+    Args:
+      state: training state.
+      source: source images.
+      labels: their ground truth.
+      mixed: mixed images.
+      scalars: scalars to log, among them the confident share.
+      keys: keys of the step.
+    """
+    outputs, state = self.ema.forward(
+      state,
+      batch_lib.join_batch_rows([source, mixed.images]),
+      ('logits', 'rep') if self.branch else ('logits',),
+      keys.teacher,
+    )
+    # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
+    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
+    entropy = pseudo_labels.pixel_entropy(
+      resize.resize_bilinear(logits, labels.shape[1:])
+    )
+    progress = state.step.astype(jnp.float32) / self.num_steps
+    reliability = pseudo_labels.partition_by_entropy(
+      entropy,
+      mixed.trusted,
+      self.options.partition.at(progress),
+      self.options.anchor_entropy,
+    )
+    weights = self_training.weights_by_reliability(
+      mixed.kept,
+      mixed.trusted,
+      reliability.reliable,
+      scalars['confident_share'],
+      self.options.self_training,
+    )
+    scalars |= losses.reliability_scalars(entropy, reliability, mixed.trusted)
+    contrastive = None
+    if self.branch:
+      # Class means, anchors, and negatives into the bank (Eqs. 17-18, 21-28).
+      branch, contrastive = pixel_contrast.update_branch_from(
+        self.options.start_step,
+        self.branch,
+        state.branch,
+        state.step,
+        outputs,
+        pixel_contrast.DomainPixels(labels, mixed, reliability),
+        keys.branch,
+      )
+      state = state.replace(**vars(branch))
+      if contrastive is not None:
+        scalars |= self.branch.scalars(branch, contrastive)
+    return state, MixedTargets(mixed, weights, contrastive, scalars)
+
+  @property
+  def ema(self) -> ema.EmaTeacher:
+    """Returns the EMA teacher, which is used from step 0 on."""
+    options = ema.EmaOptions(self.options.self_training.ema_decay, 0)
+    return ema.EmaTeacher(self.segmenter, options, 0, steps_per_epoch=1)
+
+  @property
+  def branch(self) -> contrastive_branch.ContrastiveBranch | None:
+    """Returns the contrastive branch, if contrast or denoising need one."""
+    if not self.options.needs_representations:
+      return None
+    return contrastive_branch.ContrastiveBranch(
+      self.num_classes,
+      self.segmenter.heads.modules['rep'].out_features,
+      self.options.contrast,
+      self.options.prototype_momentum,
+      align_corners=False,
+    )

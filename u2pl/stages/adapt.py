@@ -1,0 +1,312 @@
+"""Stage `adapt`: a student and its EMA teacher, from one domain to another."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from input_pipeline import batch as batch_lib
+from input_pipeline import datasets, samplers
+from input_pipeline.sources import fingerprints
+from runtime import console, errors, files
+from segcore import types
+from segcore.eval import evaluator
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.models import heads as heads_lib
+from segcore.models import segmenter
+from segcore.models.layers import conv_block
+from segcore.train import loop
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+from u2pl.adapt import daformer
+from u2pl.adapt import options as adapt_options
+
+SOURCE, TARGET = 'source', 'target'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+  """Images of the target domain; their labels are not trained on.
+
+  Attributes:
+    data: data set with the classes of the source.
+    split: name of the split that is adapted to.
+    crop: name and fields of a crop, of the size of the source's.
+  """
+
+  data: datasets.DataOptions
+  split: str = 'train'
+  crop: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+  """Options of the heads of student and teacher, on the decoder's finest map.
+
+  Attributes:
+    dropout_rate: share of the channels that the classifier drops in training.
+    width: channels of the blocks of representations.
+    representation: D, channels of a representation; its map has stride 4, or
+      the nearest that the decoder has.
+  """
+
+  dropout_rate: float = 0.1
+  width: int = 256
+  representation: int = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptOptions(data_lib.LabeledData):
+  """Options of domain adaptation; `data` and `split` are the source.
+
+  `val_split` and `follow` are splits of the target's data set.
+
+  Attributes:
+    target: images of the target domain.
+    learn: options of the losses and of the teacher.
+    rare_classes: options of rare class sampling of source images; None reads
+      each of them once in each epoch.
+    heads: options of the network's heads.
+    start: parameters of encoder and decoder before step 0, for student,
+      teacher and the frozen encoder of the feature distance.
+    crop: name and fields of a crop (see `transforms.CROPS`) of source images.
+    flips: directions of random flips, in both domains.
+    recipe: images of each domain, number of steps, optimizer.
+  """
+
+  target: TargetOptions
+  learn: adapt_options.LearnOptions = adapt_options.LearnOptions()
+  rare_classes: samplers.RareClassOptions | None = samplers.RareClassOptions()
+  heads: HeadOptions = HeadOptions()
+  start: start_lib.Start = start_lib.Start()
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...] = ('horizontal',)
+  recipe: update_lib.RecipeOptions
+
+  def __post_init__(self):
+    if self.recipe.accumulate != 1:
+      raise ValueError(
+        f'recipe.accumulate: expected 1, got {self.recipe.accumulate}: classes '
+        'that are mixed, weights and the bank need the whole batch'
+      )
+    learn = self.learn
+    if learn.needs_representations and (
+      learn.start_step >= self.recipe.num_steps
+    ):
+      raise ValueError(
+        f'learn.start_step: expected fewer than the {self.recipe.num_steps} '
+        f'steps in all, got {learn.start_step}'
+      )
+
+  @property
+  def evaluated(self) -> data_lib.LabeledData:
+    """Returns the target's data with the masks of its validation split.
+
+    Labels of the split that is adapted to are not needed.
+    """
+    return data_lib.LabeledData(
+      data=self.target.data,
+      split=self.val_split,
+      val_split=self.val_split,
+      follow=self.follow,
+    )
+
+
+class AdaptStage(experiment_stage.TrainingStage):
+  """Trains a student on source and target images; reports on the target."""
+
+  name = 'adapt'
+  options: AdaptOptions
+  val_metric = 'miou'
+
+  @property
+  def zero_terms_until(self) -> int:
+    """Returns the first step with all terms of the loss."""
+    learn = self.options.learn
+    return learn.start_step if learn.needs_representations else 0
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the share of unreliable pixels falls until the end."""
+    learn = self.options.learn
+    return learn.needs_entropy and learn.partition.dynamic
+
+  def check(self) -> None:
+    """Checks batch, network, crops and, where it is known, the classes."""
+    super().check()
+    crop, _ = self._target_augmentations()
+    if crop.size != self.size:
+      raise errors.UserError(
+        f'{self.path}.target.crop.size: expected {self.size}, that of '
+        f'{self.path}.crop, got {crop.size}'
+      )
+    num_classes = datasets.known_dataset_num_classes(self.options.data)
+    if num_classes is not None:
+      self._check_classes(num_classes)
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the splits to read, and the source of the initial parameters."""
+    block = self.options
+    read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
+    if block.learn.self_training:
+      target = block.target
+      read.append(experiment_stage.SplitInput(target.data, target.split))
+    return experiment_stage.Inputs(tuple(read), block.start)
+
+  def check_data(self) -> None:
+    """Refuses leaking images, and domains of different classes."""
+    block, context = self.options, self.context
+    source = context.labeled(block, self.name)
+    target = context.open(block.target.data, block.target.split)
+    if source.classes != target.classes:
+      raise errors.UserError(
+        f'{self.path}.target.data: expected the classes of {source.name}, '
+        f'{", ".join(source.classes)}, got {", ".join(target.classes)}'
+      )
+    self._check_classes(len(source.classes))
+    names = (block.val_split, *block.follow, *self.experiment.evaluate.splits)
+    for name in dict.fromkeys(names):
+      evaluated = context.open(block.target.data, name, 'label', self.name)
+      for trained in (source, target):
+        if name != block.target.split:
+          fingerprints.check_splits_disjoint(
+            trained.index, evaluated.index, (trained.name, evaluated.name)
+          )
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of both streams, or of the source alone."""
+    del num_classes
+    block = self.options
+    spec = functools.partial(
+      batch_lib.batch_spec, block.recipe.batch_size, self.size
+    )
+    streams = {SOURCE: spec(label=True)}
+    if block.learn.self_training:
+      crop, _ = self._target_augmentations()
+      streams[TARGET] = spec(label=True, valid=crop.ignores_padding)
+    return streams
+
+  def method(
+    self, context: context_lib.Context, num_classes: int
+  ) -> daformer.DAFormer:
+    """Builds the method that the block `learn` describes."""
+    block = self.options
+    net = self.build_network(context, num_classes)
+    return daformer.DAFormer(
+      segmenter=net,
+      update=block.recipe.make_update(
+        segmenter.SUBMODULES, net.frozen_parameters
+      ),
+      options=block.learn,
+      num_classes=num_classes,
+    )
+
+  def build_network(
+    self, context: context_lib.Context, num_classes: int
+  ) -> segmenter.Segmenter:
+    """Builds the network of student and teacher."""
+    block = self.options
+    dtype = jnp.dtype(self.experiment.network.dtype)
+    heads: dict[str, Any] = {
+      'logits': heads_lib.PixelClassifier(
+        num_classes,
+        stride=1,
+        nearest=True,
+        dropout_rate=block.heads.dropout_rate,
+        dtype=dtype,
+      )
+    }
+    if block.learn.feature_distance:
+      heads[adapt_options.FEATURES] = heads_lib.EncoderMap()
+    if block.learn.needs_representations:
+      heads['rep'] = heads_lib.ConvBlocksHead(
+        block.heads.representation,
+        width=block.heads.width,
+        nearest=True,
+        dropout_rate=0.0,
+        kernel_init=conv_block.he_normal_fan_out,
+        dtype=dtype,
+      )
+    return context.build(heads, self.size)
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens source and target images, equally many of both in a batch."""
+    block = self.options
+    source = self.context.labeled(block, self.name)
+    data_lib.require_same_stage_labels(workspace, source)
+    sampler = None
+    if block.rare_classes:
+      sampler = samplers.RareClassSampler.from_pixels(
+        source.class_pixels(), block.rare_classes, source.classes
+      )
+    streams = {
+      SOURCE: data_lib.ImageStream(
+        source, *self.augmentations(), ('label',), sampler
+      )
+    }
+    text = f'adapt: {len(source)} images of {source.name}'
+    if block.learn.self_training:
+      target = self.context.open(block.target.data, block.target.split)
+      crop, flips = self._target_augmentations()
+      # Labels of target images only measure the teacher's accuracy.
+      kept = ['label'] if 'label' in target.label_kinds else []
+      if crop.ignores_padding:
+        kept.append('valid')
+      # With the sampler of rare classes, the authors draw both with
+      # replacement.
+      uniform = sampler and samplers.UniformSampler(len(target))
+      streams[TARGET] = data_lib.ImageStream(
+        target, crop, flips, tuple(kept), uniform
+      )
+      text += f', {len(target)} of {target.name}'
+    console.print_line(text)
+    return streams
+
+  def evaluation(
+    self, trained: daformer.DAFormer, streams: data_lib.Streams
+  ) -> loop.EvaluateFn:
+    """Builds the evaluation of the student on the target during training."""
+    del streams
+    return evaluator.combine_evaluators(
+      evaluation.build_training_stage_evaluators(
+        self.context,
+        trained,
+        self.options.evaluated,
+        self.options.recipe.batch_size,
+        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
+        self.name,
+      )
+    )
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes names and colors of the classes."""
+    return data_lib.write_stage_classes(workspace, streams[SOURCE].split)
+
+  def _target_augmentations(self) -> tuple[Any, Any]:
+    """Builds the crop and the flips of target images."""
+    block = self.options
+    return data_lib.augmentations_from_config(
+      block.target.crop, block.flips, f'{self.path}.target'
+    )
+
+  def _check_classes(self, num_classes: int) -> None:
+    """Raises UserError where a loss would be 0, or a class is unknown."""
+    learn = self.options.learn
+    if learn.contrast:
+      try:
+        learn.contrast.check_classes(num_classes)
+      except ValueError as error:
+        raise errors.UserError(f'{self.path}.learn.contrast: {error}') from None
+    distance = learn.feature_distance
+    if distance and max(distance.classes) >= num_classes:
+      raise errors.UserError(
+        f'{self.path}.learn.feature_distance.classes: expected ids below '
+        f'{num_classes}, the number of classes, got {distance.classes}'
+      )
