@@ -13,8 +13,8 @@ from launch import shell
     # Hints come after the error.
     (
       '',
-      'wait:\nERROR: no such\nproject\n$ gcloud help',
-      'ERROR: no such project $ gcloud help',
+      'wait:\nERROR: not\nhere\n$ gcloud help',
+      'ERROR: not here $ gcloud help',
     ),
     ('', '', 'exit status 1'),
   ],

@@ -302,8 +302,4 @@ class ViT(network_part.NetworkPart):
         f'depths: expected blocks from 0 to {self.num_layers - 1}, got '
         f'{tuple(self.depths or ())}'
       )
-    if height % self.patch_size or width % self.patch_size:
-      raise ValueError(
-        f'images: expected sides that are multiples of {self.patch_size}, got '
-        f'{height}x{width}: pad or crop them'
-      )
+    network_part.check_image_sides((height, width), self.patch_size)
