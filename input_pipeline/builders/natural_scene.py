@@ -268,9 +268,9 @@ def sample_natural_objects(
   radii: tuple[float, float],
   size: int,
 ) -> tuple[NaturalObject, ...]:
-  """Samples objects of the given classes such that each remains visible.
+  """Samples objects of the given classes, of which each remains visible.
 
-  An object for which there is no room is omitted.
+  One for which there is no room is omitted.
 
   Args:
     rng: random generator.
@@ -338,7 +338,7 @@ def sample_natural_scene(
   radii: tuple[float, float],
   size: int,
 ) -> NaturalScene:
-  """Samples a scene with objects of the given classes, from back to front.
+  """Samples a scene, with objects of the given classes from back to front.
 
   Args:
     rng: random generator.

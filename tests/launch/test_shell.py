@@ -11,11 +11,7 @@ from launch import shell
     ('a\nb\n', '', 'b'),
     ('a', 'warning\nit failed\n', 'it failed'),
     # Hints come after the error.
-    (
-      '',
-      'wait:\nERROR: not\nhere\n$ gcloud help',
-      'ERROR: not here $ gcloud help',
-    ),
+    ('', 'wait:\nERROR: no such\njob\n$ help', 'ERROR: no such job $ help'),
     ('', '', 'exit status 1'),
   ],
 )

@@ -12,13 +12,13 @@ GROUPS = 4
 
 HYBRID = hybrid_vit.HybridViT(
   blocks=(2, 1, 1),
-  num_groups=GROUPS,
   width=8,
   hidden_size=16,
   num_layers=2,
   num_heads=2,
   mlp_dim=24,
   grid=(4, 4),
+  num_groups=GROUPS,
 )
 RESNET = resnet_gn.ResNet(blocks=(2, 1, 1, 1), width=8, num_groups=GROUPS)
 BIT = bit.BiT(blocks=(2, 1, 1, 1), width=8, num_groups=GROUPS)

@@ -12,12 +12,12 @@ from tests.transcriptions import (
 )
 
 SMALL = fake_checkpoints.SMALL_HYBRID | {
-  'mids': (4, 8, 8),
-  'blocks': (1, 2, 1),
   'hidden': 12,
   'heads': 3,
   'mlp': 20,
   'grid': 3,
+  'mids': (4, 8, 8),
+  'blocks': (1, 2, 1),
 }
 CHANNELS = {'skip2': 8, 'skip4': 16, 'skip8': 32, 'feat16': 32, 'tokens': 12}
 

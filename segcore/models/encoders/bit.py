@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import norm as norms
 
 
-class BiTUnit(nn.Module):
+class BiTUnit(resnet_gn.Bottleneck):
   """A bottleneck of which each convolution follows a norm and a ReLU.
 
     h = relu(gn_a(x))
@@ -26,22 +25,7 @@ class BiTUnit(nn.Module):
     return shortcut + conv_c(relu(gn_c(conv_b(relu(gn_b(conv_a(h)))))))
 
   conv_b and conv_proj have the stride.
-
-  Attributes:
-    width: channels of conv_a and conv_b; the result has 4 times as many.
-    stride: stride of the unit.
-    num_groups: number of groups of every norm.
-    norm_epsilon: constant added to the variance of a group.
-    conv_epsilon: constant added to the variance of a kernel.
-    dtype: dtype of the activations.
   """
-
-  width: int
-  stride: int
-  num_groups: int
-  norm_epsilon: float
-  conv_epsilon: float
-  dtype: DTypeLike
 
   @nn.compact
   def __call__(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from segcore.models import features, network_part
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import position_table, resize
+from segcore.types import Tokens
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -33,7 +34,7 @@ class HybridViTAttention(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens) -> Tokens:
     """Lets each token attend to all tokens of its image."""
     hidden_size = x.shape[-1]
     head_size = hidden_size // self.num_heads
@@ -79,9 +80,7 @@ class HybridViTMlp(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], train: bool
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, train: bool) -> Tokens:
     """Applies the layers to each token."""
     for i, size in enumerate((self.hidden_size, x.shape[-1])):
       x = nn.Dense(
@@ -113,9 +112,7 @@ class EncoderBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], train: bool
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, train: bool) -> Tokens:
     """Applies the block; with dropout if `train`."""
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_0')(x)
     y = HybridViTAttention(
@@ -138,9 +135,7 @@ class Positions(nn.Module):
   grid: tuple[int, int]
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], grid: resize.Size
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, grid: resize.Size) -> Tokens:
     """Adds the embeddings to the tokens of a grid, resizing the table to it."""
     num_extra = x.shape[1] - grid[0] * grid[1]
     table = self.param(
@@ -177,9 +172,7 @@ class Transformer(nn.Module):
   remat: bool
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], grid: resize.Size, train: bool
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, grid: resize.Size, train: bool) -> Tokens:
     """Encodes the tokens of a grid, of which the first may be a class token."""
     x = Positions(self.grid, name='posembed_input')(x, grid)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -80,17 +80,15 @@ class StdConv(nn.Module):
     )
 
 
-class ResNetGNUnit(nn.Module):
-  """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
+class Bottleneck(nn.Module):
+  """Base of the units of a ResNet, whose result has 4 times their width.
 
   Attributes:
-    width: channels of the first two convolutions; the result has 4 times as
-      many.
+    width: channels of the first two convolutions.
     stride: stride of the unit.
     num_groups: number of groups of every norm.
     norm_epsilon: constant added to the variance of a group.
-    conv_epsilon: constant added to the standard deviation of a kernel.
-    zero_init: whether the last norm's scale is initialized with 0.
+    conv_epsilon: `epsilon` of every `StdConv`.
     dtype: dtype of the activations.
   """
 
@@ -99,8 +97,17 @@ class ResNetGNUnit(nn.Module):
   num_groups: int
   norm_epsilon: float
   conv_epsilon: float
-  zero_init: bool
   dtype: DTypeLike
+
+
+class ResNetGNUnit(Bottleneck):
+  """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
+
+  Attributes:
+    zero_init: whether the last norm's scale is initialized with 0.
+  """
+
+  zero_init: bool
 
   @nn.compact
   def __call__(

@@ -25,8 +25,8 @@ def test_adam_equals_reference(params, mode):
   gradients = updates.gradients_of(params)
   options = optimizers.OptimizerOptions(
     name='adam',
-    learning_rate=0.1,
     schedule='linear',
+    learning_rate=0.1,
     b1=0.8,
     b2=0.95,
     eps=1e-3,
