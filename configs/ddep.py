@@ -32,6 +32,7 @@ PAPER = {
   'network': ['transunet', 'unet'],  # encoder: hybrid ViT or BiT-M R50x1
   'encoder': '',  # a finished stage or a weight file; '': public weights
   'width': 1,  # factor of the decoder's channels
+  'skips': 'all',  # strides whose maps reach the decoder; none, coarse, 16-8
   'layout': ['A', 'A1', 'B'],  # of the decoder of a transunet
   'conditional': False,  # condition the decoder on the noise level
   'pretrain': [
@@ -69,6 +70,7 @@ SMALL = {
 # pretrained, otherwise dep.
 PHOTO = {
   'init': ['auto', 'ddep', 'dep', 'supervised', 'none'],
+  **NOISE,
   **SMALL,
   **pretrained.OPTIONS,
 }
@@ -179,6 +181,7 @@ def paper(
     network=networks.unet(
       options.network,
       width_multiplier=options.width,
+      skips=options.skips,
       layout=options.layout,
       conditional=options.conditional,
     ),
@@ -255,10 +258,7 @@ def photo_network(options: SimpleNamespace) -> pretrained.Network:
       weight file.
   """
   network = pretrained.choose_network(
-    options,
-    # Noise is predicted for each pixel.
-    full_resolution=options.init not in ('supervised', 'none'),
-    takes_encoder=options.init not in ('dep', 'none'),
+    options, takes_encoder=options.init not in ('dep', 'none')
   )
   if options.init == 'auto':
     options.init = 'ddep' if network.encoder else 'dep'

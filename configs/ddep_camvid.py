@@ -19,8 +19,6 @@ def get_config(argument=None):
   options = options_lib.parse(
     argument,
     source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
-    width=1,  # factor of the decoder's channels
-    **ddep.NOISE,
     **ddep.PHOTO,
   )
   network = ddep.photo_network(options)

@@ -38,7 +38,7 @@ def get_config(argument=None):
     **ddep.photo_pretraining(
       data,
       crop,
-      noise={'gamma': 0.95},
+      noise=ddep.noise(options, gamma=0.95),
       also=(unlabeled,) if unlabeled else (),
     ),
     finetune={

@@ -27,6 +27,7 @@ def get_config(argument=None):
     init=['ddep', 'dep', 'supervised', 'none'],
     network=[*networks.SMALL],
     width=1,  # factor of the decoder's channels
+    skips='all',  # strides whose maps reach the decoder; none, coarse, 16-8
     encoder='',  # a finished stage, or a weight file
     **ddep.NOISE,
     **ddep.SMALL,  # labels is 100 by default
@@ -37,7 +38,7 @@ def get_config(argument=None):
   return ddep.small(
     options,
     encoder=options.encoder,
-    network=networks.small(options.network, options.width),
+    network=networks.small(options.network, options.width, options.skips),
     classify=ddep.shapes_classifier(single, side),
     denoise={
       'data': scenes,

@@ -150,6 +150,7 @@ def named(
   network: str,
   *,
   width: int = 1,
+  skips: str = 'all',
   frozen: bool = False,
   full_resolution: bool = False,
 ) -> ml_collections.ConfigDict:
@@ -165,14 +166,16 @@ def named(
       'small+NAME', a network for a CPU without public weights, where NAME is
       one of `SMALL` or 'deeplabv3plus'.
     width: factor of the decoder's channels.
+    skips: strides whose maps reach a U-Net; see `parse_skips`.
     frozen: whether public weights stay as they are: all of a ViT, stem and
       first blocks (to stride 8) of an EfficientNet. A ResNet, a MiT and the
       small networks train as a whole.
     full_resolution: whether the maps of a U-Net have the resolution of the
-      image, which predictions of noise need, or a quarter of it.
+      image, as those of the small ones do, or a quarter of it.
 
   Raises:
-    ValueError: a name is unknown; the message has the nearest one.
+    ValueError: a name is unknown, and the message has the nearest one; or the
+      network has no U-Net, to which an option applies.
   """
   encoder_name, _, decoder_name = network.partition('+')
   small_decoders = (*SMALL, 'deeplabv3plus')
@@ -187,10 +190,14 @@ def named(
         f'config option network={network}: expected ENCODER+DECODER, as '
         f'efficientnet+unet; the {part} {name!r} {hint}'
       )
+  # The decoders of the small networks but one are U-Nets.
+  is_unet = decoder_name == 'unet' or (is_small and decoder_name in SMALL)
+  if not is_unet and (skips != 'all' or full_resolution):
+    raise ValueError(_describe_no_unet(network))
   if is_small:
     if decoder_name == 'deeplabv3plus':
       return small_deeplabv3plus(width)
-    return small(decoder_name, width)
+    return small(decoder_name, width, skips)
   encoder = {**ENCODERS[encoder_name]}
   if frozen and encoder['name'] == 'efficientnet':
     encoder['frozen_blocks'] = _FROZEN_BLOCKS
@@ -203,6 +210,7 @@ def named(
     elif encoder['name'] != 'vit':
       encoder['output_stride'] = 16
   decoder = _light_decoder(decoder_name, encoder, width, full_resolution)
+  decoder |= _skips(skips)
   return shared.block(encoder=encoder, decoder=decoder)
 
 
@@ -238,32 +246,82 @@ def _light_decoder(
   return decoder
 
 
-def small(name: str, width: int = 1) -> ml_collections.ConfigDict:
+def _describe_no_unet(network: str) -> str:
+  """Describes that options apply to a U-Net alone."""
+  return (
+    'config options skips and full_resolution: expected network='
+    f'{network.partition("+")[0]}+unet, as they change a U-Net alone, got '
+    f'{network}'
+  )
+
+
+def parse_skips(text: str) -> bool | tuple[int, ...]:
+  """Parses which maps of the encoder reach a U-Net, apart from the deepest.
+
+  >>> parse_skips('16-8'), parse_skips('none')
+  ((16, 8), False)
+
+  Args:
+    text: 'all', 'none', 'coarse' for strides of 8 and more, or strides joined
+      by '-'.
+
+  Raises:
+    ValueError: the text has another form, or a stride is not 2, 4, 8 or 16.
+  """
+  words = {'all': True, 'none': False, 'coarse': (16, 8)}
+  if text in words:
+    return words[text]
+  strides = text.split('-')
+  if not {*strides} <= {'2', '4', '8', '16'}:
+    raise ValueError(
+      f'config option skips={text}: expected all, none, coarse, or some of '
+      'the strides 16, 8, 4 and 2 joined by -, as 16-8'
+    )
+  return tuple(map(int, strides))
+
+
+def _skips(text: str) -> dict[str, Any]:
+  """Builds the field of a U-Net that `parse_skips` reads; nothing for all."""
+  return {} if text == 'all' else {'skips': parse_skips(text)}
+
+
+def small(
+  name: str, width: int = 1, skips: str = 'all'
+) -> ml_collections.ConfigDict:
   """Builds a network for a CPU, with a U-Net decoder.
 
   Args:
     name: one of `SMALL`.
     width: factor of the decoder's channels.
+    skips: strides whose maps reach the decoder; see `parse_skips`.
   """
   encoder, decoder = SMALL[name]
   return shared.block(
     encoder=encoder,
-    decoder={'name': 'unet', 'width_multiplier': width, **decoder},
+    decoder={
+      'name': 'unet',
+      'width_multiplier': width,
+      **decoder,
+      **_skips(skips),
+    },
   )
 
 
-def unet(name: str, **decoder: Any) -> ml_collections.ConfigDict:
+def unet(
+  name: str, skips: str = 'all', **decoder: Any
+) -> ml_collections.ConfigDict:
   """Builds the networks of DDeP: U-Net decoders on public encoders.
 
   Args:
     name: 'transunet' for a hybrid ViT, 'unet' for BiT-M R50x1.
+    skips: strides whose maps reach the decoder; see `parse_skips`.
     **decoder: fields of the decoder that differ from its defaults.
   """
   # A grid of (0, 0) is that of the training images of each stage.
   hybrid_vit = {'name': 'hybrid_vit', 'grid': (0, 0)}
   return shared.block(
     encoder={'transunet': hybrid_vit, 'unet': {'name': 'bit'}}[name],
-    decoder={'name': 'unet', **decoder},
+    decoder={'name': 'unet', **decoder, **_skips(skips)},
     dtype='bfloat16',
   )
 

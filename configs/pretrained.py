@@ -29,6 +29,12 @@ OPTIONS = {
   # A weight file, package:NAME, a finished stage, or random (values); auto: the
   # ImageNet weights of EfficientNet-Lite0, if they are installed and fit.
   'encoder': 'auto',
+  'width': 1,  # factor of the decoder's channels
+  # Strides of the encoder's maps that reach a U-Net beside the deepest: all,
+  # none, coarse (16-8), or a list as 16-8.
+  'skips': 'all',
+  # Whether a U-Net goes on to full resolution, instead of a quarter of it.
+  'full_resolution': False,
 }
 
 
@@ -69,21 +75,15 @@ class Network(NamedTuple):
 
 
 def choose_network(
-  options: SimpleNamespace,
-  *,
-  full_resolution: bool = False,
-  takes_encoder: bool = True,
+  options: SimpleNamespace, *, takes_encoder: bool = True
 ) -> Network:
   """Chooses the network and the initial weights of its encoder.
 
   The first blocks of a pretrained encoder are frozen.
 
   Args:
-    options: `network` and `encoder` as in `OPTIONS`; `tiny`, which ignores
-      installed weights; and, where a config has them, `start`, a finished stage
-      with encoder and decoder, and `width`, a factor of the decoder's channels.
-    full_resolution: whether the maps of a U-Net have the resolution of the
-      image (see `networks.named`).
+    options: those of `OPTIONS`; `tiny`, which ignores installed weights; and,
+      where a config has it, `start`, a finished stage with encoder and decoder.
     takes_encoder: whether the experiment can initialize an encoder alone from
       weights.
 
@@ -106,9 +106,10 @@ def choose_network(
     encoder = ''
   block = networks.named(
     network,
-    width=getattr(options, 'width', 1),
+    width=options.width,
+    skips=options.skips,
     frozen=bool(encoder or getattr(options, 'start', '')),
-    full_resolution=full_resolution,
+    full_resolution=options.full_resolution,
   )
   is_small = network.startswith('small+')
   return Network(

@@ -60,6 +60,7 @@ class Settings(NamedTuple):
     lr: learning rate of the encoder.
     losses: fields of the block of losses.
     stride: stride of the windows of inference; 0 for whole images.
+    average: what overlapping windows average, logits or probabilities.
     head_lr: factor of the learning rate of decoder and heads.
     decays_all: whether biases and norms decay, too.
     network: default of the option.
@@ -74,6 +75,7 @@ class Settings(NamedTuple):
   lr: float
   losses: Mapping[str, Any]
   stride: int = 0
+  average: str = 'logits'
   head_lr: float = 1.0
   decays_all: bool = True
   network: str = 'resnet101'
@@ -105,6 +107,7 @@ class Settings(NamedTuple):
       'tiling': 'sliding_window',
       'window': (self.size, self.size),
       'stride': (self.stride, self.stride),
+      'average': self.average,
       'align_corners': True,
     }
 
@@ -144,6 +147,7 @@ _UNIMATCH_CITYSCAPES = _UNIMATCH_VOC._replace(
   lr=5e-3,
   losses={'confidence': 0.0, 'supervised': _HARD},
   stride=534,
+  average='probs',
   head_lr=1.0,
 )
 _UNIMATCH_V2_VOC = Settings(
@@ -165,6 +169,7 @@ _UNIMATCH_V2_CITYSCAPES = _UNIMATCH_V2_VOC._replace(
   epochs=180,
   losses={'supervised': _HARD},
   stride=532,
+  average='probs',
 )
 # By data set and option `system`.
 PUBLISHED: dict[str, dict[str, Settings]] = {
@@ -240,7 +245,7 @@ def paper_blocks(
     'size': size,
     'losses': losses,
     'optimizer': {'learning_rate': options.lr, **settings.optimizer},
-    'network': network(options.network),
+    'network': network(options.network, options.system),
     'heads': _heads(options.network),
     'crop': {
       'name': 'random',
@@ -253,13 +258,22 @@ def paper_blocks(
   }
 
 
-def network(name: str) -> Any:
-  """Builds the networks of CPS and UniMatch by the option `network`."""
+def network(name: str, system: str) -> Any:
+  """Builds the networks of CPS and UniMatch.
+
+  Args:
+    name: option `network`.
+    system: option `system`.
+  """
   if name == 'transunet':
     return networks.unet(name)
   if name in networks.PLAIN_VITS:
     return networks.named(f'{name}+dpt')
-  return networks.light_deeplabv3plus(name)
+  config = networks.light_deeplabv3plus(name)
+  if LOSSES[system] is _cps:
+    # The last block of CPS has the dilations 2, 4 and 8.
+    config.encoder.multi_grid = (2, 2, 4)
+  return config
 
 
 def _heads(network_name: str) -> dict[str, Any]:

@@ -17,13 +17,9 @@ def get_config(argument=None):
     argument,
     unlabeled_weight=1.0,  # of the loss of unlabeled images
     source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
-    width=1,  # factor of the decoder's channels
     **u2pl.SMALL | pretrained.OPTIONS,
   )
-  # The network of a run of DDeP goes on to full resolution.
-  network = pretrained.choose_network(
-    options, full_resolution=bool(options.start)
-  )
+  network = pretrained.choose_network(options)
   return u2pl.small(
     options,
     network=network.block,

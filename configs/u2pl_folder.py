@@ -27,9 +27,7 @@ def get_config(argument=None):
     # fraction is 0.25 by default, or 1 of those with a mask
     **u2pl.SMALL | pretrained.OPTIONS,
   )
-  network = pretrained.choose_network(
-    options, full_resolution=bool(options.start)
-  )
+  network = pretrained.choose_network(options)
   if options.without_mask == 'unlabeled':
     options.unlabeled = options.unlabeled or 'same'
   unlabeled = shared.unlabeled_images(options)

@@ -23,6 +23,7 @@ def get_config(argument=None):
     unlabeled_weight=0.3,
     network=['unet', 'pass'],  # ResNet, or the encoder of `pass_shapes.py`
     width=1,  # factor of the decoder's channels
+    skips='all',  # strides whose maps reach the decoder; none, coarse, 16-8
     **u2pl.SMALL,  # labels is 125 by default: 1/16
   )
   side = _SIDES[options.data]
@@ -35,7 +36,7 @@ def get_config(argument=None):
   return u2pl.small(
     options,
     encoder=options.encoder,
-    network=networks.small(options.network, options.width),
+    network=networks.small(options.network, options.width, options.skips),
     train={
       'data': {'name': f'shapes/{options.data}'},
       'crop': {'name': 'random', 'size': (side, side)},

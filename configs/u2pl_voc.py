@@ -1,4 +1,4 @@
-"""U2PL, U2PL+ and their baselines on PASCAL VOC 2012.
+"""U2PL, U2PL+, what they are compared with, CPS and UniMatch on VOC 2012.
 
 The labeled images are some of the 1,464 of VOC (partition=classic) or of the
 10,582 with those of SBD (blender); all others are unlabeled. The partitions of

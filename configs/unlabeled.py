@@ -7,13 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 OPTIONS = {
-  'ema': 0.0,  # decay of the EMA teacher; 0: 0.99
+  # Decay of the EMA teacher; 0: 0.99, or 0.996 in unimatch_v2.
+  'ema': 0.0,
   # Batch statistics of the teacher: of its own passes, or the student's.
   'statistics': ['own', 'ema', 'copy'],
-  # Least probability of a pseudo-label for the student to learn it.
+  # Least probability of a pseudo-label for the student to learn it; 0: none,
+  # or 0.95 in unimatch and unimatch_v2.
   'confidence': 0.0,
   # Probabilities that the student sees an unlabeled image with other colors, in
-  # gray, or blurred.
+  # gray, or blurred; 0: never, or 0.8, 0.2 and 0.5 in unimatch and unimatch_v2.
   'jitter': 0.0,
   'gray': 0.0,
   'blur': 0.0,

@@ -2,18 +2,20 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
+from ddep import decoder_report
 from ddep import noise as noise_lib
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets
+from runtime import console, files
 from segcore import types
 from segcore.distributed import sharding
 from segcore.eval import panels
@@ -27,6 +29,7 @@ from segcore.train import loop, tensorboard, train_state
 from segcore.train import method as method_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+from segcore.weights import load
 
 # Images of the validation split that are denoised during training.
 _NUM_EVALUATED = 32
@@ -84,7 +87,8 @@ class Denoise(method_lib.SingleLossMethod):
     noisy = corrupt_with_noise(image, eps, gamma)
     loss = mean((head_noise(noisy) - denoising_target(image, eps, gamma))**2)
 
-  The segmenter has a head `noise` of 3 channels at full resolution. With
+  The segmenter has a head `noise` of 3 channels at full resolution, which
+  predicts the pixels of each cell where the decoder ends at another one. With
   `update.trained = ('decoder', 'heads')` the encoder is frozen and sees the
   noisy image (DDeP); with 'encoder' among them the whole network trains (DeP).
   A conditional decoder receives the noise level of each image; in fine-tuning
@@ -166,7 +170,7 @@ class DenoiseStage(experiment_stage.TrainingStage):
     """Builds the denoising method."""
     del num_classes
     block = self.options
-    net = context.build({'noise': heads.ConvHead(3)}, self.size)
+    net = context.build({'noise': heads.SubpixelHead(3)}, self.size)
     update = block.recipe.make_update(block.trained, net.frozen_parameters)
     return Denoise(net, update, block.noise)
 
@@ -174,19 +178,55 @@ class DenoiseStage(experiment_stage.TrainingStage):
     self, trained: Denoise, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
     """Builds the evaluation on fixed noisy images of the validation split."""
-    block = self.options
-    val = self.context.open(block.data, block.val_split)
+    return DenoisingPanels(
+      trained,
+      self.options.val_split,
+      self._evaluated_images(),
+      evaluation.NUM_PANEL_ROWS,
+      self.context.mesh,
+    )
+
+  def _evaluated_images(self) -> UInt8[np.ndarray, 'N H W 3']:
+    """Returns the first crops of the validation split, always the same."""
+    val = self.context.open(self.options.data, self.options.val_split)
     stream = data_lib.ImageStream(val, *self.augmentations())
     images = [
       stream.transform(val.records[i], np.random.default_rng(i))['image']
       for i in range(min(_NUM_EVALUATED, len(val)))
     ]
-    return DenoisingPanels(
-      trained,
-      block.val_split,
-      np.stack(images),
-      evaluation.NUM_PANEL_ROWS,
-      self.context.mesh,
+    return np.stack(images)
+
+  def reported_metrics(self) -> tuple[str, ...]:
+    """Returns those of the decoder, whose names depend on the network."""
+    return (f'{self.options.val_split}/*',)
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Reports which parts of the decoder denoise held-out images."""
+    block, mesh = self.options, self.context.mesh
+    # Without a backward pass there is nothing to recompute.
+    trained = self.method(self.context.with_network(remat=False), 0)
+    loaded = None
+    if 'decoder' in block.start.take:
+      loaded = block.start.read(workspace, trained.segmenter, self.size)
+    images = self._evaluated_images()
+    report = decoder_report.measure_decoder(
+      trained.segmenter,
+      block.noise,
+      train_state.inference_train_state(
+        load.read_weight_variables(workspace.directory), mesh
+      ),
+      method_lib.initial_parameters(
+        trained, block.recipe.seed, self.batch_spec(0), loaded, 'decoder'
+      ),
+      images,
+      mesh,
+    )
+    for line in report.describe():
+      console.print_line(line)
+    return report.write(
+      workspace, block.val_split, len(images), block.recipe.num_steps
     )
 
 

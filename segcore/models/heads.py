@@ -2,7 +2,8 @@
 
 A head names the map it reads by fields, which the `Segmenter` looks up:
 `reads`, the network ('encoder' or 'decoder'), and `stride` or `map_name`; and
-by `nearest`, if they have it.
+by `nearest`, if they have it. A head with `predicts_pixels` is also called with
+the size of the images.
 """
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models.layers import conv_block
+from segcore.models.layers import conv_block, resize
 from segcore.ops import losses
 
 
@@ -53,6 +54,71 @@ class ConvHead(nn.Module):
       name='conv',
     )
     return losses.at_least_float32(conv(x))
+
+
+class SubpixelHead(nn.Module):
+  """A convolution with bias that predicts C values for each pixel of the image.
+
+  From a map of stride s it computes s·s·C values for each cell, those of its
+  s·s pixels. At stride 1 it is a `ConvHead`.
+  Source: sub-pixel convolution (Shi et al. 2016).
+
+  Attributes:
+    out_features: number C of values of a pixel.
+    kernel: height and width of the kernel.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
+    stride: stride of the map that the head reads; None for the deepest map.
+    map_name: name of the map that the head reads, instead of its stride.
+    nearest: whether the map of the nearest stride is read where none has that
+      stride.
+    dtype: dtype of the convolution; the output is float32 at least.
+  """
+
+  out_features: int
+  kernel: int = 3
+  reads: str = 'decoder'
+  stride: int | None = 1
+  map_name: str | None = None
+  nearest: bool = True
+  dtype: DTypeLike = jnp.float32
+
+  @property
+  def predicts_pixels(self) -> bool:
+    """Returns that the head has to know the size of the images."""
+    return True
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool, size: tuple[int, int]
+  ) -> Float[Array, 'B H W C']:
+    """Computes the values of each pixel.
+
+    Args:
+      x: map to read.
+      train: ignored.
+      size: height and width of the images.
+
+    Raises:
+      ValueError: the sides of the images are not the same multiple of those of
+        the map.
+    """
+    del train
+    height, width = x.shape[1:3]
+    factor = size[0] // height
+    if (factor * height, factor * width) != tuple(size):
+      raise ValueError(
+        'a head that predicts pixels: expected images whose sides are the same '
+        f'multiple of the {height}x{width} cells of its map, got '
+        f'{size[0]}x{size[1]}'
+      )
+    conv = nn.Conv(
+      factor**2 * self.out_features,
+      (self.kernel, self.kernel),
+      kernel_init=_scaled_init(1.0),
+      dtype=self.dtype,
+      name='conv',
+    )
+    return resize.depth_to_space(losses.at_least_float32(conv(x)), factor)
 
 
 class PoolHead(nn.Module):

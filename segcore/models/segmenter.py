@@ -15,6 +15,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
+from segcore.models.layers import resize
 
 SUBMODULES = ('encoder', 'decoder', 'heads')
 # Changes the encoder's maps; it may also add rows.
@@ -52,10 +53,24 @@ class Heads(nn.Module):
     super().__post_init__()
 
   def __call__(
-    self, maps: Mapping[str, Float[Array, 'B ...']], train: bool = False
+    self,
+    maps: Mapping[str, Float[Array, 'B ...']],
+    train: bool = False,
+    size: resize.Size | None = None,
   ) -> dict[str, Any]:
-    """Applies the heads named by the keys to the maps given for them."""
-    return {name: self.modules[name](x, train) for name, x in maps.items()}
+    """Applies the heads named by the keys to the maps given for them.
+
+    Args:
+      maps: map that each head reads, by the name of the head.
+      train: whether heads run in training mode.
+      size: height and width of the images, for heads that predict pixels.
+    """
+    outputs = {}
+    for name, x in maps.items():
+      head = self.modules[name]
+      needs_size = getattr(head, 'predicts_pixels', False)
+      outputs[name] = head(x, train, size) if needs_size else head(x, train)
+    return outputs
 
   def call_method(self, name: str, method: str, *arguments: Any) -> Any:
     """Calls a method of one head, for trainings that use its layers."""
@@ -69,7 +84,8 @@ class Segmenter(nn.Module):
   (images, train) to `Features`, the decoder (features, condition, train) to
   `Features`, and a head maps (map, train) to an array; its fields `reads`,
   `stride` and `map_name` select the map, and `nearest`, where it has it, allows
-  for another stride. Batch statistics and dropout work as
+  for another stride; one with `predicts_pixels` is called with the size of the
+  images, too. Batch statistics and dropout work as
   everywhere in flax.
 
   Attributes:
@@ -138,8 +154,7 @@ class Segmenter(nn.Module):
     features = self.features(
       images, decode=decode, train=train, condition=condition, perturb=perturb
     )
-    maps = {name: self._map_of_head(name, features) for name in names}
-    return self.heads(maps, 'heads' in _training_submodules(train))
+    return self.apply_heads(names, features, images.shape[1:3], train)
 
   def features(
     self,
@@ -172,6 +187,24 @@ class Segmenter(nn.Module):
       raise ValueError('condition: expected None where no decoder runs')
     return features
 
+  def apply_heads(
+    self,
+    names: Sequence[str],
+    features: Mapping[str, features_lib.Features],
+    size: resize.Size,
+    train: bool | tuple[str, ...] = False,
+  ) -> dict[str, Array]:
+    """Computes the outputs of heads from the maps of encoder and decoder.
+
+    Args:
+      names: names of the heads.
+      features: maps as `features` returns them.
+      size: height and width of the images.
+      train: whether the heads run in training mode, as in `__call__`.
+    """
+    maps = {name: self.head_map(name, features) for name in names}
+    return self.heads(maps, 'heads' in _training_submodules(train), size)
+
   def deepest_map(
     self, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
@@ -184,22 +217,18 @@ class Segmenter(nn.Module):
     """
     return self.features(images, decode=False)['encoder'].deepest.array
 
-  def _check_head(self, name: str) -> None:
-    if name not in self.heads.modules:
-      raise ValueError(
-        f'no head named {name!r}; there are {", ".join(self.heads.modules)}'
-      )
-    reads = self.heads.modules[name].reads
-    if reads not in ('encoder', 'decoder'):
-      raise ValueError(
-        f'head {name!r}: expected reads to be encoder or decoder, got {reads!r}'
-      )
-    if reads == 'decoder' and self.decoder is None:
-      raise ValueError(f'head {name!r} reads the decoder, but there is none')
-
-  def _map_of_head(
+  def head_map(
     self, name: str, features: Mapping[str, features_lib.Features]
   ) -> Float[Array, 'B h w D']:
+    """Returns the map that a head reads.
+
+    Args:
+      name: name of the head.
+      features: maps as `features` returns them.
+
+    Raises:
+      MissingMapError: there is no such map.
+    """
     head = self.heads.modules[name]
     maps = features[head.reads]
     try:
@@ -220,3 +249,16 @@ class Segmenter(nn.Module):
       raise features_lib.MissingMapError(
         f'head {name!r} of the {head.reads}: {error}', advice
       ) from None
+
+  def _check_head(self, name: str) -> None:
+    if name not in self.heads.modules:
+      raise ValueError(
+        f'no head named {name!r}; there are {", ".join(self.heads.modules)}'
+      )
+    reads = self.heads.modules[name].reads
+    if reads not in ('encoder', 'decoder'):
+      raise ValueError(
+        f'head {name!r}: expected reads to be encoder or decoder, got {reads!r}'
+      )
+    if reads == 'decoder' and self.decoder is None:
+      raise ValueError(f'head {name!r} reads the decoder, but there is none')

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
@@ -80,6 +81,31 @@ class HeadScores:
       train_state.train_state_variables(state), images, heads=(self.name,)
     )
     return outputs[self.name]
+
+
+def initial_parameters(
+  method: Method,
+  seed: int,
+  batch_spec: types.BatchSpec,
+  loaded: types.Params | None,
+  part: str,
+) -> types.Params:
+  """Computes the parameters of one part of the network before step 0, again.
+
+  Args:
+    method: method that is trained.
+    seed: seed of the training.
+    batch_spec: shapes and types of a global batch.
+    loaded: subtrees of parameters that the training started from, or None.
+    part: name of the part: 'encoder', 'decoder' or 'heads'.
+  """
+
+  def init(rng, loaded):
+    return method.init(rng, batch_spec, loaded).params[part]
+
+  options = train_state.init_compiler_options()
+  jitted = jax.jit(init, compiler_options=options)
+  return jax.device_get(jitted(jax.random.PRNGKey(seed), loaded))
 
 
 def training_forward_pass(

@@ -38,6 +38,15 @@ def train_state_variables(state: TrainState) -> dict[str, types.Params]:
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
+def init_compiler_options() -> dict[str, int] | None:
+  """Returns the options with which a program that runs once is compiled."""
+  # On a CPU, optimizing a program that runs once takes four times as long as
+  # compiling and running it plainly: 22 s against 6 s for a small network.
+  if jax.default_backend() == 'cpu':
+    return {'xla_backend_optimization_level': 0}
+  return None
+
+
 def inference_train_state(variables: types.Params, mesh: Mesh) -> TrainState:
   """Builds a state for inference, replicated on the devices of a mesh.
 

@@ -173,6 +173,18 @@ def test_noise_is_set_by_options():
     found('gamma_range=0.9')
 
 
+@pytest.mark.parametrize('name', SMALL + PAPER)
+def test_skips_noise_and_width_are_options(name):
+  options = 'source=x,' if name in ('ddep_camvid', 'ddep_folder') else ''
+  options += 'skips=coarse,width=2,gamma=0.5'
+  config = loading.load(name, options)
+  decoder = config.network.decoder
+  assert (decoder.skips, decoder.width_multiplier) == ((16, 8), 2)
+  assert config.denoise.noise.gamma == 0.5
+  net = ddep_main.PROGRAM.build(config)['denoise']
+  assert net.reported_metrics() == (f'{config.denoise.val_split}/*',)
+
+
 def test_steps_of_the_paper():
   def recipes(name, options=''):
     config = loading.load(name, options)

@@ -104,7 +104,8 @@ def _build(name, head, **options):
 def test_fields_of_all_networks_exist():
   for encoder in networks.ENCODERS:
     for decoder in networks.DECODERS:
-      for options in ({}, {'frozen': True, 'full_resolution': True}):
+      other = {'frozen': True, 'full_resolution': decoder == 'unet'}
+      for options in ({}, other):
         net = _build(f'{encoder}+{decoder}', heads.ConvHead(2), **options)
         assert isinstance(net.decoder, network_lib.DECODERS[decoder])
 
@@ -114,6 +115,40 @@ def test_a_unet_goes_on_to_full_resolution():
   images = jnp.zeros((1, 64, 64, 3))
   logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
   assert logits['logits'].shape == (1, 64, 64, 2)
+
+
+@pytest.mark.parametrize(
+  ('text', 'skips'),
+  [
+    ('all', True),
+    ('none', False),
+    ('coarse', (16, 8)),
+    ('8', (8,)),
+    ('16-4', (16, 4)),
+  ],
+)
+def test_skips_are_those_of_the_option(text, skips):
+  blocks = [
+    networks.named('efficientnet+unet', skips=text),
+    networks.small('unet', skips=text),
+    networks.unet('transunet', skips=text),
+  ]
+  assert [block.decoder.get('skips', True) for block in blocks] == [skips] * 3
+  # The strides of a MiT's maps end at 4, whatever is left to the default.
+  whole = networks.named('mit_b0+unet', skips=text, full_resolution=True)
+  assert whole.decoder.skips == ((16, 8, 4) if skips is True else skips)
+
+
+def test_skips_are_refused_where_they_change_nothing():
+  for text in ('', '16-', '16,8', '32', '16-6', 'fine'):
+    with pytest.raises(ValueError, match=f'skips={text}: expected all, none,'):
+      networks.named('efficientnet+unet', skips=text)
+  for fields in ({'skips': '8'}, {'full_resolution': True}):
+    for name in ('resnet50+deeplabv3plus', 'small+deeplabv3plus'):
+      with pytest.raises(
+        ValueError, match=r'expected network=.*\+unet, as they'
+      ):
+        networks.named(name, **fields)
 
 
 def test_a_unet_on_a_mit_has_no_skip_at_stride_2():

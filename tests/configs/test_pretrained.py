@@ -62,8 +62,8 @@ def test_each_init_has_its_start(name, init, expected, frozen):
   assert starts(config) == expected
   assert config.network.encoder.name == 'efficientnet'
   assert config.network.encoder.get('frozen_blocks') == frozen
-  denoises = 'denoise' in config.stages
-  assert config.network.decoder.output_stride == (1 if denoises else 4)
+  # The decoder that is pretrained is the one that is fine-tuned.
+  assert config.network.decoder.output_stride == 4
 
 
 def test_without_the_weights_the_whole_network_is_denoised():
@@ -105,6 +105,13 @@ def test_a_run_that_starts_from_denoising_has_its_network():
   denoised = loading.load('ddep_folder', 'source=x')
   assert start.network == denoised.network
   assert starts(start) == {'train': 'runs/a/finetune'}
+  options = 'source=x,full_resolution,skips=16-8,width=2'
+  start = loading.load('u2pl_folder', f'{options},start=runs/a/finetune')
+  denoised = loading.load('ddep_folder', options)
+  assert start.network == denoised.network
+  decoder = denoised.network.decoder
+  assert (decoder.output_stride, decoder.skips) == (1, (16, 8))
+  assert decoder.width_multiplier == 2
 
 
 def test_a_weight_file_needs_the_name_of_its_network():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from segcore.models.encoders import resnet
 from tests.configs import loading
 from tests.configs.u2pl_settings import rates
 from u2pl import main as u2pl_main
@@ -86,14 +87,15 @@ def test_losses_are_as_published():
 
 
 def test_inference_is_as_published():
-  for system, window, stride in (
-    ('cps', 800, 534),
-    ('unimatch', 801, 534),
-    ('unimatch_v2', 798, 532),
+  for system, window, stride, average in (
+    ('cps', 800, 534, 'logits'),
+    ('unimatch', 801, 534, 'probs'),
+    ('unimatch_v2', 798, 532, 'probs'),
   ):
     protocol = loading.load('u2pl_cityscapes', f'system={system}').evaluate
     assert protocol.protocol.window == (window, window)
     assert protocol.protocol.stride == (stride, stride)
+    assert protocol.protocol.average == average
   whole = loading.load('u2pl_voc', 'system=unimatch').evaluate
   assert (whole.protocol.tiling, whole.which) == ('whole', 'best')
 
@@ -105,7 +107,7 @@ def test_each_system_builds(name, system):
     config = loading.load(name, f'system={system}{argument}')
     stage = u2pl_main.PROGRAM.build(config)['train']
     method = stage.method(stage.context, 5)
-    assert type(method) is systems.SYSTEMS[type(stage.options.learn)].method
+    assert type(method) is systems.METHODS[type(stage.options.learn)]
     stage.check()
 
 
@@ -152,3 +154,14 @@ def test_the_network_of_unimatch_is_light():
   decoder = network.decoder
   assert (decoder.dilations, decoder.low_width) == ((6, 12, 18), 48)
   assert (decoder.fuse_kernel, decoder.dropout_rate) == (1, 0.0)
+
+
+def test_the_dilations_of_the_last_block_are_as_published():
+  for system, expected in (('cps', [2, 4, 8]), ('unimatch', [1, 2, 2])):
+    fields = {**loading.load('u2pl_voc', f'system={system}').network.encoder}
+    encoder = resnet.DilatedResNet(
+      **{name: value for name, value in fields.items() if name != 'name'}
+    )
+    _, dilations = encoder._plan()[-1]
+    # Of the only 3x3 of each bottleneck.
+    assert [first for first, _ in dilations] == expected

@@ -341,6 +341,19 @@ S_NAMES = [f's{i:02}' for i in range(12)]
       b'a/aachen_000_001_leftImg8bit.png\tb/aachen_000_001_gtFine_labelIds.png',
       [0],
     ),
+    # Cityscapes in the lists of UniMatch, and of CPS.
+    (
+      ['a_0', 'jena_000078_000019'],
+      b'leftImg8bit/train/jena/jena_000078_000019_leftImg8bit.png '
+      b'gtFine/train/jena/jena_000078_000019_gtFine_labelTrainIds.png',
+      [1],
+    ),
+    (
+      ['a_0', 'jena_000078_000019'],
+      b'/images/train/jena_000078_000019.png\t'
+      b'/segmentation/train/jena_000078_000019_gtFine.png',
+      [1],
+    ),
     (['my photo', 'b'], b'my photo.jpg\n', [0]),
     (['caf\u00e9', 'b'], 'cafe\u0301.jpg\n'.encode(), [0]),
   ],

@@ -204,8 +204,18 @@ class UNetDecoder(network_part.NetworkPart):
     return features_lib.Features(tuple(maps))
 
   def _check_strides(self, features: features_lib.Features) -> None:
-    """Raises MissingMapError if the encoder lacks a map that is joined."""
+    """Raises MissingMapError if the encoder lacks a map that is joined.
+
+    A ValueError is raised for a skip that is finer than the last map.
+    """
     deepest, last = features.deepest.stride, self.output_stride
+    if (
+      not isinstance(self.skips, bool) and min(self.skips, default=last) < last
+    ):
+      raise ValueError(
+        f'skips: expected strides from {last} on, that of the last map, got '
+        f'{", ".join(map(str, self.skips))}'
+      )
     strides = [last * 2**i for i in range(1 + len(self.widths))]
     fits = deepest in [last * 2**i for i in range(16)]
     if fits:

@@ -195,6 +195,49 @@ def _symbolic_matrix(
   return (cells == low) * (1 - share) + (cells == high) * share
 
 
+def depth_to_space(
+  x: Shaped[Array, 'B h w D'], factor: int
+) -> Shaped[Array, 'B H W C']:
+  """Rearranges the channels of each cell to a square of pixels.
+
+  Pixel (i, j) of a cell has the C channels from (i · factor + j) · C on. The
+  inverse is `space_to_depth`.
+
+  >>> depth_to_space(jnp.arange(8).reshape(1, 1, 2, 4), 2).reshape(2, 4)
+  Array([[0, 1, 4, 5],
+         [2, 3, 6, 7]], dtype=int32)
+
+  Args:
+    x: map whose channels are a multiple of factor².
+    factor: pixels of a side of a cell.
+  """
+  if factor == 1:
+    return x
+  batch, height, width, _ = x.shape
+  squares = x.reshape(batch, height, width, factor, factor, -1)
+  return squares.swapaxes(2, 3).reshape(
+    batch, height * factor, width * factor, -1
+  )
+
+
+def space_to_depth(
+  x: Shaped[Array, 'B H W C'], factor: int
+) -> Shaped[Array, 'B h w D']:
+  """Rearranges each square of pixels to the channels of a cell.
+
+  Args:
+    x: map whose sides are multiples of the factor.
+    factor: pixels of a side of a cell; see `depth_to_space`.
+  """
+  batch, height, width, _ = x.shape
+  squares = x.reshape(
+    batch, height // factor, factor, width // factor, factor, -1
+  )
+  return squares.swapaxes(2, 3).reshape(
+    batch, height // factor, width // factor, -1
+  )
+
+
 def resize_antialiased_uint8(
   images: UInt8[Array, 'B H W 3'], size: Size
 ) -> UInt8[Array, 'B h w 3']:

@@ -55,7 +55,7 @@ PLUS = options_lib.LearnOptions(
 
 
 def make_method(options=PLUS, num_steps=40, **kwargs):
-  return systems.SYSTEMS[type(options)].method(
+  return systems.METHODS[type(options)](
     segmenter=make_network(**kwargs),
     update=update_lib.Update(
       segmenter.SUBMODULES,

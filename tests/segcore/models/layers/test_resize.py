@@ -109,3 +109,16 @@ def test_nearest_floor_reads_the_cell_below(size, channels):
       expected[:, i, j] = x[:, (i * 5) // size[0], (j * 7) // size[1]]
   np.testing.assert_array_equal(resized, expected)
   assert resized.dtype == jnp.int16
+
+
+def test_pixels_of_a_cell_are_its_channels():
+  image = _random(2, 6, 8, 3)
+  cells = np.empty((2, 3, 4, 12), np.float32)
+  for y in range(6):
+    for x in range(8):
+      first = 3 * (2 * (y % 2) + x % 2)
+      cells[:, y // 2, x // 2, first : first + 3] = image[:, y, x]
+  image, cells = jnp.asarray(image), jnp.asarray(cells)
+  np.testing.assert_array_equal(resize.depth_to_space(cells, 2), image)
+  np.testing.assert_array_equal(resize.space_to_depth(image, 2), cells)
+  assert resize.depth_to_space(image, 1) is image

@@ -1,0 +1,52 @@
+"""Rows of docs/methods/semi_tables.md: experiments of CPS and UniMatch."""
+
+import collections
+
+import pytest
+
+from tests.support import tables
+from u2pl import main as u2pl_main
+
+ROWS = tables.read('semi_tables.md')
+LABELS = {
+  'CPS': [662, 1323, 2646, 5291],
+  'CPS on Cityscapes': [186, 372, 744, 1488],
+  'UniMatch': [92, 183, 366, 732, 1464],
+  'UniMatch on Cityscapes': [186, 372, 744, 1488],
+}
+
+
+def test_all_tables_are_there():
+  assert collections.Counter(row.table for row in ROWS) == {
+    'CPS': 4,
+    'CPS on Cityscapes': 4,
+    'UniMatch': 3,
+    'UniMatch on Cityscapes': 3,
+  }
+
+
+@pytest.mark.parametrize(
+  'row', ROWS, ids=lambda row: f'{row.table}, {row.name}'
+)
+def test_a_row_is_the_experiment_that_it_names(row):
+  study, cells = tables.cells(row.command)
+  assert (study.report, len(study.seeds)) == ('val/miou', 3)
+  assert row.num_values in (1, len(cells))
+  configs = [tables.config_of(row.command, i) for i in range(len(cells))]
+  labels = [config.train.subset.labels for config in configs]
+  assert labels == LABELS[row.table]
+  learn = configs[0].train.learn
+  name = row.name.partition(',')[0]
+  assert learn.name == {
+    'UniMatch V2': 'unimatch_v2',
+    'UniMatch': 'unimatch',
+  }.get(name, 'cps')
+  if learn.name == 'cps':
+    assert learn.cutmix == ('CutMix' in name)
+  encoder = configs[0].network.encoder
+  assert (encoder.name == 'vit') == ('ViT' in row.name)
+  if encoder.name != 'vit':
+    depth = 50 if 'ResNet-50' in row.name else 101
+    blocks = encoder.get('blocks', (3, 4, 23, 3))
+    assert blocks == ((3, 4, 6, 3) if depth == 50 else (3, 4, 23, 3))
+  assert [*u2pl_main.PROGRAM.build(configs[0])] == ['train', 'evaluate']
