@@ -23,7 +23,7 @@ from u2pl.adapt import options as options_lib
 
 
 @flax.struct.dataclass
-class State(ema.TeacherState):
+class State(contrastive_branch.BranchFields, ema.TeacherState):
   """Training state of student, EMA teacher, frozen encoder and branch.
 
   Attributes:
@@ -36,11 +36,6 @@ class State(ema.TeacherState):
   frozen: Any
   bank: Any
   prototypes: Any
-
-  @property
-  def branch(self) -> contrastive_branch.BranchState:
-    """Returns the state of the contrastive branch."""
-    return contrastive_branch.BranchState(self.bank, self.prototypes)
 
 
 class StepKeys(NamedTuple):
