@@ -60,6 +60,14 @@ def write_results(path: str, results: dict[str, Any]) -> None:
     pathlib.Path(path).write_text(json.dumps(results, indent=1))
 
 
+def format_decoding_share(result: dict[str, Any]) -> str:
+  """Formats images a second as a share of that of bare decoding by cv2."""
+  return (
+    f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
+    f'({format_range(result, ".0%")})'
+  )
+
+
 def format_range(result: dict[str, Any], form: str) -> str:
   """Formats the least and the most of several rounds, as '1.2 to 1.4'.
 

@@ -375,8 +375,7 @@ def sentence(result: dict) -> str:
     )
   return (
     f'{result["images_a_second"]:.0f} images/s, '
-    f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
-    f'({command_line.format_range(result, ".0%")}), {torch}'
+    f'{command_line.format_decoding_share(result)}, {torch}'
   )
 
 

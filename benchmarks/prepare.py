@@ -170,8 +170,7 @@ def sentence(result: dict) -> str:
   """Formats a summary as a sentence."""
   return (
     f'{result["images_a_second"]:.0f} images/s on {result["threads"]} cores, '
-    f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
-    f'({command_line.format_range(result, ".0%")})'
+    f'{command_line.format_decoding_share(result)}'
   )
 
 

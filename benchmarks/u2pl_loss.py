@@ -408,25 +408,6 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
   return medians
 
 
-def sentence(results: dict) -> str:
-  """Formats the results as one line."""
-  needed = results['memory']['jax']
-  own = (
-    f'{results["seconds"]:.2f} s, {needed["peak"] / MEGABYTE:.0f} MiB beside '
-    f'inputs and gradient (XLA plans {needed["planned"] / MEGABYTE:.0f})'
-  )
-  if not torch:
-    return f'{own}; torch is not installed'
-  other = results['memory']['torch']['peak']
-  return (
-    f'{own}; torch {results["seconds_of_torch"]:.2f} s, '
-    f'{other / MEGABYTE:.0f} MiB: {results["times_faster"]:.1f} times faster '
-    f'({command_line.format_range(results, ".1f")}; '
-    f'{results["less_processor_time"]:.1f} times less processor time) in '
-    f'{needed["peak"] / other:.0%} of the memory'
-  )
-
-
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
   arguments = command_line.parse_on_cores(
@@ -473,6 +454,25 @@ def main(argv: Sequence[str]) -> None:
     print(f'{name:28} {1000 * value:.0f} ms')
   print(sentence(results))
   command_line.write_results(arguments.out, results)
+
+
+def sentence(results: dict) -> str:
+  """Formats the results as one line."""
+  needed = results['memory']['jax']
+  own = (
+    f'{results["seconds"]:.2f} s, {needed["peak"] / MEGABYTE:.0f} MiB beside '
+    f'inputs and gradient (XLA plans {needed["planned"] / MEGABYTE:.0f})'
+  )
+  if not torch:
+    return f'{own}; torch is not installed'
+  other = results['memory']['torch']['peak']
+  return (
+    f'{own}; torch {results["seconds_of_torch"]:.2f} s, '
+    f'{other / MEGABYTE:.0f} MiB: {results["times_faster"]:.1f} times faster '
+    f'({command_line.format_range(results, ".1f")}; '
+    f'{results["less_processor_time"]:.1f} times less processor time) in '
+    f'{needed["peak"] / other:.0%} of the memory'
+  )
 
 
 if __name__ == '__main__':

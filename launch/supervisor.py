@@ -44,11 +44,11 @@ class Limits:
 
   retries: int = 50
   backoff: float = 30.0
-  backoff_max: float = 600.0
+  backoff_max: float = 10 * 60.0
   poll: float = 15.0
   grace: float = 120.0
   keep: bool = False
-  reset_after: float = 3600.0
+  reset_after: float = 60 * 60.0
 
   def pause(self, attempt: int) -> float:
     """Returns the seconds before a restart, counted from 1.

@@ -15,6 +15,9 @@ from jaxtyping import Array, Float, Key, UInt32
 # A tree of arrays, as flax returns them: nested dicts by module name.
 Params = Mapping[str, Any]
 Scalar = Float[Array, '']
+# Features of the tokens, or of the cells of a map, of each image.
+Tokens = Float[Array, 'B T D']
+Cells = Float[Array, 'B h w D']
 Metrics = Mapping[str, Scalar]
 # A key for each example: typed, or jax's older kind, two integers.
 ExampleKeys = Key[Array, 'B'] | UInt32[Array, 'B 2']

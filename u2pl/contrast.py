@@ -41,6 +41,9 @@ class ContrastOptions:
       replacement.
     anchor_threshold: δ_p of Eq. 22, in [0, 1): probability of the class, by the
       teacher, that an anchor must exceed.
+    anchor_entropy: unlabeled cells that may be anchors and positives: those
+      below the entropy of the unreliable ones ('paper'), or the α_t percent of
+      lowest entropy ('released').
     low_rank: rank r_l of Eqs. 26-27. A labeled cell is a negative of each class
       of lower rank, except its label; an unlabeled cell is a negative of
       classes of this rank and above.
@@ -49,9 +52,6 @@ class ContrastOptions:
     by_rank: whether ranks decide (probability rank threshold of Table IV); else
       a labeled cell is a negative of every class except its label, and an
       unlabeled one of every class except its most probable one.
-    anchor_entropy: unlabeled cells that may be anchors and positives: those
-      below the entropy of the unreliable ones ('paper'), or the α_t percent of
-      lowest entropy ('released').
     negatives: unlabeled cells that may be negatives: the 'unreliable' ones (the
       method), the 'reliable' ones, 'all', or 'none' (Table III).
     bank: whether negatives of earlier steps are kept.
@@ -68,10 +68,10 @@ class ContrastOptions:
   num_anchors: int = 256
   num_negatives: int = 50
   anchor_threshold: float = 0.3
+  anchor_entropy: Literal['paper', 'released'] = 'paper'
   low_rank: int = 3
   high_rank: int = 20
   by_rank: bool = True
-  anchor_entropy: Literal['paper', 'released'] = 'paper'
   negatives: Literal['unreliable', 'reliable', 'all', 'none'] = 'unreliable'
   bank: bool = True
   capacity: int = 30000

@@ -1,4 +1,4 @@
-"""Monitor panels: the teacher's output on a fixed batch during training."""
+"""Monitor panels: pseudo-labels of a fixed batch during training."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from segcore.distributed import sharding
 from segcore.eval import panels
 from segcore.train import tensorboard, train_state
 from u2pl import pseudo_labels
-from u2pl.semi import mean_teacher
+from u2pl.semi import method as method_lib
 
 # Of the images before mixing, then of the strong view.
 _TITLES = (
@@ -40,13 +40,13 @@ class TeacherPanels:
     mesh: devices; each of them processes the whole batch.
   """
 
-  trained: mean_teacher.MeanTeacher
+  trained: method_lib.SemiSupervised
   batch: Mapping[str, Any]
   palette: tuple[panels.Color, ...]
   num_pictures: int
   mesh: Mesh
 
-  def __call__(self, state: mean_teacher.State) -> tensorboard.Summaries:
+  def __call__(self, state: train_state.TrainState) -> tensorboard.Summaries:
     """Returns the image 'teacher/panels'.
 
     Pixels that the student does not learn are gray in the last column; entropy
@@ -55,7 +55,6 @@ class TeacherPanels:
     outputs = jax.device_get(self._compute(state, self.batch))
     rows = []
     for i in range(min(self.num_pictures, len(outputs['student']))):
-      kept = np.where(outputs['kept'][i], outputs['labels'][i], -1)
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
@@ -63,7 +62,7 @@ class TeacherPanels:
           panels.colorize_label_map(outputs['student'][i], self.palette),
           batch_lib.batch_images_to_uint8(outputs['images'][i]),
           _gray(outputs['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.colorize_label_map(kept, self.palette),
+          panels.colorize_label_map(outputs['labels'][i], self.palette),
         ]
       )
     return tensorboard.Summaries(
@@ -74,9 +73,7 @@ class TeacherPanels:
   def _compute(self):
     def compute(state, batch):
       # A fixed key: panels of different steps show the same mixing.
-      _, output = self.trained.teacher_output(
-        state, batch, jax.random.PRNGKey(0)
-      )
+      output = self.trained.panel_output(state, batch, jax.random.PRNGKey(0))
       images = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
       logits = self.trained.segmenter.apply(
         train_state.train_state_variables(state), images, heads=('logits',)
@@ -84,11 +81,7 @@ class TeacherPanels:
       scores = pseudo_labels.upsample_teacher_scores(logits, images.shape[1:3])
       return {
         'student': jnp.argmax(scores, axis=-1).astype(jnp.int32),
-        'images': output.images,
-        'labels': output.student_labels,
-        'weak_labels': output.weak_labels,
-        'entropy': output.entropy,
-        'kept': output.kept,
+        **output._asdict(),
       }
 
     return jax.jit(

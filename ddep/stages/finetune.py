@@ -137,6 +137,12 @@ class FinetuneStage(experiment_stage.TrainingStage):
       ),
     )
 
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes names and colors of the classes."""
+    return data_lib.write_stage_classes(workspace, streams[''].split)
+
   def evaluation(
     self, trained: Finetune, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
@@ -151,9 +157,3 @@ class FinetuneStage(experiment_stage.TrainingStage):
         self.name,
       )
     )
-
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(workspace, streams[''].split)

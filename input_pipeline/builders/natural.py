@@ -22,6 +22,7 @@ from input_pipeline.builders import (
   natural_outlines,
   natural_scene,
   natural_waves,
+  scene_sampling,
   shapes_camera,
 )
 from input_pipeline.sources import records
@@ -58,7 +59,8 @@ class NaturalConfig(tfds.core.BuilderConfig):
 
   def draw_sample(self, split: str, index: int) -> records.Sample:
     """Draws the image of a split and index with its labels."""
-    name, scene = make_natural_scene(self, split, index)
+    name, rng = scene_sampling.seed_scene(self.name, split, index)
+    scene = make_natural_scene(self, rng, index)
     image, label = render_natural_scene(scene)
     _, png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     tags = sorted({item.class_id for item in scene.objects})
@@ -92,22 +94,17 @@ def natural_configs(size: int, suffix: str = '') -> list[NaturalConfig]:
 
 
 def make_natural_scene(
-  config: NaturalConfig, split: str, index: int
-) -> tuple[str, natural_scene.NaturalScene]:
-  """Samples the scene of an image, seeded by the name of the image.
+  config: NaturalConfig, rng: np.random.Generator, index: int
+) -> natural_scene.NaturalScene:
+  """Samples the scene of an image.
 
   With a single object per image, classes take turns by the index of the image.
 
   Args:
     config: variant of the data set.
-    split: name of the split.
+    rng: random generator that the name of the image seeds.
     index: index of the image in the split.
-
-  Returns:
-    The name of the image, and the scene.
   """
-  name = f'{config.name}/{split}/{index:05}'
-  rng = np.random.default_rng(list(name.encode()))
   num_classes = len(natural_classes.KINDS)
   if config.max_objects == 1:
     first = 1 + index % num_classes
@@ -119,7 +116,7 @@ def make_natural_scene(
   classes = natural_scene.sample_natural_companions(rng, context, others)
   # What is sampled first must not always lie behind the rest.
   classes = rng.permutation([first, *classes]).tolist()
-  return name, natural_scene.sample_natural_scene(
+  return natural_scene.sample_natural_scene(
     rng, classes, context, config.radii, config.size
   )
 

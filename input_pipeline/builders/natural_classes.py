@@ -80,12 +80,14 @@ class NaturalClass:
       pairs, varied.
     texture: texture of the surface.
     context: name of the most frequent background.
+    color: color of the class in pictures of labels, RGB 0 to 255.
   """
 
   outline: NaturalOutline
   tones: tuple[tuple[NaturalTint, NaturalTint], ...]
   texture: NaturalTexture
   context: str
+  color: tuple[int, int, int]
 
 
 CONTEXTS = {
@@ -121,6 +123,7 @@ KINDS = {
     ),
     NaturalTexture((1.5, 2.2), axis=0.5, spread=0.12, sharpness=3.0),
     'soil',
+    (60, 180, 75),
   ),
   'blossom': NaturalClass(
     NaturalOutline(5, 0.50, 4.0),
@@ -130,6 +133,7 @@ KINDS = {
     ),
     NaturalTexture((0.4, 0.8), sharpness=0.8),
     'meadow',
+    (240, 50, 230),
   ),
   'pebble': NaturalClass(
     NaturalOutline(0, aspect=1.3),
@@ -139,6 +143,7 @@ KINDS = {
     ),
     NaturalTexture((0.5, 6.0), decay=1.0),
     'rock',
+    (128, 128, 128),
   ),
   'shell': NaturalClass(
     NaturalOutline(1, 0.55, 1.0, 0.95),
@@ -148,6 +153,7 @@ KINDS = {
     ),
     NaturalTexture((2.4, 3.2), axis=np.pi / 2, spread=0.08, sharpness=4.0),
     'sand',
+    (255, 225, 25),
   ),
   'jellyfish': NaturalClass(
     NaturalOutline(3, 0.30, 2.0, 1.25),
@@ -157,6 +163,7 @@ KINDS = {
     ),
     NaturalTexture((0.8, 1.3), axis=np.pi / 2, spread=0.4, sharpness=1.0),
     'water',
+    (70, 240, 240),
   ),
   'clover': NaturalClass(
     NaturalOutline(3, 0.65, 4.0),
@@ -166,6 +173,7 @@ KINDS = {
     ),
     NaturalTexture((0.6, 1.2), axis=0.0, spread=0.6, sharpness=2.0),
     'meadow',
+    (0, 110, 60),
   ),
   'beetle': NaturalClass(
     NaturalOutline(0, aspect=1.8),
@@ -175,6 +183,7 @@ KINDS = {
     ),
     NaturalTexture((1.2, 1.7), sharpness=6.0),
     'soil',
+    (230, 25, 75),
   ),
   'starfish': NaturalClass(
     NaturalOutline(5, 0.66, 0.8),
@@ -184,6 +193,7 @@ KINDS = {
     ),
     NaturalTexture((2.0, 3.0), sharpness=3.0),
     'sand',
+    (245, 130, 48),
   ),
   'crystal': NaturalClass(
     NaturalOutline(4, 0.36, 1.0, 1.25),
@@ -193,6 +203,7 @@ KINDS = {
     ),
     NaturalTexture((0.6, 1.1), axis=0.8, spread=0.5, sharpness=8.0),
     'rock',
+    (0, 80, 220),
   ),
   'urchin': NaturalClass(
     NaturalOutline(11, 0.35, 0.9),
@@ -202,23 +213,12 @@ KINDS = {
     ),
     NaturalTexture((3.0, 6.0), sharpness=2.0),
     'water',
+    (145, 30, 180),
   ),
 }
 
 CLASSES = ('background', *KINDS)
-PALETTE = (
-  (24, 24, 24),
-  (60, 180, 75),
-  (240, 50, 230),
-  (128, 128, 128),
-  (255, 225, 25),
-  (70, 240, 240),
-  (0, 110, 60),
-  (230, 25, 75),
-  (245, 130, 48),
-  (0, 80, 220),
-  (145, 30, 180),
-)
+PALETTE = ((24, 24, 24), *(kind.color for kind in KINDS.values()))
 # Probability of each class of an object in scenes of several: Zipf's law.
 FREQUENCIES = 1 / np.arange(1, len(KINDS) + 1)
 FREQUENCIES /= FREQUENCIES.sum()

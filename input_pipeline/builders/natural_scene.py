@@ -4,7 +4,8 @@ All randomness of an image is sampled here (`sample_natural_scene`).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,6 +14,7 @@ from input_pipeline.builders import (
   natural_classes,
   natural_outlines,
   natural_waves,
+  scene_sampling,
   shapes_camera,
   shapes_scene,
 )
@@ -29,7 +31,6 @@ CAMERA = shapes_camera.SceneCameraRanges(
 MIN_VISIBLE = 0.35
 # An object extends outside of the image by less than this many radii.
 MAX_OUTSIDE = 0.4
-MAX_TRIES = 20  # Positions tried for an object before it is omitted.
 # Pieces of clutter, and the range of their radii relative to the image's side.
 CLUTTER = (2, 7)
 CLUTTER_RADII = (0.03, 0.12)
@@ -255,7 +256,7 @@ def sample_natural_clutter(
     size,
     CLUTTER_RADII,
     np.clip(luma * tones + rng.uniform(-0.08, 0.08, 3), 0, 1),
-    natural_classes.NaturalClass(outline, (), texture, ''),
+    natural_classes.NaturalClass(outline, (), texture, '', (0, 0, 0)),
   )
   center = tuple(rng.uniform(0, size, 2).tolist())
   return dataclasses.replace(piece, center=center, shadow=0.5 * piece.shadow)
@@ -267,9 +268,9 @@ def sample_natural_objects(
   radii: tuple[float, float],
   size: int,
 ) -> tuple[NaturalObject, ...]:
-  """Samples objects of the given classes such that each remains visible.
+  """Samples objects of the given classes, of which each remains visible.
 
-  An object for which there is no room is omitted.
+  One for which there is no room is omitted.
 
   Args:
     rng: random generator.
@@ -278,23 +279,31 @@ def sample_natural_objects(
     size: side of the image in pixels.
   """
   kinds = list(natural_classes.KINDS.values())
-  objects: list[NaturalObject] = []
-  visible: list[np.ndarray] = []
-  for class_id in class_ids:
-    kind = kinds[class_id - 1]
-    tones = sample_natural_tones(rng, kind.tones[rng.integers(len(kind.tones))])
-    item = sample_natural_surface(rng, class_id, size, radii, tones, kind)
-    inside = (1 - MAX_OUTSIDE) * item.radius
-    for _ in range(MAX_TRIES):
-      center = tuple(rng.uniform(inside, size - inside, 2).tolist())
-      item = dataclasses.replace(item, center=center)
-      mask = natural_object_mask(item, size)
-      tried = [*objects, item]
-      remaining = [*(other & ~mask for other in visible), mask]
-      if min(map(natural_object_visibility, tried, remaining)) >= MIN_VISIBLE:
-        objects, visible = tried, remaining
-        break
-  return tuple(objects)
+
+  def samplers() -> Iterator[Callable[[], NaturalObject]]:
+    for class_id in class_ids:
+      kind = kinds[class_id - 1]
+      tones = sample_natural_tones(
+        rng, kind.tones[rng.integers(len(kind.tones))]
+      )
+      item = sample_natural_surface(rng, class_id, size, radii, tones, kind)
+      yield functools.partial(_move_natural_object, rng, item, size)
+
+  return scene_sampling.place_visible_objects(
+    samplers(),
+    lambda item: natural_object_mask(item, size),
+    natural_object_visibility,
+    MIN_VISIBLE,
+  )
+
+
+def _move_natural_object(
+  rng: np.random.Generator, item: NaturalObject, size: int
+) -> NaturalObject:
+  """Moves an object to a random place, of which a part may lie outside."""
+  inside = (1 - MAX_OUTSIDE) * item.radius
+  center = tuple(rng.uniform(inside, size - inside, 2).tolist())
+  return dataclasses.replace(item, center=center)
 
 
 def sample_natural_context(rng: np.random.Generator, class_id: int) -> int:
@@ -329,7 +338,7 @@ def sample_natural_scene(
   radii: tuple[float, float],
   size: int,
 ) -> NaturalScene:
-  """Samples a scene with objects of the given classes, from back to front.
+  """Samples a scene, with objects of the given classes from back to front.
 
   Args:
     rng: random generator.

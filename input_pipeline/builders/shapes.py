@@ -26,6 +26,7 @@ from jaxtyping import Float, Int16, UInt8
 from input_pipeline.builders import (
   base,
   natural,
+  scene_sampling,
   shapes_camera,
   shapes_scene,
 )
@@ -39,16 +40,16 @@ CLASSES = (
     for pattern in shapes_scene.PATTERNS
   ),
 )
+# Of each outline the color of striped and of checked objects.
+_COLORS = {
+  'disc': ((230, 60, 60), (255, 170, 160)),
+  'square': ((60, 120, 230), (140, 210, 255)),
+  'ring': ((40, 160, 70), (180, 230, 110)),
+  'cross': ((200, 150, 30), (200, 90, 220)),
+}
 PALETTE = (
   (24, 24, 24),
-  (230, 60, 60),
-  (255, 170, 160),
-  (60, 120, 230),
-  (140, 210, 255),
-  (40, 160, 70),
-  (180, 230, 110),
-  (200, 150, 30),
-  (200, 90, 220),
+  *(color for outline in shapes_scene.OUTLINES for color in _COLORS[outline]),
 )
 
 # Frequencies of the domains' objects: a striped ring and a checked cross are
@@ -181,8 +182,7 @@ def make_scene(
   Returns:
     The name of the image, and the scene.
   """
-  name = f'{config.name}/{split}/{index:05}'
-  rng = np.random.default_rng(list(name.encode()))
+  name, rng = scene_sampling.seed_scene(config.name, split, index)
   class_ids = sample_scene_classes(
     rng, index, config.max_objects, config.frequencies
   )

@@ -5,12 +5,16 @@ All randomness of an image is sampled here (`sample_scene`), as a `Scene`.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from input_pipeline.builders import shapes_camera, shapes_coordinates
+from input_pipeline.builders import (
+  scene_sampling,
+  shapes_camera,
+  shapes_coordinates,
+)
 
 OUTLINES = ('disc', 'square', 'ring', 'cross')
 PATTERNS = ('striped', 'checked')
@@ -35,7 +39,6 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 THIRDS = 2 * np.pi / 3 * np.arange(3)  # Hues of red, green and blue.
 CROSS_ARM = 0.3  # Half the width of an arm of a cross, in radii.
 HOLE = 0.45  # Radius of a ring's hole, in radii.
-MAX_TRIES = 20  # Positions tried for an object before it is omitted.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,19 +316,18 @@ def sample_scene_objects(
     background_luma: brightness of the background, in [0, 1].
     size: side of the image in pixels.
   """
-  objects: list[SceneObject] = []
-  visible: list[np.ndarray] = []
-  for class_id in class_ids:
-    tones = sample_scene_tones(rng, background_luma)
-    for _ in range(MAX_TRIES):
-      item = sample_scene_object(rng, class_id, tones, size)
-      mask = scene_object_coverage(item, size) > 0.5
-      tried = [*objects, item]
-      remaining = [*(other & ~mask for other in visible), mask]
-      if min(map(scene_object_visibility, tried, remaining)) >= MIN_VISIBLE:
-        objects, visible = tried, remaining
-        break
-  return tuple(objects)
+
+  def samplers() -> Iterator[Callable[[], SceneObject]]:
+    for class_id in class_ids:
+      tones = sample_scene_tones(rng, background_luma)
+      yield functools.partial(sample_scene_object, rng, class_id, tones, size)
+
+  return scene_sampling.place_visible_objects(
+    samplers(),
+    lambda item: scene_object_coverage(item, size) > 0.5,
+    scene_object_visibility,
+    MIN_VISIBLE,
+  )
 
 
 def sample_scene_clutter(

@@ -104,12 +104,10 @@ def read_annotation_json(path: pathlib.Path) -> Mapping[str, Any]:
   Raises:
     BadFile: the file cannot be read, or holds anything else.
   """
+  with errors.naming_file(path):
+    data = path.read_bytes()
   try:
-    content = json.loads(path.read_bytes())
-  except OSError as error:
-    raise errors.BadFile(
-      path, f'cannot be read: {error.strerror or error}'
-    ) from error
+    content = json.loads(data)
   except (ValueError, RecursionError) as error:
     raise errors.BadFile(path, f'is no JSON file: {error}') from error
   if not isinstance(content, dict):

@@ -29,15 +29,12 @@ def read_cvat(path: pathlib.Path) -> regions.Annotations:
   Raises:
     UserError: the file cannot be read, or a shape is wrong.
   """
-  try:
+  with errors.naming_file(path):
     data = path.read_bytes()
-    if _ENTITY in data:
-      raise errors.BadFile(path, 'defines entities, as no file of CVAT does')
+  if _ENTITY in data:
+    raise errors.BadFile(path, 'defines entities, as no file of CVAT does')
+  try:
     root = ElementTree.fromstring(data)
-  except OSError as error:
-    raise errors.BadFile(
-      path, f'cannot be read: {error.strerror or error}'
-    ) from error
   except (ElementTree.ParseError, ValueError, LookupError) as error:
     raise errors.BadFile(path, f'is no XML file: {error}') from error
   if root.find('track') is not None:

@@ -48,27 +48,27 @@ class Scripts:
   Attributes:
     job: the job to run.
     hosts: number of nodes; each runs one process.
+    python: interpreter on the nodes that creates the virtual environment.
+    retries: number of times the job is requeued after status 75.
+    grace: seconds that the other workers have once one has ended.
+    extra: extra of setup.py for the accelerator: 'cuda' or 'tpu'.
     gres: generic resources of each node: 'gpu:8'.
     partition: partition to queue in; '' for the default.
     account: account to charge; '' for the default.
     time: time limit, after which the job is requeued: '24:00:00'.
-    python: interpreter on the nodes that creates the virtual environment.
-    extra: extra of setup.py for the accelerator: 'cuda' or 'tpu'.
-    retries: number of times the job is requeued after status 75.
-    grace: seconds that the other workers have once one has ended.
     also: more options of sbatch.
   """
 
   job: jobs.Job
   hosts: int = 1
+  python: str = 'python3.11'
+  retries: int = 50
+  grace: float = 120.0
+  extra: str = 'cuda'
   gres: str = ''
   partition: str = ''
   account: str = ''
   time: str = ''
-  python: str = 'python3.11'
-  extra: str = 'cuda'
-  retries: int = 50
-  grace: float = 120.0
   also: Sequence[str] = ()
 
   def __post_init__(self):

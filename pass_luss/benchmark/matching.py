@@ -182,8 +182,8 @@ class Cooccurrence:
 
   def update(
     self,
-    prediction: Int[np.ndarray, 'H W'],
-    label: Int[np.ndarray, 'H W'],
+    prediction: metrics.LabelMap,
+    label: metrics.LabelMap,
     id: bytes | str,
   ) -> 'Cooccurrence':
     """Returns the counts with one more image; negative labels are ignored.

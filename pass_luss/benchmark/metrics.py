@@ -75,8 +75,8 @@ class ImageNetS:
 
   def update(
     self,
-    prediction: Int[np.ndarray, 'H W'],
-    label: Int[np.ndarray, 'H W'],
+    prediction: metrics.LabelMap,
+    label: metrics.LabelMap,
     id: bytes | str,
   ) -> 'ImageNetS':
     """Returns the counts with one more image; negative labels are ignored.

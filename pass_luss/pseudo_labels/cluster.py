@@ -23,22 +23,22 @@ FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-  """Options of the features and of their k-means.
+  """Options of k-means and of the features that it clusters.
 
   Attributes:
-    kind: unit of clustering, see `features.Kind`.
     iterations: number of assignments and updates of each restart.
     restarts: number of k-means runs, of which the one with the lowest objective
       is kept.
+    kind: unit of clustering, see `features.Kind`.
     short_side: short side of the resized images, in pixels.
     crop: side of the center crop, in pixels.
     batch_size: global number of images of a batch; does not change the result.
     seed: seed of the initial centroids.
   """
 
-  kind: features.Kind = 'attended'
   iterations: int = 20
   restarts: int = 30
+  kind: features.Kind = 'attended'
   short_side: int = 256
   crop: int = 224
   batch_size: int = 256

@@ -74,17 +74,19 @@ class FrozenKmeansStage(frozen.FrozenStage):
   def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
     """Describes the clusters and how they are matched with classes."""
     block = self.options
+    clusters = 'as many clusters as classes'
+    if block.clusters:
+      clusters = f'{block.clusters} clusters'
     return (
-      f'{block.clusters or "as many"} clusters '
-      f'{"" if block.clusters else "as classes "}of patches, matched with '
+      f'{clusters} of patches, matched with '
       f'classes by pixels of {block.val_split}, cells of {encoder.stride} '
       f'pixels, short side {encoder.short_side}'
     )
 
   def fit(self, inputs: frozen.FitInputs) -> frozen.FrozenFit:
     """Clusters the patches, and matches the clusters with classes."""
-    block, encoder = self.options, inputs.encoder
     centroids = self._fit_centroids(inputs)
+    block, encoder = self.options, inputs.encoder
     predictor = encoder.feature_maps(
       frozen_cluster_function(encoder, centroids)
     )

@@ -88,8 +88,13 @@ class LussSegmentationStage(base.InferenceStage):
 
   @property
   @abc.abstractmethod
+  def trainer(self) -> type[finetune.SegmenterStage]:
+    """Returns the kind of stage that trains the network."""
+
+  @property
   def trained_by(self) -> finetune.SegmenterStage:
     """Returns the stage that trains the network."""
+    return self.trainer(self.experiment, self.context)
 
   @property
   def data(self) -> datasets.DataOptions:
@@ -223,11 +228,7 @@ class SegmentStage(LussSegmentationStage):
 
   name = 'segment'
   options: SegmentOptions
-
-  @property
-  def trained_by(self) -> finetune.FinetuneStage:
-    """Returns the stage that trains the network."""
-    return finetune.FinetuneStage(self.experiment, self.context)
+  trainer = finetune.FinetuneStage
 
   def load_model(self, workdir: files.Path) -> predict.Model:
     """Loads the fine-tuned network; its categories have their classes' names.
@@ -267,11 +268,7 @@ class SegmentSemiStage(LussSegmentationStage):
 
   name = 'segment_semi'
   options: SegmentOptions
-
-  @property
-  def trained_by(self) -> finetune.SemiStage:
-    """Returns the stage that trains the network."""
-    return finetune.SemiStage(self.experiment, self.context)
+  trainer = finetune.SemiStage
 
 
 class SegmentOnStage(LussSegmentationStage):
@@ -286,9 +283,9 @@ class SegmentOnStage(LussSegmentationStage):
     return self.options.data
 
   @property
-  def trained_by(self) -> finetune.SegmenterStage:
-    """Returns the stage that the block names."""
+  def trainer(self) -> type[finetune.SegmenterStage]:
+    """Returns the kind of stage that the block names."""
     stages = {
       cls.name: cls for cls in (finetune.FinetuneStage, finetune.SemiStage)
     }
-    return stages[self.options.trained_by](self.experiment, self.context)
+    return stages[self.options.trained_by]

@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float, Int, Int64, UInt32
 
 # Numbers by name; per-class values are arrays.
 Values = Mapping[str, float | np.ndarray]
+# Class ids of the pixels of an image.
+LabelMap = Int[np.ndarray, 'H W']
 
 
 @runtime_checkable
@@ -85,10 +87,7 @@ class ConfusionMatrix:
     return cls(np.zeros((num_classes, num_classes), np.int64))
 
   def update(
-    self,
-    prediction: Int[np.ndarray, 'H W'],
-    label: Int[np.ndarray, 'H W'],
-    id: bytes | str,
+    self, prediction: LabelMap, label: LabelMap, id: bytes | str
   ) -> 'ConfusionMatrix':
     """Returns the matrix with one image counted; negative labels are ignored.
 

@@ -162,25 +162,25 @@ class ConvBlocksHead(nn.Module):
     out_features: number C of scores or values.
     width: channels of each block.
     num_blocks: number of blocks.
+    dropout_rate: share of each block's channels that are dropped in training.
+    kernel_init: initializer of the kernels; None for torch's.
     reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map that the head reads, instead of its stride.
     nearest: whether the map of the nearest stride is read where none has that
       stride.
-    dropout_rate: share of each block's channels that are dropped in training.
-    kernel_init: initializer of the kernels; None for torch's.
     dtype: dtype of the convolutions; the output is float32 at least.
   """
 
   out_features: int
   width: int = 256
   num_blocks: int = 2
+  dropout_rate: float = 0.1
+  kernel_init: nn.initializers.Initializer | None = None
   reads: str = 'decoder'
   stride: int | None = 4
   map_name: str | None = None
   nearest: bool = False
-  dropout_rate: float = 0.1
-  kernel_init: nn.initializers.Initializer | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact

@@ -56,9 +56,9 @@ class OperationOptions:
       TensorBoard points.
     save_every: steps between checkpoints.
     save_minutes: minutes after which a checkpoint is saved earlier; 0: never.
+    fsdp: devices over which large leaves of the state are sharded.
     extend: continue a finished training whose `num_steps` has grown, where the
       steps before are those of the longer one.
-    fsdp: devices over which large leaves of the state are sharded.
     record_ids: whether to write the ids of each step's images (host 0's rows)
       to `ids.jsonl`.
     reading: threads and worker processes of the input pipeline.
@@ -67,8 +67,8 @@ class OperationOptions:
   log_every: int = 50
   save_every: int = 500
   save_minutes: float = 2.0
-  extend: bool = False
   fsdp: int = 1
+  extend: bool = False
   record_ids: bool = False
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 

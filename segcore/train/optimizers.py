@@ -46,14 +46,6 @@ class OptimizerOptions:
   Attributes:
     name: adam (with decoupled decay: AdamW) or sgd (with l2 decay: torch's
       SGD).
-    learning_rate: peak of the schedule, at the end of the warm-up.
-    schedule: cosine, poly, linear or constant, which start after the warm-up;
-      or warmed_poly, a poly that starts at step 0 and that the warm-up
-      multiplies, as in mmcv.
-    poly_power: exponent of the poly schedules.
-    final_learning_rate: learning rate at the end of the schedule.
-    warmup_steps: steps of the linear warm-up to the peak.
-    warmup_start: learning rate at step 0 as a fraction of the peak.
     b1: Adam's decay of the first moment.
     b2: Adam's decay of the second moment.
     eps: Adam's epsilon, outside of the square root.
@@ -64,6 +56,14 @@ class OptimizerOptions:
       mode of weight decay must be l2, and lars decays only what it adapts.
     trust_coefficient: ratio of the norm of an adapted gradient to the norm of
       its parameter, without weight decay.
+    learning_rate: peak of the schedule, at the end of the warm-up.
+    schedule: cosine, poly, linear or constant, which start after the warm-up;
+      or warmed_poly, a poly that starts at step 0 and that the warm-up
+      multiplies, as in mmcv.
+    poly_power: exponent of the poly schedules.
+    final_learning_rate: learning rate at the end of the schedule.
+    warmup_steps: steps of the linear warm-up to the peak.
+    warmup_start: learning rate at step 0 as a fraction of the peak.
     weight_decay: coefficient for every parameter, biases and norms included,
       unless a group changes it.
     weight_decay_mode: decoupled (learning rate x decay x parameter is
@@ -78,12 +78,6 @@ class OptimizerOptions:
   """
 
   name: str = 'adam'
-  learning_rate: float
-  schedule: str = 'cosine'
-  poly_power: float = 0.9
-  final_learning_rate: float = 0.0
-  warmup_steps: int = 0
-  warmup_start: float = 0.0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
@@ -91,6 +85,12 @@ class OptimizerOptions:
   nesterov: bool = False
   adaptation: str = 'none'
   trust_coefficient: float = 0.001
+  learning_rate: float
+  schedule: str = 'cosine'
+  poly_power: float = 0.9
+  final_learning_rate: float = 0.0
+  warmup_steps: int = 0
+  warmup_start: float = 0.0
   weight_decay: float = 0.0
   weight_decay_mode: str = 'decoupled'
   clip_norm: float = 0.0

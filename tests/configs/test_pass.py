@@ -252,11 +252,7 @@ def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
       'attention is trained by clusters',
     ),
     ('pass_shapes', 'branch=moco', 'expected one of swav, pixpro'),
-    (
-      'pass_shapes',
-      'p2p=off,predictor_statistics=per_view',
-      'p2p=off has no predictor',
-    ),
+    ('pass_shapes', 'p2p=off,predictor_statistics=per_view', 'no predictor'),
     ('pass_shapes', 'epochs=3', 'is unknown'),
     ('pass_shapes', 'on=50', 'is unknown'),
     ('pass_shapes', 'threshold=low', 'threshold=low: expected a number'),

@@ -107,7 +107,7 @@ def test_each_system_builds(name, system):
     config = loading.load(name, f'system={system}{argument}')
     stage = u2pl_main.PROGRAM.build(config)['train']
     method = stage.method(stage.context, 5)
-    assert type(method) is systems.SYSTEMS[type(stage.options.learn)].method
+    assert type(method) is systems.METHODS[type(stage.options.learn)]
     stage.check()
 
 

@@ -11,11 +11,7 @@ from launch import shell
     ('a\nb\n', '', 'b'),
     ('a', 'warning\nit failed\n', 'it failed'),
     # Hints come after the error.
-    (
-      '',
-      'wait:\nERROR: no such\nproject\n$ gcloud help',
-      'ERROR: no such project $ gcloud help',
-    ),
+    ('', 'wait:\nERROR: no such\njob\n$ help', 'ERROR: no such job $ help'),
     ('', '', 'exit status 1'),
   ],
 )

@@ -13,17 +13,17 @@ GROUPS = 4
 HYBRID = hybrid_vit.HybridViT(
   blocks=(2, 1, 1),
   width=8,
-  num_groups=GROUPS,
   hidden_size=16,
   num_layers=2,
   num_heads=2,
   mlp_dim=24,
   grid=(4, 4),
+  num_groups=GROUPS,
 )
 RESNET = resnet_gn.ResNet(blocks=(2, 1, 1, 1), width=8, num_groups=GROUPS)
 BIT = bit.BiT(blocks=(2, 1, 1, 1), width=8, num_groups=GROUPS)
 
-_SMALL_HYBRID = {
+SMALL_HYBRID = {
   'root': 8,
   'mids': (8, 16, 32),
   'blocks': (2, 1, 1),
@@ -46,7 +46,7 @@ _FOUR_BLOCKS = {'mids': (8, 16, 32, 64), 'blocks': (2, 1, 1, 1)}
 def hybrid(full: bool = False, **variant) -> dict[str, np.ndarray]:
   """Returns weights as of `R50+ViT-B_16.npz`; of full size they are zeros."""
   return _make(
-    ddep_checkpoints.hybrid_vit_checkpoint, _SMALL_HYBRID, full, variant
+    ddep_checkpoints.hybrid_vit_checkpoint, SMALL_HYBRID, full, variant
   )
 
 

@@ -13,6 +13,19 @@ B0 = {
   'reductions': (8, 4, 2, 1),
 }
 
+# Modules of a block, and their names in transformers.
+_HUGGINGFACE = {
+  'norm1': 'layer_norm_1',
+  'norm2': 'layer_norm_2',
+  'attn.q': 'attention.self.query',
+  'attn.sr': 'attention.self.sr',
+  'attn.norm': 'attention.self.layer_norm',
+  'attn.proj': 'attention.output.dense',
+  'mlp.fc1': 'mlp.dense1',
+  'mlp.dwconv.dwconv': 'mlp.dwconv.dwconv',
+  'mlp.fc2': 'mlp.dense2',
+}
+
 
 def official(sizes, layers, reductions, classes=0):
   """Draws a state dict as of `mit_b0.pth`, with a classifier if asked for."""
@@ -61,17 +74,6 @@ def official(sizes, layers, reductions, classes=0):
 
 def huggingface(state, prefix='segformer.encoder.'):
   """Returns arrays as transformers' SegFormer has them."""
-  inner = {
-    'norm1': 'layer_norm_1',
-    'norm2': 'layer_norm_2',
-    'attn.q': 'attention.self.query',
-    'attn.sr': 'attention.self.sr',
-    'attn.norm': 'attention.self.layer_norm',
-    'attn.proj': 'attention.output.dense',
-    'mlp.fc1': 'mlp.dense1',
-    'mlp.dwconv.dwconv': 'mlp.dwconv.dwconv',
-    'mlp.fc2': 'mlp.dense2',
-  }
   renamed = {}
   for name, x in state.items():
     module, leaf = name.rsplit('.', 1)
@@ -87,7 +89,7 @@ def huggingface(state, prefix='segformer.encoder.'):
         for half, value in zip(('key', 'value'), np.split(x, 2), strict=True):
           renamed[f'{block}.attention.self.{half}.{leaf}'] = value
       else:
-        renamed[f'{block}.{inner[part]}.{leaf}'] = x
+        renamed[f'{block}.{_HUGGINGFACE[part]}.{leaf}'] = x
     elif top.startswith('patch_embed'):
       part = {'proj': 'proj', 'norm': 'layer_norm'}[rest]
       renamed[f'{prefix}patch_embeddings.{stage}.{part}.{leaf}'] = x

@@ -5,22 +5,15 @@ import numpy as np
 
 from segcore.models import segmenter
 from segcore.models.decoders import unet
-from segcore.models.encoders import hybrid_vit, resnet_gn
+from segcore.models.encoders import resnet_gn
 from segcore.train import optimizers
+from tests.support import fake_checkpoints
 
 
 def hybrid(heads, dropout_rate=0.0):
   """Builds a TransUNet for images of 64 pixels: stride 16, maps of 4x4."""
-  encoder = hybrid_vit.HybridViT(
-    blocks=(1, 1, 1),
-    width=8,
-    num_groups=4,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    mlp_dim=32,
-    dropout_rate=dropout_rate,
-    grid=(4, 4),
+  encoder = fake_checkpoints.HYBRID.clone(
+    blocks=(1, 1, 1), num_layers=1, mlp_dim=32, dropout_rate=dropout_rate
   )
   decoder = unet.UNetDecoder(widths=(16, 16, 8, 8, 8), num_groups=4)
   return segmenter.Segmenter(encoder, decoder, heads)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.support import fake_checkpoints
 from tests.transcriptions import (
   ddep_checkpoints,
   ddep_counts,
@@ -10,16 +11,13 @@ from tests.transcriptions import (
   ddep_networks,
 )
 
-SMALL = {
-  'root': 8,
-  'mids': (4, 8, 8),
-  'blocks': (1, 2, 1),
+SMALL = fake_checkpoints.SMALL_HYBRID | {
   'hidden': 12,
   'heads': 3,
   'mlp': 20,
-  'layers': 2,
   'grid': 3,
-  'classes': 5,
+  'mids': (4, 8, 8),
+  'blocks': (1, 2, 1),
 }
 CHANNELS = {'skip2': 8, 'skip4': 16, 'skip8': 32, 'feat16': 32, 'tokens': 12}
 

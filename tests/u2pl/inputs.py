@@ -4,8 +4,20 @@ import jax
 import numpy as np
 
 from tests.transcriptions import u2pl as reference
+from u2pl import contrast
 
 CLASSES = 6
+# Few anchors and negatives, and a small bank.
+CONTRAST = contrast.ContrastOptions(
+  num_anchors=6,
+  num_negatives=4,
+  low_rank=2,
+  high_rank=5,
+  anchor_threshold=0.1,
+  capacity=40,
+  first_capacity=60,
+  max_push=16,
+)
 
 
 def draw(*shape, seed=0, scale=2.0):

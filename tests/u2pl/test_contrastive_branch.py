@@ -10,16 +10,14 @@ import pytest
 
 from tests.transcriptions import u2pl as reference
 from tests.transcriptions import u2pl_contrast as contrast_reference
-from tests.u2pl import numpy_contrast
+from tests.u2pl import inputs, numpy_contrast
 from u2pl import contrast, contrastive_branch, memory_bank, prototypes
 
 BATCH, CELLS, CLASSES, DIM = 4, (5, 6), 5, 3
-OPTIONS = contrast.ContrastOptions(
+OPTIONS = dataclasses.replace(
+  inputs.CONTRAST,
   num_anchors=7,
-  num_negatives=4,
-  low_rank=2,
   high_rank=4,
-  anchor_threshold=0.1,
   capacity=20,
   first_capacity=30,
   max_push=12,

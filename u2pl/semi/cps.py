@@ -161,6 +161,16 @@ class Cps(method.SemiSupervised):
     second = self.update.apply_gradients(state.second, gradients[1], stats[1])
     return first.replace(second=second), {'loss': total, **terms}
 
+  def panel_output(
+    self, state: State, batch: batch_lib.Batch, rng: Array
+  ) -> method.PanelOutput:
+    """Computes what panels show: mixed labels of the first network."""
+    output = super().panel_output(state, batch, rng)
+    if not self.options.cutmix:
+      return output
+    weak_labels, *shown = output
+    return method.PanelOutput(weak_labels, *self.mix(rng, *shown))
+
   def forward_both(
     self,
     params: tuple[types.Params, types.Params],

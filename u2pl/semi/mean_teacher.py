@@ -278,6 +278,16 @@ class MeanTeacher(method.TeacherStudent):
       **dict(zip(maps, mixed, strict=True)),
     )
 
+  def panel_output(
+    self, state: State, batch: batch_lib.Batch, rng: Array
+  ) -> method.PanelOutput:
+    """Computes what panels show: gray labels are unreliable."""
+    _, output = self.teacher_output(state, batch, rng)
+    labels = jnp.where(output.kept, output.student_labels, batch_lib.IGNORE)
+    return method.PanelOutput(
+      output.weak_labels, output.images, labels, output.entropy
+    )
+
   def pseudo_label(
     self, state: State, images: Float[Array, 'B H W 3']
   ) -> tuple[Int[Array, 'B H W'], Float[Array, 'B H W C']]:

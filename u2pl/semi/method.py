@@ -1,17 +1,35 @@
 """Base class of semi-supervised methods: what all of them share."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from input_pipeline import batch as batch_lib
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
-from u2pl import ema
+from u2pl import ema, pseudo_labels
 from u2pl.semi import losses
 from u2pl.semi import options as options_lib
+
+
+class PanelOutput(NamedTuple):
+  """Pseudo-labels of unlabeled images, as pictures of a training show them.
+
+  Attributes:
+    weak_labels: pseudo-labels of the images as they are.
+    images: images that the student learns, in [-1, 1].
+    labels: pseudo-labels of these; negative where they are not learned.
+    entropy: entropy of the prediction for these, in nats.
+  """
+
+  weak_labels: Int[Array, 'B H W']
+  images: Float[Array, 'B H W 3']
+  labels: Int[Array, 'B H W']
+  entropy: Float[Array, 'B H W']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +121,29 @@ class SemiSupervised:
     return self.segmenter.apply(
       self.reported(state), images, heads=('logits',)
     )['logits']
+
+  def panel_output(
+    self, state: train_state.TrainState, batch: batch_lib.Batch, rng: Array
+  ) -> PanelOutput:
+    """Computes what panels show: here the labels of the images as they are.
+
+    Args:
+      state: training state.
+      batch: batch of training.
+      rng: key of the strong view, for methods that have one.
+    """
+    del rng
+    images = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
+    scores = pseudo_labels.upsample_teacher_scores(
+      self.predict(state, images), images.shape[1:3]
+    )
+    labels = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    learned, _ = pseudo_labels.ignore_padded_pseudo_labels(
+      labels, batch['unlabeled'].get('valid')
+    )
+    return PanelOutput(
+      labels, images, learned, pseudo_labels.pixel_entropy(scores)
+    )
 
   def reported(self, state: train_state.TrainState) -> dict[str, types.Params]:
     """Returns the variables that are evaluated."""

@@ -16,8 +16,10 @@ from input_pipeline import batch as batch_lib
 from runtime import options as options_lib
 from segcore import types
 from segcore.ops import color_augment, losses
+from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
+from u2pl.semi import method
 
 # Probabilities and strengths of both versions.
 COLORS = color_augment.ColorOptions(
@@ -175,3 +177,35 @@ def draw_strong_views(
     images = mixing.paste_partners(colored, colored, mask, options.group)
     views.append(StrongView(images, mask, options.group))
   return views
+
+
+def panel_output(
+  trained: method.SemiSupervised,
+  state: train_state.TrainState,
+  batch: batch_lib.Batch,
+  rng: Array,
+) -> method.PanelOutput:
+  """Computes what panels show: a strong view, and its confident labels.
+
+  Args:
+    trained: method whose options have `views` and `confidence`.
+    state: training state.
+    batch: batch of training.
+    rng: key of the strong view.
+  """
+  options = trained.options
+  weak = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
+  logits = trained.predict(state, weak)
+  own = confident_labels(logits, batch, options.confidence)
+  [view] = draw_strong_views(weak, rng, options.views, count=1)
+  pasted = view.paste(own, own)
+  learned = pasted.confident & pasted.known
+  entropy = pseudo_labels.pixel_entropy(
+    pseudo_labels.upsample_teacher_scores(logits, weak.shape[1:3])
+  )
+  return method.PanelOutput(
+    own.labels,
+    view.images,
+    jnp.where(learned, pasted.labels, batch_lib.IGNORE),
+    mixing.paste_partners(entropy, entropy, view.mask, view.group),
+  )

@@ -70,6 +70,8 @@ class UniMatch(method.SemiSupervised):
 
   options: UniMatchOptions
 
+  panel_output = strong_views.panel_output
+
   def train_step(
     self, state: train_state.TrainState, batch: batch_lib.Batch
   ) -> tuple[train_state.TrainState, types.Metrics]:

@@ -76,6 +76,8 @@ class UniMatchV2(method.TeacherStudent):
 
   options: UniMatchV2Options
 
+  panel_output = strong_views.panel_output
+
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> ema.TeacherState:

@@ -22,6 +22,7 @@ from segcore.models import segmenter
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+from u2pl import panels
 from u2pl.semi import method as method_lib
 from u2pl.semi import systems
 
@@ -175,7 +176,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Builds the method that the block `learn` describes."""
     block = self.options
     net = self.build_network(context, num_classes)
-    return systems.SYSTEMS[type(block.learn)].method(
+    return systems.METHODS[type(block.learn)](
       segmenter=net,
       update=block.recipe.make_update(
         segmenter.SUBMODULES, net.frozen_parameters
@@ -240,7 +241,7 @@ class TrainStage(experiment_stage.TrainingStage):
   def evaluation(
     self, trained: method_lib.SemiSupervised, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
-    """Builds the evaluation during training, with panels if the system has any.
+    """Builds the evaluation during training, with panels of unlabeled images.
 
     The splits are `val_split` and those of `follow`.
     """
@@ -255,10 +256,9 @@ class TrainStage(experiment_stage.TrainingStage):
         self.name,
       )
     )
-    panels = systems.SYSTEMS[type(block.learn)].panels
-    if not block.learn.reads_unlabeled or panels is None:
+    if not block.learn.reads_unlabeled:
       return evaluate
-    panel = panels(
+    panel = panels.TeacherPanels(
       trained,
       self._panel_batch(streams),
       streams['labeled'].split.palette,

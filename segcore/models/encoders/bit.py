@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import features, network_part
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import norm as norms
 
 
-class BiTUnit(nn.Module):
+class BiTUnit(resnet_gn.Bottleneck):
   """A bottleneck of which each convolution follows a norm and a ReLU.
 
     h = relu(gn_a(x))
@@ -27,22 +25,7 @@ class BiTUnit(nn.Module):
     return shortcut + conv_c(relu(gn_c(conv_b(relu(gn_b(conv_a(h)))))))
 
   conv_b and conv_proj have the stride.
-
-  Attributes:
-    width: channels of conv_a and conv_b; the result has 4 times as many.
-    stride: stride of the unit.
-    num_groups: number of groups of every norm.
-    norm_epsilon: constant added to the variance of a group.
-    conv_epsilon: constant added to the variance of a kernel.
-    dtype: dtype of the activations.
   """
-
-  width: int
-  stride: int
-  num_groups: int
-  norm_epsilon: float
-  conv_epsilon: float
-  dtype: DTypeLike
 
   @nn.compact
   def __call__(
@@ -71,7 +54,7 @@ class BiTUnit(nn.Module):
     return shortcut + conv(out_channels, name='conv_c')(h)
 
 
-class BiT(network_part.NetworkPart):
+class BiT(resnet_gn.MapsEncoder):
   """The pre-activation bottleneck ResNet of BiT, with symmetric padding.
 
   Returns 'root' (stride 2, the root convolution alone), 'block1' (4), 'block2'
@@ -80,33 +63,18 @@ class BiT(network_part.NetworkPart):
   [-1, 1], as here. Source: Kolesnikov et al. 2020; He et al. 2016b.
 
   Attributes:
-    blocks: number of units in each block.
-    width: channels of the root; block b has 4·width·2^(b-1).
-    num_groups: number of groups of every norm.
-    norm_epsilon: constant added to the variance of a group.
-    conv_epsilon: constant added to the variance of a kernel.
     skip_norm: whether the other maps are group-normalized, too, without
       parameters, since the convolutions that read them have their own.
   """
 
   blocks: Sequence[int] = (3, 4, 6, 3)
-  width: int = 64
-  num_groups: int = 32
   norm_epsilon: float = 1e-5
   conv_epsilon: float = 1e-10
   skip_norm: bool = False
 
-  @property
-  def size_multiple(self) -> int:
-    """Returns the last stride: sides of images must be multiples of it."""
-    return 2 ** (len(self.blocks) + 1)
-
   @nn.compact
-  def __call__(
-    self, images: Float[Array, 'B H W 3'], train: bool = False
-  ) -> features.Features:
-    """Encodes images of any size; sides are halved, rounded up."""
-    del train  # There is neither dropout nor batch norm.
+  def encode(self, images: Float[Array, 'B H W 3']) -> dict[str, Array]:
+    """Computes the maps by name."""
     norm = functools.partial(
       norms.GroupNorm, self.num_groups, self.norm_epsilon, dtype=self.dtype
     )
@@ -136,7 +104,7 @@ class BiT(network_part.NetworkPart):
     if self.skip_norm:
       maps = {name: norm(affine=False)(skip) for name, skip in maps.items()}
     maps[last] = nn.relu(norm(name='gn_last')(x))
-    return resnet_gn.features_of_maps(maps)
+    return maps
 
 
 def _conv(out_channels: int, **fields) -> resnet_gn.StdConv:

@@ -6,7 +6,6 @@ Parameter names are those of the public `R50+ViT-B_16`, with the numbering of
 flax.linen.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 from segcore.models import features, network_part
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import position_table, resize
+from segcore.types import Tokens
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -34,7 +34,7 @@ class HybridViTAttention(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens) -> Tokens:
     """Lets each token attend to all tokens of its image."""
     hidden_size = x.shape[-1]
     head_size = hidden_size // self.num_heads
@@ -80,9 +80,7 @@ class HybridViTMlp(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], train: bool
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, train: bool) -> Tokens:
     """Applies the layers to each token."""
     for i, size in enumerate((self.hidden_size, x.shape[-1])):
       x = nn.Dense(
@@ -114,9 +112,7 @@ class EncoderBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], train: bool
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, train: bool) -> Tokens:
     """Applies the block; with dropout if `train`."""
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_0')(x)
     y = HybridViTAttention(
@@ -139,9 +135,7 @@ class Positions(nn.Module):
   grid: tuple[int, int]
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], grid: resize.Size
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, grid: resize.Size) -> Tokens:
     """Adds the embeddings to the tokens of a grid, resizing the table to it."""
     num_extra = x.shape[1] - grid[0] * grid[1]
     table = self.param(
@@ -178,9 +172,7 @@ class Transformer(nn.Module):
   remat: bool
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T D'], grid: resize.Size, train: bool
-  ) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens, grid: resize.Size, train: bool) -> Tokens:
     """Encodes the tokens of a grid, of which the first may be a class token."""
     x = Positions(self.grid, name='posembed_input')(x, grid)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -198,53 +190,37 @@ class Transformer(nn.Module):
     return nn.LayerNorm(1e-6, self.dtype, name='encoder_norm')(x)
 
 
-class HybridViT(network_part.NetworkPart):
+class HybridViT(resnet_gn.ResNetEncoder):
   """A ResNet stem and a vision transformer, with a token for each cell.
 
   Returns the maps of the stem and then 'tokens' (stride 16, hidden_size
   channels, without the class token). Sides of images must be multiples of 16;
   for a grid other than its own, the position table is resized. In training,
   dropout draws from the stream 'dropout'.
-  Source: Dosovitskiy et al. 2021, R50+ViT-B/16.
+  The fields of `ResNetEncoder` are those of the stem: three blocks for stride
+  16. Source: Dosovitskiy et al. 2021, R50+ViT-B/16.
 
   Attributes:
-    blocks: number of units in each block of the stem; three blocks for
-      stride 16.
-    width: channels of the stem's root.
-    num_groups: number of groups of the stem's norms.
-    norm_epsilon: constant added to the variance by the stem's norms.
-    conv_epsilon: constant added to the standard deviation of the stem's
-      kernels.
     zero_init: whether units of the stem start as their shortcut alone.
     hidden_size: number of features D of a token.
     num_layers: number of transformer blocks.
     num_heads: number of attention heads.
     mlp_dim: features between the layers of the perceptrons.
-    dropout_rate: share of features that dropout removes after positions,
-      attention and both dense layers.
+    grid: height and width, in cells, of the position table.
     use_cls_token: whether there is a class token to attend to, as in the
       training of the public weights.
-    grid: height and width, in cells, of the position table.
+    dropout_rate: share of features that dropout removes after positions,
+      attention and both dense layers.
   """
 
-  blocks: Sequence[int] = (3, 4, 9)
-  width: int = 64
-  num_groups: int = 32
-  norm_epsilon: float = 1e-6
-  conv_epsilon: float = 1e-5
   zero_init: bool = True
   hidden_size: int = 768
   num_layers: int = 12
   num_heads: int = 12
   mlp_dim: int = 3072
-  dropout_rate: float = 0.1
-  use_cls_token: bool = True
   grid: tuple[int, int] = (14, 14)
-
-  @property
-  def size_multiple(self) -> int:
-    """Returns the last stride: sides of images must be multiples of it."""
-    return 2 ** (len(self.blocks) + 1)
+  use_cls_token: bool = True
+  dropout_rate: float = 0.1
 
   @nn.compact
   def __call__(
@@ -312,8 +288,4 @@ class HybridViT(network_part.NetworkPart):
         f'hidden_size: expected a multiple of num_heads={self.num_heads}, got '
         f'{self.hidden_size}'
       )
-    if height % self.size_multiple or width % self.size_multiple:
-      raise ValueError(
-        f'images: expected sides that are multiples of {self.size_multiple}, '
-        f'got {height}x{width}: pad or crop them'
-      )
+    network_part.check_image_sides((height, width), self.size_multiple)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from segcore.models import features, network_part
 from segcore.models.layers import depthwise, standardize
 from segcore.models.layers import norm as norms
+from segcore.types import Cells
 
 # Fields of the published sizes.
 SIZES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
@@ -64,7 +65,7 @@ class MiTAttention(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
+  def __call__(self, x: Cells) -> Cells:
     """Lets each cell attend to all reduced cells of its image."""
     shape, hidden_size = x.shape, x.shape[-1]
     head_shape = (self.num_heads, hidden_size // self.num_heads)
@@ -106,7 +107,7 @@ class MixMlp(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
+  def __call__(self, x: Cells) -> Cells:
     """Applies the layers to the map."""
     size = x.shape[-1]
     x = _dense(self.hidden_size, self.dtype, 'fc1')(x)
@@ -139,9 +140,7 @@ class MiTBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool
-  ) -> Float[Array, 'B h w D']:
+  def __call__(self, x: Cells, train: bool) -> Cells:
     """Applies the block to a map; branches are dropped if `train`."""
     branches = (
       MiTAttention(self.num_heads, self.reduction, self.dtype, name='attn'),

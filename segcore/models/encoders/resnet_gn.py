@@ -80,17 +80,15 @@ class StdConv(nn.Module):
     )
 
 
-class ResNetGNUnit(nn.Module):
-  """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
+class Bottleneck(nn.Module):
+  """Base of the units of a ResNet, whose result has 4 times their width.
 
   Attributes:
-    width: channels of the first two convolutions; the result has 4 times as
-      many.
+    width: channels of the first two convolutions.
     stride: stride of the unit.
     num_groups: number of groups of every norm.
     norm_epsilon: constant added to the variance of a group.
-    conv_epsilon: constant added to the standard deviation of a kernel.
-    zero_init: whether the last norm's scale is initialized with 0.
+    conv_epsilon: `epsilon` of every `StdConv`.
     dtype: dtype of the activations.
   """
 
@@ -99,8 +97,17 @@ class ResNetGNUnit(nn.Module):
   num_groups: int
   norm_epsilon: float
   conv_epsilon: float
-  zero_init: bool
   dtype: DTypeLike
+
+
+class ResNetGNUnit(Bottleneck):
+  """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
+
+  Attributes:
+    zero_init: whether the last norm's scale is initialized with 0.
+  """
+
+  zero_init: bool
 
   @nn.compact
   def __call__(
@@ -199,21 +206,16 @@ def features_of_maps(maps: dict[str, Array]) -> features.Features:
   )
 
 
-class ResNet(network_part.NetworkPart):
-  """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
-
-  Returns 'root' (stride 2, after its ReLU and before the pool), then 'block1'
-  (4), 'block2' (8), … Its public weights are trained on images in [-1, 1], as
-  here. Source: He et al. 2016, as in Dosovitskiy et al. 2021, App. B.
+class ResNetEncoder(network_part.NetworkPart):
+  """Base of encoders that begin with a weight-standardized ResNet.
 
   Attributes:
     blocks: number of units in each block.
     width: channels of the root; block b has 4·width·2^(b-1).
-    num_groups: number of groups of every norm.
+    num_groups: number of groups of every norm of the ResNet.
     norm_epsilon: constant added to the variance of a group.
-    conv_epsilon: constant added to the standard deviation of a kernel.
-    zero_init: whether units start as their shortcut alone, by a last norm
-      whose scale is initialized with 0.
+    conv_epsilon: constant added to the standard deviation of a kernel, or to
+      its variance (see `StdConv`).
   """
 
   blocks: Sequence[int] = (3, 4, 9)
@@ -221,19 +223,45 @@ class ResNet(network_part.NetworkPart):
   num_groups: int = 32
   norm_epsilon: float = 1e-6
   conv_epsilon: float = 1e-5
-  zero_init: bool = True
 
   @property
   def size_multiple(self) -> int:
     """Returns the last stride: sides of images must be multiples of it."""
     return 2 ** (len(self.blocks) + 1)
 
-  @nn.compact
+
+class MapsEncoder(ResNetEncoder):
+  """Base of encoders that are such a ResNet, without dropout or batch norm."""
+
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
     """Encodes images of any size; sides are halved, rounded up."""
     del train  # There is neither dropout nor batch norm.
+    return features_of_maps(self.encode(images))
+
+  def encode(self, images: Float[Array, 'B H W 3']) -> dict[str, Array]:
+    """Computes the maps by name; implemented by subclasses."""
+    raise NotImplementedError
+
+
+class ResNet(MapsEncoder):
+  """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
+
+  Returns 'root' (stride 2, after its ReLU and before the pool), then 'block1'
+  (4), 'block2' (8), … Its public weights are trained on images in [-1, 1], as
+  here. Source: He et al. 2016, as in Dosovitskiy et al. 2021, App. B.
+
+  Attributes:
+    zero_init: whether units start as their shortcut alone, by a last norm
+      whose scale is initialized with 0.
+  """
+
+  zero_init: bool = True
+
+  @nn.compact
+  def encode(self, images: Float[Array, 'B H W 3']) -> dict[str, Array]:
+    """Computes the maps by name."""
     x = StdConv(
       self.width,
       kernel=7,
@@ -256,6 +284,7 @@ class ResNet(network_part.NetworkPart):
       zero_init=self.zero_init,
       dtype=self.dtype,
     )
-    return features_of_maps(
-      {'root': root, **apply_resnet_blocks(x, self.blocks, self.width, unit)}
-    )
+    return {
+      'root': root,
+      **apply_resnet_blocks(x, self.blocks, self.width, unit),
+    }

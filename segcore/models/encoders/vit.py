@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
 from segcore.models.layers import position_table, resize, standardize
+from segcore.types import Tokens
 
 # Fields of the published sizes.
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -54,7 +55,7 @@ class ViTAttention(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens) -> Tokens:
     """Lets each token attend to all tokens of its image."""
     hidden_size = x.shape[-1]
     qkv = nn.Dense(
@@ -85,7 +86,7 @@ class ViTMlp(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens) -> Tokens:
     """Applies the layers to each token."""
     sizes = {'fc1': self.hidden_size, 'fc2': x.shape[-1]}
     for name, size in sizes.items():
@@ -102,7 +103,7 @@ class LayerScale(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens) -> Tokens:
     """Multiplies each feature by its factor."""
     gamma = self.param(
       'gamma', nn.initializers.constant(1e-5), x.shape[-1:], jnp.float32
@@ -130,7 +131,7 @@ class ViTBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Tokens) -> Tokens:
     """Applies the block to the tokens of each image."""
     attention = ViTAttention(
       self.num_heads, self.qkv_bias, self.dtype, name='attn'
@@ -253,11 +254,11 @@ class ViT(network_part.NetworkPart):
     return features.Features(tuple(maps))
 
   def _add_tokens(
-    self, x: Float[Array, 'B T D'], grid: resize.Size
+    self, x: Tokens, grid: resize.Size
   ) -> Float[Array, 'B T_out D']:
     """Adds positions, the class token and the registers to patches."""
 
-    def repeat(name: str, count: int) -> Float[Array, 'B T D']:
+    def repeat(name: str, count: int) -> Tokens:
       shape = (1, count, self.hidden_size)
       token = self.param(name, _normal, shape, jnp.float32)
       return jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *shape[1:]))
@@ -302,8 +303,4 @@ class ViT(network_part.NetworkPart):
         f'depths: expected blocks from 0 to {self.num_layers - 1}, got '
         f'{tuple(self.depths or ())}'
       )
-    if height % self.patch_size or width % self.patch_size:
-      raise ValueError(
-        f'images: expected sides that are multiples of {self.patch_size}, got '
-        f'{height}x{width}: pad or crop them'
-      )
+    network_part.check_image_sides((height, width), self.patch_size)

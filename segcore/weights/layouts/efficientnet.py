@@ -13,6 +13,8 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Shaped
 
+from segcore.weights.layouts import renaming
+
 _MODULES = {
   '_conv_stem': ('encoder', 'conv_stem'),
   '_bn0': ('encoder', 'bn_stem'),
@@ -21,12 +23,6 @@ _MODULES = {
   '_fc': ('heads', 'classifier', 'dense'),
 }
 _BLOCK = re.compile(r'_blocks\.(\d+)\._?(.+)')
-_LEAVES = {
-  'weight': ('params', 'scale'),
-  'bias': ('params', 'bias'),
-  'running_mean': ('batch_stats', 'mean'),
-  'running_var': ('batch_stats', 'var'),
-}
 
 
 def translate_efficientnet_weights(
@@ -52,7 +48,7 @@ def translate_efficientnet_weights(
     module, _, leaf = name.rpartition('.')
     if leaf == 'num_batches_tracked':
       continue
-    collection, leaf = _LEAVES.get(leaf, ('params', leaf))
+    collection, leaf = renaming.NORM_LEAVES.get(leaf, ('params', leaf))
     if value.ndim == 4:  # [O,I,h,w] to [h,w,I,O].
       leaf, value = 'kernel', value.transpose(2, 3, 1, 0)
     elif value.ndim == 2:

@@ -7,6 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+# Collection and name in flax of the leaves of a torch batch norm.
+NORM_LEAVES = {
+  'weight': ('params', 'scale'),
+  'bias': ('params', 'bias'),
+  'running_mean': ('batch_stats', 'mean'),
+  'running_var': ('batch_stats', 'var'),
+}
+
 
 def replace_patterns(name: str, rules: Iterable[tuple[str, str]]) -> str:
   """Applies rules (pattern, replacement) to a name, one after the other."""

@@ -15,7 +15,7 @@ from flax import traverse_util
 from jaxtyping import Shaped
 
 from runtime import errors
-from segcore.weights.layouts import prefixes
+from segcore.weights.layouts import prefixes, renaming
 
 # Parts beside the encoder: classifiers (`last_linear` is older timm's), and the
 # heads that pretraining adds: of SwAV and PASS, and of DINO.
@@ -34,12 +34,6 @@ _STEM = {
   'bn1': 'bn_root',
 }
 _PROJECTION = {'downsample.0': 'conv_proj', 'downsample.1': 'bn_proj'}
-_LEAVES = {
-  'weight': ('params', 'scale'),
-  'bias': ('params', 'bias'),
-  'running_mean': ('batch_stats', 'mean'),
-  'running_var': ('batch_stats', 'var'),
-}
 
 
 def translate_torchvision_weights(
@@ -105,9 +99,9 @@ def _path_of(name: str) -> tuple[str, tuple[str, ...]]:
     path = (f'block{unit[1]}', f'unit{int(unit[2]) + 1}', inner)
   else:
     path = (_STEM.get(module, module),)
-  if leaf not in _LEAVES:
+  if leaf not in renaming.NORM_LEAVES:
     return 'params', (*path, leaf)
   if path[-1].startswith('conv') and leaf == 'weight':
     return 'params', (*path, 'kernel')
-  collection, leaf = _LEAVES[leaf]
+  collection, leaf = renaming.NORM_LEAVES[leaf]
   return collection, (*path, leaf)

@@ -13,6 +13,7 @@ from input_pipeline.builders import (
   natural_outlines,
   natural_scene,
   natural_waves,
+  scene_sampling,
   shapes,
 )
 from input_pipeline.sources import records
@@ -32,10 +33,11 @@ NO_WAVES = natural_waves.TextureWaves(
 @pytest.fixture(scope='module')
 def scenes():
   """Draws 40 scenes of several objects."""
+  config = CONFIGS['natural']
   return [
-    (natural.make_natural_scene(CONFIGS['natural'], 'val', i)[1], sample)
+    (natural.make_natural_scene(config, rng, i), config.draw_sample('val', i))
     for i in range(40)
-    for sample in [CONFIGS['natural'].draw_sample('val', i)]
+    for _, rng in [scene_sampling.seed_scene(config.name, 'val', i)]
   ]
 
 

@@ -10,15 +10,9 @@ from segcore.ops import color_augment
 from segcore.train import update
 
 GRAY = np.array([0.299, 0.587, 0.114])
+STRENGTHS = {'brightness': 0.8, 'contrast': 0.8, 'saturation': 0.8, 'hue': 0.2}
 ALL = color_augment.ColorOptions(
-  jitter=0.8,
-  brightness=0.8,
-  contrast=0.8,
-  saturation=0.8,
-  hue=0.2,
-  gray=0.2,
-  blur=0.5,
-  solarize=0.2,
+  jitter=0.8, gray=0.2, blur=0.5, solarize=0.2, **STRENGTHS
 )
 
 

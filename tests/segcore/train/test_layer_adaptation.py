@@ -14,6 +14,12 @@ from segcore.train import optimizers
 from tests.segcore.train import updates
 
 
+def adapted_options(kind, trust, **fields):
+  return updates.sgd_with_l2(
+    weight_decay=0.1, adaptation=kind, trust_coefficient=trust, **fields
+  )
+
+
 def adapted(kind, w, g, decay, trust):
   """Computes the adapted gradient, before momentum, in float64."""
   w_norm = np.sqrt(np.sum(w**2))
@@ -136,12 +142,11 @@ def test_larc_and_lars_divide_by_different_norms():
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
 def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
-  options = updates.sgd_with_l2(
+  options = adapted_options(
+    kind,
+    0.02,
     learning_rate=2.0,
     schedule='linear',
-    weight_decay=0.1,
-    adaptation=kind,
-    trust_coefficient=0.02,
     groups=(
       ('^norm/', 0.0, 1.0),
       ('^conv/', 3.0, 0.5),
@@ -174,13 +179,7 @@ def test_norms_are_computed_over_all_shards(monkeypatch, kind):
     'kernel': jnp.array(rng.normal(size=(3, 3, 2, 8)), jnp.float32),
     'bias': jnp.array(rng.normal(size=8), jnp.float32),
   }
-  options = updates.sgd_with_l2(
-    learning_rate=1.0,
-    schedule='constant',
-    weight_decay=0.1,
-    adaptation=kind,
-    trust_coefficient=0.1,
-  )
+  options = adapted_options(kind, 0.1, learning_rate=1.0, schedule='constant')
   tx = optimizers.build_optimizer(options, updates.NUM_STEPS, params)
   shardings = sharding.state_shardings(sharding.make_mesh(4), params)
   assert 'fsdp' in shardings['kernel'].spec

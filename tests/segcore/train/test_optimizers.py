@@ -25,8 +25,8 @@ def test_adam_equals_reference(params, mode):
   gradients = updates.gradients_of(params)
   options = optimizers.OptimizerOptions(
     name='adam',
-    learning_rate=0.1,
     schedule='linear',
+    learning_rate=0.1,
     b1=0.8,
     b2=0.95,
     eps=1e-3,
@@ -111,13 +111,7 @@ def test_first_update_uses_the_rate_of_step_zero(params):
 
 
 def test_clipping_uses_the_global_norm(params):
-  options = optimizers.OptimizerOptions(
-    name='sgd',
-    learning_rate=1.0,
-    schedule='constant',
-    momentum=0.0,
-    clip_norm=2.0,
-  )
+  options = updates.plain_sgd(learning_rate=1.0, clip_norm=2.0)
   # Norm √(4 + 4 + 1 + 16 + 0) = 5.
   gradient = {
     'encoder': {'kernel': jnp.array([2.0, -2.0]), 'bias': jnp.array([1.0])},
@@ -138,11 +132,8 @@ GROUPS = (('bias$', 2.0, 0.0), ('^decoder/', 10.0, 0.5), ('encoder', 1.0, 3.0))
 
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
 def test_groups_equal_values_by_hand(params, mode):
-  options = optimizers.OptimizerOptions(
-    name='sgd',
+  options = updates.plain_sgd(
     learning_rate=0.01,
-    schedule='constant',
-    momentum=0.0,
     weight_decay=0.1,
     weight_decay_mode=mode,
     groups=GROUPS,

@@ -16,6 +16,13 @@ def sgd_with_l2(**fields):
   )
 
 
+def plain_sgd(**fields):
+  """Returns options of SGD without momentum, at a constant learning rate."""
+  return optimizers.OptimizerOptions(
+    name='sgd', schedule='constant', momentum=0.0, **fields
+  )
+
+
 def gradients_of(params, num_steps=5):
   """Draws a gradient for each step."""
   rng = np.random.default_rng(0)

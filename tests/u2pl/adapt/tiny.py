@@ -15,7 +15,7 @@ from segcore.models.decoders import segformer
 from segcore.models.encoders import mit
 from segcore.train import optimizers
 from segcore.train import update as update_lib
-from u2pl import contrast
+from tests.u2pl import inputs
 from u2pl.adapt import daformer, feature_distance, self_training
 from u2pl.adapt import options as options_lib
 
@@ -47,16 +47,7 @@ PLUS = options_lib.LearnOptions(
     denoise='raw',
   ),
   feature_distance=DAFORMER.feature_distance,
-  contrast=contrast.ContrastOptions(
-    num_anchors=6,
-    num_negatives=4,
-    low_rank=2,
-    high_rank=5,
-    anchor_threshold=0.1,
-    capacity=40,
-    first_capacity=60,
-    max_push=16,
-  ),
+  contrast=inputs.CONTRAST,
   prototype_momentum=0.9,
   start_step=2,
 )

@@ -12,6 +12,7 @@ from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.ops import color_augment
 from tests.support import meshes
+from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import tiny
 from u2pl.semi import cps, strong_views, systems, unimatch, unimatch_v2
 
@@ -26,8 +27,8 @@ OPTIONS = {
 
 
 def test_each_class_of_options_has_a_method():
-  assert set(typing.get_args(systems.Options)) == set(systems.SYSTEMS)
-  assert {type(options) for options in OPTIONS.values()} < set(systems.SYSTEMS)
+  assert set(typing.get_args(systems.Options)) == set(systems.METHODS)
+  assert {type(options) for options in OPTIONS.values()} < set(systems.METHODS)
 
 
 @pytest.mark.slow
@@ -81,3 +82,37 @@ def test_a_warm_up_has_the_weight_0(name):
     for step in (0, 7, 8)
   ]
   assert weights == [0.0, 0.0, 1.5]
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'cps_cutmix',
+    'unimatch',
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ('cps', 'unimatch_v2')),
+  ],
+)
+def test_panels_show_the_images_that_are_learned(name):
+  trained, batch = tiny.make_method(OPTIONS[name]), tiny.draw_batch()
+  batch['unlabeled']['valid'] = np.arange(tiny.SIZE)[None, :, None] >= np.full(
+    (tiny.BATCH, 1, tiny.SIZE), 9
+  )
+  state = tiny.init_state(trained)
+  rng = jax.random.PRNGKey(0)
+  output = jax.jit(trained.panel_output)(state, batch, rng)
+  _, weak = tiny.symmetric_images(batch)
+  scores = u2pl_reference.bilinear(
+    np.asarray(jax.jit(trained.predict)(state, weak)), weak.shape[1:3]
+  )
+  assert (output.weak_labels == scores.argmax(-1)).mean() > 0.999
+  labels = np.asarray(output.labels)
+  # Padding is not learned, nor are labels without confidence; the rest has the
+  # label of its pixel or that of the partner's.
+  assert (labels[:, :9] < 0).all() and (labels >= 0).any()
+  own = scores.argmax(-1)
+  partners = own.reshape(-1, 2, *own.shape[1:])[:, ::-1].reshape(own.shape)
+  shown = labels >= 0
+  assert ((labels == own) | (labels == partners))[shown].mean() > 0.999
+  changed = np.abs(np.asarray(output.images) - weak).max() > 0.1
+  assert changed == (name != 'cps')
+  assert np.asarray(output.entropy).max() <= np.log(tiny.CLASSES) + 1e-5

@@ -13,7 +13,8 @@ from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
 from segcore.train import optimizers
 from segcore.train import update as update_lib
-from u2pl import contrast, mixing, pseudo_labels
+from tests.u2pl import inputs
+from u2pl import mixing, pseudo_labels
 from u2pl.semi import options as options_lib
 from u2pl.semi import systems
 
@@ -47,23 +48,14 @@ PLUS = options_lib.LearnOptions(
   consistency=options_lib.ConsistencyOptions(
     reverse=0.1, denoise='raw', mixing=mixing.MixingOptions(group=2)
   ),
-  contrast=contrast.ContrastOptions(
-    num_anchors=6,
-    num_negatives=4,
-    low_rank=2,
-    high_rank=5,
-    anchor_threshold=0.1,
-    capacity=40,
-    first_capacity=60,
-    max_push=16,
-  ),
+  contrast=inputs.CONTRAST,
   prototype_momentum=0.9,
   warmup_epochs=1,
 )
 
 
 def make_method(options=PLUS, num_steps=40, **kwargs):
-  return systems.SYSTEMS[type(options)].method(
+  return systems.METHODS[type(options)](
     segmenter=make_network(**kwargs),
     update=update_lib.Update(
       segmenter.SUBMODULES,
