@@ -12,7 +12,7 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
 from runtime import options as options_check
@@ -133,23 +133,14 @@ class Cps(method.SemiSupervised):
       )
       # L_cps: the labels of one network teach the other (Eqs. 2 and 3); without
       # CutMix those of labeled images, too.
-      logits, targets = [x['logits'] for x in outputs], mixed_labels
-      counted = known
-      if not self.options.cutmix:
-        logits = [
-          batch_lib.join_batch_rows([x['logits'], y])
-          for x, y in zip(labeled_outputs, logits, strict=True)
-        ]
-        counted = batch_lib.join_batch_rows([jnp.ones_like(known), known])
-        targets = [_argmax_labels(x, counted.shape) for x in logits]
-      cross = losses.pseudo_label_loss(logits[0], targets[1], counted)
-      cross += losses.pseudo_label_loss(logits[1], targets[0], counted)
+      cross, agreement = self.cross_supervision(
+        labeled_outputs, outputs, mixed_labels, known
+      )
       cross *= self.unlabeled_weight(state, self.options.weight)
-      agree = (targets[0] == targets[1]).astype(jnp.float32)
       terms = {
         'loss_supervised': supervised,
         'loss_unsupervised': cross,
-        'agreement': pixel_losses.masked_mean(agree, counted),
+        'agreement': agreement,
       }
       return supervised + cross, (terms, after)
 
@@ -200,6 +191,38 @@ class Cps(method.SemiSupervised):
         outputs, stats[j] = self.forward(params[j], stats[j], images, key)
         results[-1].append(outputs)
     return results, tuple(stats)
+
+  def cross_supervision(
+    self,
+    labeled_outputs: Sequence[dict[str, Array]],
+    outputs: Sequence[dict[str, Array]],
+    mixed_labels: Sequence[Int[Array, 'B H W']],
+    known: Bool[Array, 'B H W'],
+  ) -> tuple[types.Scalar, types.Scalar]:
+    """Computes the loss of two networks that learn each other's labels.
+
+    Args:
+      labeled_outputs: outputs by head of each network for labeled images.
+      outputs: those for unlabeled images, or for mixed ones with CutMix.
+      mixed_labels: with CutMix, labels of the mixed images by each network.
+      known: pixels of these images without ignored padding.
+
+    Returns:
+      The sum of the loss of both networks, and the share of pixels with the
+      same label by both.
+    """
+    logits, labels = [x['logits'] for x in outputs], mixed_labels
+    if not self.options.cutmix:
+      logits = [
+        batch_lib.join_batch_rows([x['logits'], y])
+        for x, y in zip(labeled_outputs, logits, strict=True)
+      ]
+      known = batch_lib.join_batch_rows([jnp.ones_like(known), known])
+      labels = [_argmax_labels(x, known.shape) for x in logits]
+    loss = losses.pseudo_label_loss(logits[0], labels[1], known)
+    loss += losses.pseudo_label_loss(logits[1], labels[0], known)
+    agree = (labels[0] == labels[1]).astype(jnp.float32)
+    return loss, pixel_losses.masked_mean(agree, known)
 
   def mix(self, rng: Array, *arrays: Shaped[Array, 'B H W ...']) -> list[Array]:
     """Replaces pixels in an odd number of random boxes by those of a partner.

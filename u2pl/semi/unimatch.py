@@ -8,6 +8,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
+from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from runtime import options as options_check
@@ -102,11 +103,7 @@ class UniMatch(method.SemiSupervised):
           maps, drop_rng, options.dropout_rate
         ),
       )
-      plain, dropped = batch_lib.split_batch_rows(outputs['logits'], 2)
-      _, dropped = batch_lib.split_batch_rows(dropped, 2)
-      labeled_outputs, weak_outputs = losses.split_student_outputs(
-        {**outputs, 'logits': plain}
-      )
+      labeled_outputs, weak_outputs, dropped = _split_outputs(outputs)
       # Both strong views in one pass.
       outputs, stats = self.forward(
         params,
@@ -135,3 +132,24 @@ class UniMatch(method.SemiSupervised):
       return sum(terms.values()) / 2, ({**terms, **own.scalars(batch)}, stats)
 
     return student.gradient_step(self.update, state, loss)
+
+
+def _split_outputs(
+  outputs: dict[str, Array],
+) -> tuple[dict[str, Array], dict[str, Array], Float[Array, 'B h w C']]:
+  """Splits outputs for labeled images and weak views, with dropped channels.
+
+  Args:
+    outputs: outputs by head for both; `logits` for the encoder's maps as they
+      are, then for those with dropped channels.
+
+  Returns:
+    Outputs for labeled images, those for weak views, and the logits for weak
+    views with dropped channels.
+  """
+  plain, dropped = batch_lib.split_batch_rows(outputs['logits'], 2)
+  _, dropped = batch_lib.split_batch_rows(dropped, 2)
+  labeled_outputs, weak_outputs = losses.split_student_outputs(
+    {**outputs, 'logits': plain}
+  )
+  return labeled_outputs, weak_outputs, dropped
