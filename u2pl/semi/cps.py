@@ -101,10 +101,7 @@ class Cps(method.SemiSupervised):
     """Runs one step of CPS, or of CPS with CutMix."""
     rng = jax.random.fold_in(state.rng, state.step)
     mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
-    labeled, unlabeled = (
-      batch_lib.batch_images_to_symmetric(batch[name]['image'])
-      for name in ('labeled', 'unlabeled')
-    )
+    labeled, unlabeled = method.stream_images(batch)
     # Ignored padding of unlabeled images teaches nothing.
     known = batch['unlabeled'].get('valid', jnp.ones(unlabeled.shape[:3], bool))
     params = state.params, state.second.params
@@ -116,10 +113,9 @@ class Cps(method.SemiSupervised):
       [outputs], stats = self.forward_both(
         params, stats, [unlabeled], label_rng
       )
-      labels = [_argmax_labels(x['logits'], known.shape) for x in outputs]
-      unlabeled, known, *mixed_labels = self.mix(
-        mixing_rng, unlabeled, known, *labels
-      )
+      labels = (_argmax_labels(x['logits'], known.shape) for x in outputs)
+      mixed = self.mix(mixing_rng, unlabeled, known, *labels)
+      unlabeled, known, *mixed_labels = mixed
 
     def loss(params):
       # Both networks on labeled and on unlabeled or mixed images.
@@ -133,14 +129,22 @@ class Cps(method.SemiSupervised):
       )
       # L_cps: the labels of one network teach the other (Eqs. 2 and 3); without
       # CutMix those of labeled images, too.
-      cross, agreement = self.cross_supervision(
-        labeled_outputs, outputs, mixed_labels, known
-      )
+      logits, targets = [x['logits'] for x in outputs], mixed_labels
+      counted = known
+      if not self.options.cutmix:
+        logits = [
+          batch_lib.join_batch_rows([x['logits'], y])
+          for x, y in zip(labeled_outputs, logits, strict=True)
+        ]
+        counted = batch_lib.join_batch_rows([jnp.ones_like(known), known])
+        targets = [_argmax_labels(x, counted.shape) for x in logits]
+      cross = losses.pseudo_label_loss(logits[0], targets[1], counted)
+      cross += losses.pseudo_label_loss(logits[1], targets[0], counted)
       cross *= self.unlabeled_weight(state, self.options.weight)
       terms = {
         'loss_supervised': supervised,
         'loss_unsupervised': cross,
-        'agreement': agreement,
+        'agreement': _agreement(*targets, counted),
       }
       return supervised + cross, (terms, after)
 
@@ -192,38 +196,6 @@ class Cps(method.SemiSupervised):
         results[-1].append(outputs)
     return results, tuple(stats)
 
-  def cross_supervision(
-    self,
-    labeled_outputs: Sequence[dict[str, Array]],
-    outputs: Sequence[dict[str, Array]],
-    mixed_labels: Sequence[Int[Array, 'B H W']],
-    known: Bool[Array, 'B H W'],
-  ) -> tuple[types.Scalar, types.Scalar]:
-    """Computes the loss of two networks that learn each other's labels.
-
-    Args:
-      labeled_outputs: outputs by head of each network for labeled images.
-      outputs: those for unlabeled images, or for mixed ones with CutMix.
-      mixed_labels: with CutMix, labels of the mixed images by each network.
-      known: pixels of these images without ignored padding.
-
-    Returns:
-      The sum of the loss of both networks, and the share of pixels with the
-      same label by both.
-    """
-    logits, labels = [x['logits'] for x in outputs], mixed_labels
-    if not self.options.cutmix:
-      logits = [
-        batch_lib.join_batch_rows([x['logits'], y])
-        for x, y in zip(labeled_outputs, logits, strict=True)
-      ]
-      known = batch_lib.join_batch_rows([jnp.ones_like(known), known])
-      labels = [_argmax_labels(x, known.shape) for x in logits]
-    loss = losses.pseudo_label_loss(logits[0], labels[1], known)
-    loss += losses.pseudo_label_loss(logits[1], labels[0], known)
-    agree = (labels[0] == labels[1]).astype(jnp.float32)
-    return loss, pixel_losses.masked_mean(agree, known)
-
   def mix(self, rng: Array, *arrays: Shaped[Array, 'B H W ...']) -> list[Array]:
     """Replaces pixels in an odd number of random boxes by those of a partner.
 
@@ -250,3 +222,13 @@ def _argmax_labels(
   """Computes the label of each pixel; no gradient passes it."""
   scores = pseudo_labels.upsample_teacher_scores(logits, shape[1:3])
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def _agreement(
+  first: Int[Array, 'B H W'],
+  second: Int[Array, 'B H W'],
+  counted: Bool[Array, 'B H W'],
+) -> types.Scalar:
+  """Computes the share of pixels with equal labels, of those counted."""
+  equal = (first == second).astype(jnp.float32)
+  return pixel_losses.masked_mean(equal, counted)

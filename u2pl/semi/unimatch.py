@@ -8,7 +8,6 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
-from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from runtime import options as options_check
@@ -79,10 +78,7 @@ class UniMatch(method.SemiSupervised):
     """Runs one step of UniMatch."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, weak_rng, strong_rng = jax.random.split(rng, 4)
-    labeled, weak = (
-      batch_lib.batch_images_to_symmetric(batch[name]['image'])
-      for name in ('labeled', 'unlabeled')
-    )
+    labeled, weak = method.stream_images(batch)
     # Labels that images take part with as partners, in evaluation mode; strong
     # views, with boxes of partners.
     partners = strong_views.confident_labels(
@@ -103,7 +99,11 @@ class UniMatch(method.SemiSupervised):
           maps, drop_rng, options.dropout_rate
         ),
       )
-      labeled_outputs, weak_outputs, dropped = _split_outputs(outputs)
+      plain, dropped = batch_lib.split_batch_rows(outputs['logits'], 2)
+      _, dropped = batch_lib.split_batch_rows(dropped, 2)
+      labeled_outputs, weak_outputs = losses.split_student_outputs(
+        {**outputs, 'logits': plain}
+      )
       # Both strong views in one pass.
       outputs, stats = self.forward(
         params,
@@ -132,24 +132,3 @@ class UniMatch(method.SemiSupervised):
       return sum(terms.values()) / 2, ({**terms, **own.scalars(batch)}, stats)
 
     return student.gradient_step(self.update, state, loss)
-
-
-def _split_outputs(
-  outputs: dict[str, Array],
-) -> tuple[dict[str, Array], dict[str, Array], Float[Array, 'B h w C']]:
-  """Splits outputs for labeled images and weak views, with dropped channels.
-
-  Args:
-    outputs: outputs by head for both; `logits` for the encoder's maps as they
-      are, then for those with dropped channels.
-
-  Returns:
-    Outputs for labeled images, those for weak views, and the logits for weak
-    views with dropped channels.
-  """
-  plain, dropped = batch_lib.split_batch_rows(outputs['logits'], 2)
-  _, dropped = batch_lib.split_batch_rows(dropped, 2)
-  labeled_outputs, weak_outputs = losses.split_student_outputs(
-    {**outputs, 'logits': plain}
-  )
-  return labeled_outputs, weak_outputs, dropped
