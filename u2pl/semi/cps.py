@@ -12,7 +12,7 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
 from runtime import options as options_check
@@ -101,10 +101,7 @@ class Cps(method.SemiSupervised):
     """Runs one step of CPS, or of CPS with CutMix."""
     rng = jax.random.fold_in(state.rng, state.step)
     mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
-    labeled, unlabeled = (
-      batch_lib.batch_images_to_symmetric(batch[name]['image'])
-      for name in ('labeled', 'unlabeled')
-    )
+    labeled, unlabeled = method.stream_images(batch)
     # Ignored padding of unlabeled images teaches nothing.
     known = batch['unlabeled'].get('valid', jnp.ones(unlabeled.shape[:3], bool))
     params = state.params, state.second.params
@@ -116,10 +113,9 @@ class Cps(method.SemiSupervised):
       [outputs], stats = self.forward_both(
         params, stats, [unlabeled], label_rng
       )
-      labels = [_argmax_labels(x['logits'], known.shape) for x in outputs]
-      unlabeled, known, *mixed_labels = self.mix(
-        mixing_rng, unlabeled, known, *labels
-      )
+      labels = (_argmax_labels(x['logits'], known.shape) for x in outputs)
+      mixed = self.mix(mixing_rng, unlabeled, known, *labels)
+      unlabeled, known, *mixed_labels = mixed
 
     def loss(params):
       # Both networks on labeled and on unlabeled or mixed images.
@@ -145,11 +141,10 @@ class Cps(method.SemiSupervised):
       cross = losses.pseudo_label_loss(logits[0], targets[1], counted)
       cross += losses.pseudo_label_loss(logits[1], targets[0], counted)
       cross *= self.unlabeled_weight(state, self.options.weight)
-      agree = (targets[0] == targets[1]).astype(jnp.float32)
       terms = {
         'loss_supervised': supervised,
         'loss_unsupervised': cross,
-        'agreement': pixel_losses.masked_mean(agree, counted),
+        'agreement': _agreement(*targets, counted),
       }
       return supervised + cross, (terms, after)
 
@@ -227,3 +222,13 @@ def _argmax_labels(
   """Computes the label of each pixel; no gradient passes it."""
   scores = pseudo_labels.upsample_teacher_scores(logits, shape[1:3])
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def _agreement(
+  first: Int[Array, 'B H W'],
+  second: Int[Array, 'B H W'],
+  counted: Bool[Array, 'B H W'],
+) -> types.Scalar:
+  """Computes the share of pixels with equal labels, of those counted."""
+  equal = (first == second).astype(jnp.float32)
+  return pixel_losses.masked_mean(equal, counted)

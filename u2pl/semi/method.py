@@ -16,6 +16,17 @@ from u2pl.semi import losses
 from u2pl.semi import options as options_lib
 
 
+def stream_images(
+  batch: batch_lib.Batch,
+) -> tuple[Float[Array, 'B H W 3'], Float[Array, 'B H W 3']]:
+  """Returns labeled and unlabeled images of a batch, in [-1, 1]."""
+  labeled, unlabeled = (
+    batch_lib.batch_images_to_symmetric(batch[name]['image'])
+    for name in ('labeled', 'unlabeled')
+  )
+  return labeled, unlabeled
+
+
 class PanelOutput(NamedTuple):
   """Pseudo-labels of unlabeled images, as pictures of a training show them.
 

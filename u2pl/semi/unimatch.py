@@ -61,10 +61,7 @@ class UniMatch(method.SemiSupervised):
     """Runs one step of UniMatch."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, weak_rng, strong_rng = jax.random.split(rng, 4)
-    labeled, weak = (
-      batch_lib.batch_images_to_symmetric(batch[name]['image'])
-      for name in ('labeled', 'unlabeled')
-    )
+    labeled, weak = method.stream_images(batch)
     # Labels that images take part with as partners, in evaluation mode; strong
     # views, with boxes of partners.
     partners = strong_views.confident_labels(

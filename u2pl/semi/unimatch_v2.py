@@ -73,10 +73,7 @@ class UniMatchV2(method.TeacherStudent):
     """Runs one step of UniMatch V2."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, labeled_rng, strong_rng = jax.random.split(rng, 4)
-    labeled, weak = (
-      batch_lib.batch_images_to_symmetric(batch[name]['image'])
-      for name in ('labeled', 'unlabeled')
-    )
+    labeled, weak = method.stream_images(batch)
     # Pseudo-labels of the teacher in evaluation mode; strong views, with boxes
     # of partners.
     state = self.teacher.copy_student(state)
