@@ -198,20 +198,26 @@ def named(
     if decoder_name == 'deeplabv3plus':
       return small_deeplabv3plus(width)
     return small(decoder_name, width, skips)
-  encoder = {**ENCODERS[encoder_name]}
+  encoder = _public_encoder(encoder_name, decoder_name, frozen)
+  decoder = _light_decoder(decoder_name, encoder, width, full_resolution)
+  decoder |= _skips(skips)
+  return shared.block(encoder=encoder, decoder=decoder)
+
+
+def _public_encoder(name: str, decoder: str, frozen: bool) -> dict[str, Any]:
+  """Builds an encoder of `named`."""
+  encoder = {**ENCODERS[name]}
   if frozen and encoder['name'] == 'efficientnet':
     encoder['frozen_blocks'] = _FROZEN_BLOCKS
   if frozen and encoder['name'] == 'vit':
     encoder['frozen'] = True
-  if decoder_name == 'deeplabv3plus':
+  if decoder == 'deeplabv3plus':
     # At output stride 16.
     if encoder['name'] == 'mit':
       encoder['strides'] = (4, 2, 2, 1)
     elif encoder['name'] != 'vit':
       encoder['output_stride'] = 16
-  decoder = _light_decoder(decoder_name, encoder, width, full_resolution)
-  decoder |= _skips(skips)
-  return shared.block(encoder=encoder, decoder=decoder)
+  return encoder
 
 
 def _light_decoder(

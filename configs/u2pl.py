@@ -85,27 +85,15 @@ def paper(
   Raises:
     ValueError: options contradict each other.
   """
-  transunet = options.network == 'transunet'
-  if options.network in networks.PLAIN_VITS and network is None:
-    raise ValueError(
-      f'config option network={options.network}: expected it with '
-      f'system=unimatch_v2, got system={options.system}'
-    )
   config = shared.block(
     program='u2pl.main',
     without_files=shared.TINY_ADVICE,
-    network=network
-    or (
-      networks.unet('transunet')
-      if transunet
-      else networks.deeplabv3plus(options.network)
-    ),
+    network=network or _paper_network(options),
     train={
       **images,
       'subset': _listed_subset(options),
       'learn': losses,
-      # Logits at full resolution, where those of DeepLabv3+ are at a quarter.
-      'heads': heads or ({'kind': 'conv'} if transunet else {}),
+      'heads': heads or _paper_heads(options),
       'start': _start(options.start, _paper_encoder(options)),
       'crop': crop or _scaled_crop(options, size),
       'steps_per_epoch': steps_per_epoch,
@@ -123,6 +111,28 @@ def paper(
     _generate_images(config)
     _shorten(config)
   return config
+
+
+def _paper_network(options: SimpleNamespace) -> ml_collections.ConfigDict:
+  """Builds the network of U2PL, or the TransUNet that an option names.
+
+  Raises:
+    ValueError: the network is one of UniMatch V2.
+  """
+  if options.network in networks.PLAIN_VITS:
+    raise ValueError(
+      f'config option network={options.network}: expected it with '
+      f'system=unimatch_v2, got system={options.system}'
+    )
+  if options.network == 'transunet':
+    return networks.unet('transunet')
+  return networks.deeplabv3plus(options.network)
+
+
+def _paper_heads(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the heads of `_paper_network`."""
+  # Logits at full resolution, where those of DeepLabv3+ are at a quarter.
+  return {'kind': 'conv'} if options.network == 'transunet' else {}
 
 
 def _listed_subset(options: SimpleNamespace) -> dict[str, Any]:

@@ -64,15 +64,7 @@ def get_config(argument=None):
       'recipe': shared.recipe(
         options.batch,
         options.steps,
-        {
-          'learning_rate': options.lr,
-          'schedule': 'warmed_poly',
-          'poly_power': 1.0,
-          'warmup_steps': 1500,
-          'warmup_start': 1e-6,
-          'weight_decay': 0.01,
-          'groups': adaptation.GROUPS,
-        },
+        _optimizer(options.lr),
         evaluate_every=options.steps // 10,
       ),
     },
@@ -87,3 +79,16 @@ def get_config(argument=None):
     adaptation.generate_images(config)
     adaptation.shorten(config)
   return config
+
+
+def _optimizer(learning_rate):
+  """Builds AdamW with a linear warm-up, and a linear decay after it."""
+  return {
+    'learning_rate': learning_rate,
+    'schedule': 'warmed_poly',
+    'poly_power': 1.0,
+    'warmup_steps': 1500,
+    'warmup_start': 1e-6,
+    'weight_decay': 0.01,
+    'groups': adaptation.GROUPS,
+  }

@@ -37,25 +37,7 @@ def get_config(argument=None):
       'target': {'data': {'name': domains['target']}, 'crop': crop},
       'crop': crop,
       'flips': ('horizontal', 'vertical'),
-      'learn': adaptation.losses(
-        options,
-        start_step=options.steps // 10,
-        has_encoder=bool(options.encoder),
-        self_training={
-          'threshold': options.threshold,
-          'ema_decay': options.ema,
-          'ignored_top': 0,
-          'ignored_bottom': 0,
-        },
-        # All but the background are things.
-        feature_distance={'classes': tuple(range(1, 9))},
-        contrast={
-          'num_anchors': 64,
-          'capacity': 2000,
-          'first_capacity': 4000,
-          'max_push': 256,
-        },
-      ),
+      'learn': _losses(options),
       'rare_classes': adaptation.rare_classes(
         options, min_pixels=50, min_crop_pixels=20
       ),
@@ -74,3 +56,26 @@ def get_config(argument=None):
   if options.tiny:
     adaptation.shorten(config)
   return config
+
+
+def _losses(options):
+  """Builds the losses for images of shapes, of 64 pixels a side."""
+  return adaptation.losses(
+    options,
+    start_step=options.steps // 10,
+    has_encoder=bool(options.encoder),
+    self_training={
+      'threshold': options.threshold,
+      'ema_decay': options.ema,
+      'ignored_top': 0,
+      'ignored_bottom': 0,
+    },
+    # All but the background are things.
+    feature_distance={'classes': tuple(range(1, 9))},
+    contrast={
+      'num_anchors': 64,
+      'capacity': 2000,
+      'first_capacity': 4000,
+      'max_push': 256,
+    },
+  )

@@ -37,6 +37,22 @@ class BranchState:
   prototypes: Any
 
 
+class BranchFields:
+  """Training state that has the fields of a branch's state as its own.
+
+  Paths in checkpoints, which must stay, name the bank and the prototypes one by
+  one.
+  """
+
+  bank: Any
+  prototypes: Any
+
+  @property
+  def branch(self) -> BranchState:
+    """Returns the state of the contrastive branch."""
+    return BranchState(self.bank, self.prototypes)
+
+
 class PixelMasks(NamedTuple):
   """Pixels by the source of their label, for the candidates of the loss.
 

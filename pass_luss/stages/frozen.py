@@ -62,9 +62,8 @@ class FrozenOptions(data_lib.LabeledData):
   batch_size: int = 8
 
   def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'seed', 'stride', 'short_side', least=0
-    )
+    sizes = 'stride', 'short_side'
+    options_lib.check_options_in_range(self, 'seed', *sizes, least=0)
     if self.split in (self.val_split, *self.follow):
       raise ValueError(
         'val_split, follow: expected other splits than that of the labeled '

@@ -267,18 +267,17 @@ def test_folders_need_a_source(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('name', 'field', 'value'),
+  ('name', 'fields'),
   [
-    ('voc2012', 'classes', 'a.txt'),
-    ('cityscapes/fine', 'on_bad_example', 'skip'),
-    ('image_folder', 'ignore', '255'),
-    ('shapes/scenes', 'source', 'here'),
+    ('voc2012', {'classes': 'a.txt'}),
+    ('cityscapes/fine', {'on_bad_example': 'skip'}),
+    ('image_folder', {'ignore': '255'}),
+    ('shapes/scenes', {'source': 'here'}),
   ],
 )
-def test_a_field_that_the_data_set_does_not_read_is_refused(name, field, value):
-  assert messages.message_of(
-    lambda: datasets.DataOptions(name, **{field: value})
-  ) == (
+def test_a_field_that_the_data_set_does_not_read_is_refused(name, fields):
+  ((field, value),) = fields.items()
+  assert messages.message_of(lambda: datasets.DataOptions(name, **fields)) == (
     f'{field}: expected no value, as {name.partition("/")[0]} does not read '
     f'it, got {value!r}: remove it'
   )

@@ -88,18 +88,6 @@ def start(
     options: further options of the config.
     log: file that the output is appended to; `workdir`.log by default.
   """
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': compilation.xla_flags(devices),
-  }
-  if process:
-    index, count, port = process
-    environment |= {
-      'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
-      'JAX_NUM_PROCESSES': str(count),
-      'JAX_PROCESS_ID': str(index),
-    }
   method_options, short = {
     'ddep': ('init=none', SHORT),
     'u2pl': ('labels=4', SHORT_U2PL),
@@ -125,11 +113,30 @@ def start(
     return subprocess.Popen(
       command,
       cwd=ROOT,
-      env=environment,
+      env=_environment(devices, process),
       stdout=file,
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
+
+
+def _environment(
+  devices: int, process: tuple[int, int, int] | None
+) -> dict[str, str]:
+  """Builds the environment of a process that `start` starts."""
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': compilation.xla_flags(devices),
+  }
+  if process:
+    index, count, port = process
+    environment |= {
+      'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+      'JAX_NUM_PROCESSES': str(count),
+      'JAX_PROCESS_ID': str(index),
+    }
+  return environment
 
 
 def wait(process: subprocess.Popen, workdir: pathlib.Path) -> int:

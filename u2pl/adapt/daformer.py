@@ -129,18 +129,8 @@ class DAFormer:
       total += terms['loss_feature_distance']
     if targets:
       # L_mix: in a pass of its own, with batch statistics of its own.
-      mixed, batch_stats = self.forward(
-        params,
-        batch_stats,
-        targets.mixed.images,
-        options.mixed_heads,
-        keys.mixed,
-      )
-      terms['loss_mixed'] = losses.mean_loss(
-        mixed['logits'],
-        targets.mixed.labels,
-        targets.weights,
-        options.self_training,
+      terms['loss_mixed'], mixed, batch_stats = self.mixed_loss(
+        params, batch_stats, targets, keys.mixed
       )
       total += terms['loss_mixed']
     if options.contrast:
@@ -152,6 +142,35 @@ class DAFormer:
       )
       total += options.contrast.weight * terms['loss_contrast']
     return total, (terms, batch_stats)
+
+  def mixed_loss(
+    self,
+    params: types.Params,
+    batch_stats: types.Params,
+    targets: target_teacher.MixedTargets,
+    rng: Array,
+  ) -> tuple[types.Scalar, dict[str, Array], types.Params]:
+    """Computes L_mix, the weighted cross entropy of mixed images.
+
+    Args:
+      params: parameters of the student.
+      batch_stats: batch statistics before the pass.
+      targets: mixed images, their labels and weights.
+      rng: key of the dropout.
+
+    Returns:
+      The loss, the outputs by head, and the batch statistics after the pass.
+    """
+    outputs, batch_stats = self.forward(
+      params, batch_stats, targets.mixed.images, self.options.mixed_heads, rng
+    )
+    loss = losses.mean_loss(
+      outputs['logits'],
+      targets.mixed.labels,
+      targets.weights,
+      self.options.self_training,
+    )
+    return loss, outputs, batch_stats
 
   def forward(
     self,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
 from segcore import types
@@ -23,7 +23,7 @@ from u2pl.adapt import options as options_lib
 
 
 @flax.struct.dataclass
-class State(ema.TeacherState):
+class State(contrastive_branch.BranchFields, ema.TeacherState):
   """Training state of student, EMA teacher, frozen encoder and branch.
 
   Attributes:
@@ -36,11 +36,6 @@ class State(ema.TeacherState):
   frozen: Any
   bank: Any
   prototypes: Any
-
-  @property
-  def branch(self) -> contrastive_branch.BranchState:
-    """Returns the state of the contrastive branch."""
-    return contrastive_branch.BranchState(self.bank, self.prototypes)
 
 
 class StepKeys(NamedTuple):
@@ -185,15 +180,8 @@ class TargetTeacher:
     )
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
     _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
-    entropy = pseudo_labels.pixel_entropy(
-      resize.resize_bilinear(logits, labels.shape[1:])
-    )
-    progress = state.step.astype(jnp.float32) / self.num_steps
-    reliability = pseudo_labels.partition_by_entropy(
-      entropy,
-      mixed.trusted,
-      self.options.partition.at(progress),
-      self.options.anchor_entropy,
+    entropy, reliability = self.partition_pixels(
+      state.step, logits, mixed.trusted
     )
     weights = self_training.weights_by_reliability(
       mixed.kept,
@@ -219,6 +207,33 @@ class TargetTeacher:
       if contrastive is not None:
         scalars |= self.branch.scalars(branch, contrastive)
     return state, MixedTargets(mixed, weights, contrastive, scalars)
+
+  def partition_pixels(
+    self,
+    step: Int[Array, ''],
+    logits: Float[Array, 'B h w C'],
+    trusted: Bool[Array, 'B H W'],
+  ) -> tuple[Float[Array, 'B H W'], pseudo_labels.Reliability]:
+    """Partitions target pixels of mixed images by the teacher's entropy.
+
+    Args:
+      step: step of the training, which sets the share of unreliable pixels.
+      logits: logits of the teacher for mixed images.
+      trusted: pixels whose pseudo-labels are trusted, the ones partitioned.
+
+    Returns:
+      The entropy of each pixel in nats, and its reliability.
+    """
+    entropy = pseudo_labels.pixel_entropy(
+      resize.resize_bilinear(logits, trusted.shape[1:])
+    )
+    progress = step.astype(jnp.float32) / self.num_steps
+    return entropy, pseudo_labels.partition_by_entropy(
+      entropy,
+      trusted,
+      self.options.partition.at(progress),
+      self.options.anchor_entropy,
+    )
 
   @property
   def ema(self) -> ema.EmaTeacher:

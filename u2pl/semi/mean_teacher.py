@@ -24,11 +24,8 @@ from u2pl.semi import options as options_lib
 
 
 @flax.struct.dataclass
-class State(ema.TeacherState):
+class State(contrastive_branch.BranchFields, ema.TeacherState):
   """Training state of student, EMA teacher and contrastive branch.
-
-  The branch's state has no field of its own: paths in checkpoints, which must
-  stay, name its bank and its prototypes one by one.
 
   Attributes:
     bank: memory bank; None without contrast.
@@ -37,11 +34,6 @@ class State(ema.TeacherState):
 
   bank: Any
   prototypes: Any
-
-  @property
-  def branch(self) -> contrastive_branch.BranchState:
-    """Returns the state of the contrastive branch."""
-    return contrastive_branch.BranchState(self.bank, self.prototypes)
 
 
 class TeacherOutput(NamedTuple):

@@ -6,7 +6,7 @@ targets = views[0].paste(own, partners)
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
 from u2pl.semi import method
+from u2pl.semi import options as system_options
 
 # Probabilities and strengths of both versions.
 COLORS = color_augment.ColorOptions(
@@ -50,6 +51,40 @@ class ViewOptions:
 
   def __post_init__(self):
     options_lib.check_options_in_range(self, 'group', least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class StrongViewSystemOptions(system_options.SystemOptions):
+  """Options that both versions have.
+
+  Attributes:
+    supervised: loss on labeled images.
+    confidence: τ, least probability of a pseudo-label that is learned.
+    views: strong views.
+    weight: factor of the losses on unlabeled images.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  group_path: ClassVar[str] = 'views.group'
+
+  supervised: system_options.SupervisedOptions = (
+    system_options.SupervisedOptions()
+  )
+  confidence: float = 0.95
+  views: ViewOptions = ViewOptions()
+  weight: float = 1.0
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.confidence < 1:
+      raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
+    options_lib.check_options_in_range(self, 'warmup_epochs', least=0)
+    options_lib.check_options_positive(self, 'weight')
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return self.views.group
 
 
 class ConfidentLabels(NamedTuple):

@@ -5,7 +5,7 @@ Semi-Supervised Semantic Segmentation". There is no teacher.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 
@@ -14,50 +14,33 @@ from runtime import options as options_check
 from segcore import types
 from segcore.train import train_state
 from u2pl.semi import losses, method, perturbations, strong_views, student
-from u2pl.semi import options as options_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class UniMatchOptions(options_lib.SystemOptions):
+class UniMatchOptions(strong_views.StrongViewSystemOptions):
   """Options of UniMatch.
 
   Attributes:
     name: 'unimatch'.
-    supervised: loss on labeled images.
-    confidence: τ, least probability of a pseudo-label that is learned.
-    views: strong views.
     strong_weight: weight of the loss of each of the two strong views.
     feature_weight: weight of the loss of the perturbed features.
     dropout_rate: share of the channels of the encoder's maps that are dropped.
-    weight: factor of both weights.
-    warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
-  group_path: ClassVar[str] = 'views.group'
-
   name: Literal['unimatch'] = 'unimatch'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  confidence: float = 0.95
-  views: strong_views.ViewOptions = strong_views.ViewOptions()
   strong_weight: float = 0.25
   feature_weight: float = 0.5
   dropout_rate: float = 0.5
-  weight: float = 1.0
-  warmup_epochs: int = 0
 
   def __post_init__(self):
-    for name in ('confidence', 'dropout_rate'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f'{name}: expected [0, 1), got {getattr(self, name)}')
+    super().__post_init__()
+    if not 0 <= self.dropout_rate < 1:
+      raise ValueError(
+        f'dropout_rate: expected [0, 1), got {self.dropout_rate}'
+      )
     options_check.check_options_in_range(
-      *(self, 'strong_weight', 'feature_weight', 'warmup_epochs'), least=0
+      self, 'strong_weight', 'feature_weight', least=0
     )
-    options_check.check_options_positive(self, 'weight')
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return self.views.group
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,60 +5,38 @@ Semantic Segmentation", of any encoder.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
 from segcore import types
 from u2pl import ema
 from u2pl.semi import method, perturbations, strong_views, student
-from u2pl.semi import options as options_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class UniMatchV2Options(options_lib.SystemOptions):
+class UniMatchV2Options(strong_views.StrongViewSystemOptions):
   """Options of UniMatch V2.
 
   Attributes:
     name: 'unimatch_v2'.
-    supervised: loss on labeled images.
-    confidence: τ, least probability of a pseudo-label that is learned.
-    views: strong views.
     teacher: EMA teacher; its batch statistics are averaged, too.
-    weight: weight of the mean loss of the two strong views.
-    warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
-  group_path: ClassVar[str] = 'views.group'
-
   name: Literal['unimatch_v2'] = 'unimatch_v2'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  confidence: float = 0.95
-  views: strong_views.ViewOptions = strong_views.ViewOptions()
   teacher: ema.EmaOptions = ema.EmaOptions(
     decay=0.996, copy_epochs=0, statistics='ema'
   )
-  weight: float = 1.0
-  warmup_epochs: int = 0
 
   def __post_init__(self):
-    if not 0 <= self.confidence < 1:
-      raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
+    super().__post_init__()
     if self.teacher.statistics == 'own':
       raise ValueError(
         "teacher.statistics: expected 'ema' or 'copy', as the teacher has no "
         "pass in training mode, got 'own'"
       )
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
-    options_check.check_options_positive(self, 'weight')
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return self.views.group
 
   @property
   def has_teacher(self) -> bool:

@@ -16,6 +16,10 @@ from jaxtyping import Array, Float
 from segcore.models.encoders import resnet_gn
 from segcore.models.layers import norm as norms
 
+_StdConv = functools.partial(
+  resnet_gn.StdConv, epsilon_on='variance', padding='symmetric'
+)
+
 
 class BiTUnit(resnet_gn.Bottleneck):
   """A bottleneck of which each convolution follows a norm and a ReLU.
@@ -32,7 +36,9 @@ class BiTUnit(resnet_gn.Bottleneck):
     self, x: Float[Array, 'B h w D']
   ) -> Float[Array, 'B h_out w_out D_out']:
     """Applies the unit; D_out is 4 times the width."""
-    conv = functools.partial(_conv, epsilon=self.conv_epsilon, dtype=self.dtype)
+    conv = functools.partial(
+      _StdConv, epsilon=self.conv_epsilon, dtype=self.dtype
+    )
 
     def norm_relu(
       x: Float[Array, 'B h w D'], name: str
@@ -78,26 +84,13 @@ class BiT(resnet_gn.MapsEncoder):
     norm = functools.partial(
       norms.GroupNorm, self.num_groups, self.norm_epsilon, dtype=self.dtype
     )
-    x = _conv(
-      self.width,
-      kernel=7,
-      stride=2,
-      epsilon=self.conv_epsilon,
-      dtype=self.dtype,
-      name='conv_root',
-    )(images)
+    x = self.root_conv(_StdConv)(images)
     maps = {'root': x}
     # As the public weights were trained: padded by zeros, which may exceed the
     # values, and not by -inf as `max_pool` pads.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
-    unit = functools.partial(
-      nn.remat(BiTUnit) if self.remat else BiTUnit,
-      num_groups=self.num_groups,
-      norm_epsilon=self.norm_epsilon,
-      conv_epsilon=self.conv_epsilon,
-      dtype=self.dtype,
-    )
+    unit = self.unit_of(BiTUnit)
     maps |= resnet_gn.apply_resnet_blocks(x, self.blocks, self.width, unit)
     last = f'block{len(self.blocks)}'
     x = maps[last]
@@ -105,9 +98,3 @@ class BiT(resnet_gn.MapsEncoder):
       maps = {name: norm(affine=False)(skip) for name, skip in maps.items()}
     maps[last] = nn.relu(norm(name='gn_last')(x))
     return maps
-
-
-def _conv(out_channels: int, **fields) -> resnet_gn.StdConv:
-  return resnet_gn.StdConv(
-    out_channels, epsilon_on='variance', padding='symmetric', **fields
-  )

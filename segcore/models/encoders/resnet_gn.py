@@ -244,6 +244,30 @@ class MapsEncoder(ResNetEncoder):
     """Computes the maps by name; implemented by subclasses."""
     raise NotImplementedError
 
+  def root_conv(self, conv: Callable[..., StdConv] = StdConv) -> StdConv:
+    """Builds the first convolution, of the kind `conv`."""
+    return conv(
+      self.width,
+      kernel=7,
+      stride=2,
+      epsilon=self.conv_epsilon,
+      dtype=self.dtype,
+      name='conv_root',
+    )
+
+  def unit_of(
+    self, kind: type[Bottleneck], **fields: bool
+  ) -> Callable[..., Bottleneck]:
+    """Returns the function that builds a unit from width, stride and name."""
+    return functools.partial(
+      nn.remat(kind) if self.remat else kind,
+      num_groups=self.num_groups,
+      norm_epsilon=self.norm_epsilon,
+      conv_epsilon=self.conv_epsilon,
+      dtype=self.dtype,
+      **fields,
+    )
+
 
 class ResNet(MapsEncoder):
   """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
@@ -262,28 +286,14 @@ class ResNet(MapsEncoder):
   @nn.compact
   def encode(self, images: Float[Array, 'B H W 3']) -> dict[str, Array]:
     """Computes the maps by name."""
-    x = StdConv(
-      self.width,
-      kernel=7,
-      stride=2,
-      epsilon=self.conv_epsilon,
-      dtype=self.dtype,
-      name='conv_root',
-    )(images)
+    x = self.root_conv()(images)
     x = norms.GroupNorm(
       self.num_groups, self.norm_epsilon, dtype=self.dtype, name='gn_root'
     )(x)
     x = nn.relu(x)
     root = x
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
-    unit = functools.partial(
-      nn.remat(ResNetGNUnit) if self.remat else ResNetGNUnit,
-      num_groups=self.num_groups,
-      norm_epsilon=self.norm_epsilon,
-      conv_epsilon=self.conv_epsilon,
-      zero_init=self.zero_init,
-      dtype=self.dtype,
-    )
+    unit = self.unit_of(ResNetGNUnit, zero_init=self.zero_init)
     return {
       'root': root,
       **apply_resnet_blocks(x, self.blocks, self.width, unit),

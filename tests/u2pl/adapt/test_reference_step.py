@@ -22,6 +22,11 @@ from u2pl.adapt import mixed_images, target_teacher
 from u2pl.adapt import options as options_lib
 
 SHAPE = (tiny.SIZE, tiny.SIZE)
+# Cotangents of the outputs of DAFormer, for a pass without a gradient.
+ZEROS = {
+  'logits': np.zeros((2, 8, 8, tiny.CLASSES)),
+  options_lib.FEATURES: np.zeros((2, 8, 8, 8)),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -82,14 +87,6 @@ class Network:
       )
     )
 
-  def outputs(self, params, stats, images, rng, zeros=None):
-    """Returns outputs and statistics of the student."""
-    if zeros is None:
-      zeros = jax.eval_shape(
-        lambda *x: self.pull(*x, None)[0], params, stats, images, rng
-      )
-    return self.pull(params, stats, images, rng, zeros)[:2]
-
 
 class Step(NamedTuple):
   """Quantities of a step in numpy.
@@ -115,6 +112,11 @@ class Step(NamedTuple):
   mask: np.ndarray
   pseudo: np.ndarray
   images: np.ndarray
+
+  @property
+  def mixed_labels(self):
+    """Returns the labels of mixed images."""
+    return np.where(self.mask, self.labels, self.pseudo)
 
 
 def to_symmetric(images):
@@ -186,6 +188,64 @@ def state_at(trained, step):
   )
 
 
+def source_terms(network, state, step):
+  """Computes the terms of source images: losses and their gradient.
+
+  Returns:
+    The cross entropy and the feature distance; the batch statistics after the
+    pass; the gradient of the sum of both losses by the parameters.
+  """
+  arguments = (state.params, state.batch_stats, step.source, step.keys.source)
+  outputs, stats, _ = network.pull(*arguments, ZEROS)
+  loss, gradient = reference.weighted_cross_entropy(
+    reference.half_pixel(np.asarray(outputs['logits']), SHAPE),
+    step.labels,
+    np.ones(step.labels.shape),
+  )
+  distance, pull = reference.feature_distance(
+    np.asarray(outputs[options_lib.FEATURES]),
+    np.asarray(network.frozen(state.frozen, step.source)),
+    reference.cell_labels(step.labels, 4, tiny.CLASSES, 0.4),
+    tiny.THINGS,
+    weight=0.05,
+  )
+  cotangents = {
+    'logits': reference.half_pixel_transposed(gradient, (8, 8)),
+    options_lib.FEATURES: pull,
+  }
+  *_, of_params = network.pull(*arguments, cotangents)
+  return (loss, distance), stats, of_params
+
+
+def mixed_terms(network, params, stats, step):
+  """Computes the loss of mixed images and its gradient.
+
+  Args:
+    network: network of the method.
+    params: parameters of the student.
+    stats: batch statistics after the pass on source images.
+    step: mixed images and their labels.
+
+  Returns:
+    The loss, the batch statistics after the pass, and the gradient by `params`.
+  """
+  arguments = (params, stats, step.images, step.keys.mixed)
+  weights = reference.mix(
+    step.mask,
+    np.ones(step.mask.shape),
+    reference.target_weights(step.mask.shape, step.share, 3, 7),
+  )
+  outputs, stats, _ = network.pull(*arguments, ZEROS)
+  loss, gradient = reference.weighted_cross_entropy(
+    reference.half_pixel(np.asarray(outputs['logits']), SHAPE),
+    step.mixed_labels,
+    weights,
+  )
+  cotangent = reference.half_pixel_transposed(gradient, (8, 8))
+  *_, of_params = network.pull(*arguments, {**ZEROS, 'logits': cotangent})
+  return loss, stats, of_params
+
+
 def test_a_step_of_daformer_and_its_update():
   trained = tiny.make_method(tiny.DAFORMER)
   network, state = Network(trained), state_at(trained, step=3)
@@ -194,56 +254,8 @@ def test_a_step_of_daformer_and_its_update():
   assert 0 < step.share < 1 and 0 < step.mask.mean() < 1
 
   # The student: a pass on source images, then one on mixed images.
-  student = (state.params, state.batch_stats)
-  zeros = {'logits': np.zeros((2, 8, 8, tiny.CLASSES))}
-  zeros[options_lib.FEATURES] = np.zeros((2, 8, 8, 8))
-  outputs, stats, _ = network.pull(
-    *student, step.source, step.keys.source, zeros
-  )
-  loss, gradient = reference.weighted_cross_entropy(
-    reference.half_pixel(np.asarray(outputs['logits']), SHAPE),
-    step.labels,
-    np.ones(step.labels.shape),
-  )
-  cells = reference.cell_labels(step.labels, 4, tiny.CLASSES, 0.4)
-  distance, pull = reference.feature_distance(
-    np.asarray(outputs[options_lib.FEATURES]),
-    np.asarray(network.frozen(state.frozen, step.source)),
-    cells,
-    tiny.THINGS,
-    weight=0.05,
-  )
-  *_, of_source = network.pull(
-    *student,
-    step.source,
-    step.keys.source,
-    {
-      'logits': reference.half_pixel_transposed(gradient, (8, 8)),
-      options_lib.FEATURES: pull,
-    },
-  )
-  weights = reference.mix(
-    step.mask,
-    np.ones(step.mask.shape),
-    reference.target_weights(step.mask.shape, step.share, 3, 7),
-  )
-  outputs, stats, _ = network.pull(
-    state.params, stats, step.images, step.keys.mixed, zeros
-  )
-  mixed_labels = np.where(step.mask, step.labels, step.pseudo)
-  mixed_loss, gradient = reference.weighted_cross_entropy(
-    reference.half_pixel(np.asarray(outputs['logits']), SHAPE),
-    mixed_labels,
-    weights,
-  )
-  cotangent = reference.half_pixel_transposed(gradient, (8, 8))
-  *_, of_mixed = network.pull(
-    state.params,
-    network.pull(*student, step.source, step.keys.source, zeros)[1],
-    step.images,
-    step.keys.mixed,
-    {**zeros, 'logits': cotangent},
-  )
+  (loss, distance), stats, of_source = source_terms(network, state, step)
+  mixed_loss, stats, of_mixed = mixed_terms(network, state.params, stats, step)
 
   after, scalars = jax.jit(trained.train_step)(state, batch)
   for name, expected in (
@@ -304,93 +316,117 @@ def assert_updated(state, after, gradient):
   assert min(jax.tree.leaves(moved)) > 1e-7
 
 
+class Reliability(NamedTuple):
+  """Target pixels of mixed images.
+
+  Attributes:
+    trusted: those whose pseudo-labels count.
+    reliable: of these, those of low entropy.
+    unreliable: the others of them.
+  """
+
+  trusted: np.ndarray
+  reliable: np.ndarray
+  unreliable: np.ndarray
+
+
+def partition_pixels(step, logits, progress):
+  """Partitions target pixels by the teacher's logits for mixed images."""
+  scores = reference.log_softmax(reference.half_pixel(logits, SHAPE))
+  entropy = u2pl_reference.entropy(np.exp(scores))
+  trusted = ~step.mask
+  trusted[:, :3] = trusted[:, -7:] = False
+  gamma = u2pl_reference.percentile(entropy, trusted, 100 - 20 * (1 - progress))
+  return Reliability(
+    trusted, trusted & (entropy < gamma), trusted & (entropy >= gamma)
+  )
+
+
+def symmetric_loss(logits, labels, weights):
+  """Computes the symmetric cross entropy: CE and 0.1 times its reverse."""
+  forward, _ = reference.weighted_cross_entropy(logits, labels, weights)
+  probs = np.exp(reference.log_softmax(logits))
+  of_label = np.take_along_axis(probs, np.maximum(labels, 0)[..., None], -1)
+  reverse = -np.log(1e-4) * (1 - of_label[..., 0]) * (labels >= 0)
+  return forward + 0.1 * (weights * reverse).mean()
+
+
+def contrast_masks(step, logits, pixels):
+  """Computes the anchors and negatives of source and mixed images.
+
+  Args:
+    step: labels and pseudo-labels.
+    logits: logits of the teacher for source and mixed images in turn.
+    pixels: reliability of the target pixels.
+  """
+  # Source pixels of mixed images are labeled ones.
+  own = np.where(step.mask, step.labels, -1)
+  others = np.where(pixels.trusted, step.pseudo, -1)
+  cells, nearest = (8, 8), u2pl_reference.nearest
+  probs = np.exp(reference.log_softmax(logits))
+  masks = contrast_reference.contrast_masks(
+    np.concatenate([probs[0::2], probs[1::2]]),
+    nearest(np.concatenate([step.labels, own]), cells),
+    probs[1::2],
+    nearest(others, cells),
+    nearest(pixels.reliable, cells),
+    nearest(pixels.unreliable, cells),
+    threshold=0.1,
+    r_l=2,
+    r_h=5,
+  )
+  return numpy_contrast.interleave(
+    contrast_reference.ContrastMasks(
+      *(np.concatenate([m[:2], m[2:4] | m[4:]]) for m in masks)
+    )
+  )
+
+
+def with_prototypes(state):
+  """Returns a state that has prototypes, and these in numpy."""
+  known = contrast_reference.Prototypes(
+    np.random.default_rng(5).normal(size=(tiny.CLASSES, 8)),
+    np.array([2, 1, 0, 3, 1]),
+  )
+  prototypes = state.prototypes.replace(
+    vectors=jnp.asarray(known.values), updates=jnp.asarray(known.updates)
+  )
+  return state.replace(prototypes=prototypes), known
+
+
 @pytest.mark.slow
 def test_losses_of_a_step_of_u2pl_plus():
   trained = tiny.make_method(tiny.PLUS)
-  network, state = Network(trained), state_at(trained, step=4)
-  rng = np.random.default_rng(5)
-  known = contrast_reference.Prototypes(
-    rng.normal(size=(tiny.CLASSES, 8)), np.array([2, 1, 0, 3, 1])
-  )
-  state = state.replace(
-    prototypes=state.prototypes.replace(
-      vectors=jnp.asarray(known.values), updates=jnp.asarray(known.updates)
-    )
-  )
+  network = Network(trained)
+  state, known = with_prototypes(state_at(trained, step=4))
   batch = tiny.draw_batch(6)
   step = numpy_step(trained, network, state, batch, known)
   joined = np.stack([step.source, step.images], 1).reshape(-1, *SHAPE, 3)
   outputs, _ = network.teacher(
     step.teacher_params, step.teacher_stats, joined, step.keys.teacher
   )
-  outputs = jax.device_get(outputs)
-
-  # Reliability of target pixels, after 4 of 40 steps; rows 3 to 24 count.
-  entropy = u2pl_reference.entropy(
-    np.exp(
-      reference.log_softmax(
-        reference.half_pixel(outputs['logits'][1::2], SHAPE)
-      )
-    )
-  )
-  trusted = ~step.mask
-  trusted[:, :3] = trusted[:, -7:] = False
-  gamma = u2pl_reference.percentile(entropy, trusted, 100 - 20 * (1 - 4 / 40))
-  reliable, unreliable = (
-    trusted & (entropy < gamma),
-    trusted & (entropy >= gamma),
-  )
-  weights = np.where(step.mask, 1.0, np.where(reliable, step.share, 0.0))
-  mixed_labels = np.where(step.mask, step.labels, step.pseudo)
+  teacher = jax.device_get(outputs)
+  # After 4 of 40 steps; rows 3 to 24 count.
+  pixels = partition_pixels(step, teacher['logits'][1::2], 4 / 40)
 
   # The student.
-  zeros = {
-    'logits': np.zeros((2, 8, 8, tiny.CLASSES)),
-    'rep': np.zeros((2, 8, 8, 8)),
-    options_lib.FEATURES: np.zeros((2, 8, 8, 8)),
-  }
+  zeros = {**ZEROS, 'rep': np.zeros((2, 8, 8, 8))}
   of_source, stats, _ = network.pull(
     state.params, state.batch_stats, step.source, step.keys.source, zeros
   )
   of_mixed, *_ = network.pull(
     state.params, stats, step.images, step.keys.mixed, zeros
   )
-  logits = reference.half_pixel(np.asarray(of_mixed['logits']), SHAPE)
-  forward, _ = reference.weighted_cross_entropy(logits, mixed_labels, weights)
-  probs = np.exp(reference.log_softmax(logits))
-  of_label = np.take_along_axis(
-    probs, np.maximum(mixed_labels, 0)[..., None], -1
-  )[..., 0]
-  reverse = -np.log(1e-4) * (1 - of_label) * (mixed_labels >= 0)
-  mixed_loss = forward + 0.1 * (weights * reverse).mean()
-
-  # Contrast: source pixels of mixed images are labeled ones.
-  own = np.where(step.mask, step.labels, -1)
-  others = np.where(trusted, step.pseudo, -1)
-  cells, nearest = (8, 8), u2pl_reference.nearest
-  cell_probs = np.exp(reference.log_softmax(outputs['logits']))
-  masks = contrast_reference.contrast_masks(
-    np.concatenate([cell_probs[0::2], cell_probs[1::2]]),
-    nearest(np.concatenate([step.labels, own]), cells),
-    cell_probs[1::2],
-    nearest(others, cells),
-    nearest(reliable, cells),
-    nearest(unreliable, cells),
-    threshold=0.1,
-    r_l=2,
-    r_h=5,
+  mixed_loss = symmetric_loss(
+    reference.half_pixel(np.asarray(of_mixed['logits']), SHAPE),
+    step.mixed_labels,
+    np.where(step.mask, 1.0, np.where(pixels.reliable, step.share, 0.0)),
   )
-  masks = numpy_contrast.interleave(
-    contrast_reference.ContrastMasks(
-      *(np.concatenate([m[:2], m[2:4] | m[4:]]) for m in masks)
-    )
-  )
-  student = np.stack([of_source['rep'], of_mixed['rep']], 1)
   bank = contrast_reference.Bank([60, 40, 40, 40, 40])
   contrastive, updated, _ = numpy_contrast.step(
-    masks,
-    outputs['rep'],
-    student.reshape(-1, 8, 8, 8),
+    contrast_masks(step, teacher['logits'], pixels),
+    teacher['rep'],
+    np.stack([of_source['rep'], of_mixed['rep']], 1).reshape(-1, 8, 8, 8),
     known,
     bank,
     step.keys.branch,
@@ -401,7 +437,7 @@ def test_losses_of_a_step_of_u2pl_plus():
   after, scalars = jax.jit(trained.train_step)(state, batch)
   for name, expected in (
     ('confident_share', step.share),
-    ('reliable_share', reliable.sum() / trusted.sum()),
+    ('reliable_share', pixels.reliable.sum() / pixels.trusted.sum()),
     ('loss_mixed', mixed_loss),
     ('loss_contrast', contrastive),
   ):

@@ -90,6 +90,13 @@ def predict(trained, variables, images):
   )
 
 
+def run_step(trained, state, batch):
+  """Returns the results of a step, its keys, and its images in [-1, 1]."""
+  after, scalars = jax.jit(trained.train_step)(state, batch)
+  keys = jax.random.split(jax.random.fold_in(state.rng, state.step), 4)
+  return after, scalars, keys, tiny.symmetric_images(batch)
+
+
 def check(scalars, expected):
   for name, value in expected.items():
     np.testing.assert_allclose(scalars[name], value, rtol=2e-3, err_msg=name)
@@ -100,11 +107,8 @@ def test_a_whole_step_of_unimatch_equals_the_reference():
     unimatch.UniMatchOptions(confidence=LEAST, views=VIEWS)
   )
   state, batch = tiny.init_state(trained, step=3), padded_batch()
-  _, scalars = jax.jit(trained.train_step)(state, batch)
-  view_rng, drop_rng, weak_rng, strong_rng = jax.random.split(
-    jax.random.fold_in(state.rng, state.step), 4
-  )
-  labeled, weak = tiny.symmetric_images(batch)
+  _, scalars, keys, (labeled, weak) = run_step(trained, state, batch)
+  view_rng, drop_rng, weak_rng, strong_rng = keys
   valid = batch['unlabeled']['valid']
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   partners = labels_of(predict(trained, variables, weak), valid)
@@ -157,11 +161,8 @@ def test_a_whole_step_of_unimatch_v2_equals_the_reference():
   state = state.replace(
     teacher_params=other.params, teacher_batch_stats=other.batch_stats
   )
-  after, scalars = jax.jit(trained.train_step)(state, batch)
-  view_rng, drop_rng, labeled_rng, strong_rng = jax.random.split(
-    jax.random.fold_in(state.rng, state.step), 4
-  )
-  labeled, weak = tiny.symmetric_images(batch)
+  after, scalars, keys, (labeled, weak) = run_step(trained, state, batch)
+  view_rng, drop_rng, labeled_rng, strong_rng = keys
   valid = batch['unlabeled']['valid']
   variables = {'params': other.params, 'batch_stats': other.batch_stats}
   own = labels_of(predict(trained, variables, weak), valid)
