@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import order_statistics
 from segcore.train import update as update_lib
@@ -51,6 +52,45 @@ class BranchFields:
   def branch(self) -> BranchState:
     """Returns the state of the contrastive branch."""
     return BranchState(self.bank, self.prototypes)
+
+
+class BranchOptions:
+  """Options of a method that may have a branch.
+
+  Attributes:
+    contrast: contrastive loss between pixels; None for none.
+    prototype_momentum: momentum m of Eq. 18, in [0, 1).
+    needs_representations: whether the loss or denoising needs the branch.
+  """
+
+  contrast: contrast.ContrastOptions | None
+  prototype_momentum: float
+  needs_representations: bool
+
+  @property
+  def anchor_entropy(self) -> Literal['paper', 'released']:
+    """Returns the rule of reliable anchors; without contrast it has no use."""
+    return self.contrast.anchor_entropy if self.contrast else 'paper'
+
+  def check_branch(self, required: str) -> None:
+    """Checks the momentum, and that contrast has the loss that it requires.
+
+    Args:
+      required: name of the field of that loss.
+
+    Raises:
+      ValueError: a field is out of range, or that loss is missing.
+    """
+    if self.contrast and not getattr(self, required):
+      raise ValueError(
+        f'contrast: expected None without {required}, got options: set both or '
+        'neither'
+      )
+    if not 0 <= self.prototype_momentum < 1:
+      raise ValueError(
+        'prototype_momentum: expected 0 <= momentum < 1, got '
+        f'{self.prototype_momentum}'
+      )
 
 
 class PixelMasks(NamedTuple):
@@ -307,6 +347,32 @@ class ContrastiveBranch:
     counts = jnp.sum(sampled, axis=(0, 1), dtype=jnp.int32)
     # More are sampled where priorities are equal; the first max_push are taken.
     return memory_bank.push_negatives(bank, rows, jnp.minimum(counts, max_push))
+
+
+def build_contrastive_branch(
+  options: BranchOptions,
+  segmenter: segmenter_lib.Segmenter,
+  num_classes: int,
+  *,
+  align_corners: bool = True,
+) -> ContrastiveBranch | None:
+  """Builds the branch of a method; None if neither loss nor denoising need it.
+
+  Args:
+    options: options of the method.
+    segmenter: network of the student, whose head `rep` is compared.
+    num_classes: number C of classes.
+    align_corners: whether maps are upsampled with aligned corners.
+  """
+  if not options.needs_representations:
+    return None
+  return ContrastiveBranch(
+    num_classes,
+    segmenter.heads.modules['rep'].out_features,
+    options.contrast,
+    options.prototype_momentum,
+    align_corners,
+  )
 
 
 def _by_pixel(mask: Bool[Array, 'B h w C']) -> Bool[Array, 'B P C']:

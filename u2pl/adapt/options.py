@@ -1,10 +1,9 @@
 """Options of domain adaptation: losses, EMA teacher, contrast."""
 
 import dataclasses
-from typing import Literal
 
 from u2pl import contrast as contrast_lib
-from u2pl import pseudo_labels
+from u2pl import contrastive_branch, pseudo_labels
 from u2pl.adapt import feature_distance as feature_distance_lib
 from u2pl.adapt import self_training as self_training_lib
 
@@ -13,7 +12,7 @@ FEATURES = 'features'
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions:
+class LearnOptions(contrastive_branch.BranchOptions):
   """Options of source-only training, DAFormer, and U2PL+ on DAFormer.
 
   Attributes:
@@ -39,16 +38,7 @@ class LearnOptions:
   start_step: int = 1500
 
   def __post_init__(self):
-    if self.contrast and not self.self_training:
-      raise ValueError(
-        'contrast: expected None without self_training, got options: set both '
-        'or neither'
-      )
-    if not 0 <= self.prototype_momentum < 1:
-      raise ValueError(
-        'prototype_momentum: expected 0 <= momentum < 1, got '
-        f'{self.prototype_momentum}'
-      )
+    self.check_branch('self_training')
     if self.start_step < 0:
       raise ValueError(f'start_step: expected 0 or more, got {self.start_step}')
 
@@ -78,8 +68,3 @@ class LearnOptions:
   def mixed_heads(self) -> tuple[str, ...]:
     """Returns the heads of the student's pass on mixed images."""
     return ('logits', 'rep') if self.contrast else ('logits',)
-
-  @property
-  def anchor_entropy(self) -> Literal['paper', 'released']:
-    """Returns the rule of reliable anchors; without contrast it has no use."""
-    return self.contrast.anchor_entropy if self.contrast else 'paper'

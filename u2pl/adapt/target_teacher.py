@@ -244,12 +244,6 @@ class TargetTeacher:
   @property
   def branch(self) -> contrastive_branch.ContrastiveBranch | None:
     """Returns the contrastive branch, if contrast or denoising need one."""
-    if not self.options.needs_representations:
-      return None
-    return contrastive_branch.ContrastiveBranch(
-      self.num_classes,
-      self.segmenter.heads.modules['rep'].out_features,
-      self.options.contrast,
-      self.options.prototype_momentum,
-      align_corners=False,
+    return contrastive_branch.build_contrastive_branch(
+      self.options, self.segmenter, self.num_classes, align_corners=False
     )

@@ -319,13 +319,8 @@ class MeanTeacher(method.TeacherStudent):
   @property
   def branch(self) -> contrastive_branch.ContrastiveBranch | None:
     """Returns the contrastive branch, if contrast or denoising need one."""
-    if not self.options.needs_representations:
-      return None
-    return contrastive_branch.ContrastiveBranch(
-      self.num_classes,
-      self.segmenter.heads.modules['rep'].out_features,
-      self.options.contrast,
-      self.options.prototype_momentum,
+    return contrastive_branch.build_contrastive_branch(
+      self.options, self.segmenter, self.num_classes
     )
 
 

@@ -7,7 +7,7 @@ from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import color_augment
 from u2pl import contrast as contrast_lib
-from u2pl import ema, pseudo_labels
+from u2pl import contrastive_branch, ema, pseudo_labels
 from u2pl import mixing as mixing_lib
 
 
@@ -151,7 +151,7 @@ class SystemOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(SystemOptions):
+class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
   """Options of Mean Teacher, U2PL and U2PL+.
 
   Attributes:
@@ -177,16 +177,7 @@ class LearnOptions(SystemOptions):
   warmup_epochs: int = 1
 
   def __post_init__(self):
-    if self.contrast and not self.consistency:
-      raise ValueError(
-        'contrast: expected None without consistency, got options: set both or '
-        'neither'
-      )
-    if not 0 <= self.prototype_momentum < 1:
-      raise ValueError(
-        'prototype_momentum: expected 0 <= momentum < 1, got '
-        f'{self.prototype_momentum}'
-      )
+    self.check_branch('consistency')
     if self.warmup_epochs < 0:
       raise ValueError(
         f'warmup_epochs: expected 0 or more, got {self.warmup_epochs}'
@@ -228,11 +219,6 @@ class LearnOptions(SystemOptions):
   def teacher_heads(self) -> tuple[str, ...]:
     """Returns the heads of the teacher's forward pass in training mode."""
     return ('logits', 'rep') if self.needs_representations else ('logits',)
-
-  @property
-  def anchor_entropy(self) -> Literal['paper', 'released']:
-    """Returns the rule of reliable anchors; without contrast it has no use."""
-    return self.contrast.anchor_entropy if self.contrast else 'paper'
 
   def check_num_classes(self, num_classes: int) -> None:
     """Checks that the contrastive loss is defined.

@@ -112,7 +112,9 @@ def test_a_file_is_described(tmp_path, state):
   np.savez(tmp_path / 'w.npz', **state)
   lines = describe.describe_weights(tmp_path / 'w.npz')
   assert 'encoder: EfficientNet-Lite0: efficientnet()' in lines
-  assert lines[-1].endswith('"--config.network.encoder.name=\'efficientnet\'"')
+  assert lines[-1] == (
+    f'use: network=efficientnet_lite0+unet,encoder={tmp_path}/w.npz'
+  )
 
 
 def test_differences_are_listed(tmp_path, state):
