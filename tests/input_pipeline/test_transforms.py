@@ -273,8 +273,8 @@ def test_center_crop_cuts_or_pads(example):
       r'scales: expected .* with balanced=True, got \(1.5, 2.0\)',
     ),
     (
-      lambda: transforms.RandomCrop((4, 4), fill='black'),
-      "fill: expected one of .* got 'black'",
+      lambda: transforms.RandomCrop((4, 4), fill='white'),
+      "fill: expected one of .* got 'white'",
     ),
     (
       lambda: transforms.RandomCrop((4, 4), label_resize='floor'),

@@ -62,7 +62,8 @@ def test_means_over_some_classes():
   mesh = mesh_of(1)
   state = train_state.inference_train_state({'params': {}}, mesh)
   matrix = metrics.ConfusionMatrix.empty(4)
-  whole = evaluator(split, Drawn(lambda i: i[..., 0] % 4), matrix, mesh)
+  drawn = Drawn(lambda images: (images[..., 0] % 4).astype(jnp.int16))
+  whole = evaluator(split, drawn, matrix, mesh)
   some = dataclasses.replace(whole, class_subsets={'two': (0, 3)})
   values, expected = some(state).values, whole(state).values
   iou = expected['iou']

@@ -17,7 +17,8 @@ def source(tmp_path_factory):
 
 def load(source, name='ddep_folder', options=''):
   config = config_file.load_config(
-    f'{runs.ROOT}/configs/{name}.py:source={source},ignore=255,{options}'
+    f'{runs.ROOT}/configs/{name}.py:source={source},ignore=255,'
+    f'network=small+unet,encoder=random,{options}'
   )
   config.data_dir = f'{source.parent}/records'
   config.lock()
