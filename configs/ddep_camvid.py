@@ -1,8 +1,9 @@
 """Denoising pretraining on CamVid, 367 street photographs of 11 classes.
 
-By default the whole U-Net is pretrained by denoising (DeP), then fine-tuned on
-the labeled photographs. With `init=ddep` the encoder is trained on image-level
-labels, here or elsewhere (`encoder=`), and denoising trains the decoder.
+With a pretrained encoder (`encoder=`), denoising trains the decoder (DDeP); by
+default without one, the whole U-Net (DeP). Both are then fine-tuned on the
+labeled photographs. `init=ddep,encoder=random` first trains the encoder on
+image-level labels.
 
 Val is one clip from within a training sequence: its score is optimistic.
 

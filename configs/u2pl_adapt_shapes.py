@@ -4,7 +4,7 @@ Images are drawn by a program: nothing has to be downloaded. The feature
 distance is on where `encoder` names weights, which it keeps the encoder near.
 
 Run:   python -m u2pl.main --config=configs/u2pl_adapt_shapes.py:system=daformer
-Cost:  about 10 minutes on 2 CPU cores.
+Cost:  about 10 minutes on 2 CPU cores, by an estimate from `tiny`.
 """
 
 from configs import adaptation, networks, shared

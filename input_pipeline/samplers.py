@@ -36,10 +36,10 @@ class Draw(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-  """Interface of samplers."""
+  """Chooses the records that a stream reads, one at a time."""
 
   def sample(self, rng: np.random.Generator) -> Draw:
-    """Draws a record."""
+    """Draws the index of a record, and what a crop of it must show."""
     ...
 
 
@@ -54,7 +54,7 @@ class UniformSampler:
   num_records: int
 
   def sample(self, rng: np.random.Generator) -> Draw:
-    """Draws a record."""
+    """Draws the index of a record, and what a crop of it must show."""
     return Draw(int(rng.integers(self.num_records)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class NaturalTint:
-  """A color.
+  """Describes a color by hue, saturation and luma.
 
   Attributes:
     hue: angle on the color circle in degrees; red is 0, green 120, blue 240.

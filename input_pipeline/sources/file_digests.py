@@ -68,7 +68,7 @@ class DigestCache:
         partial.write_text(json.dumps(self._known), 'utf-8')
       self._changed = False
     except OSError:
-      pass
+      pass  # A cache alone: preparation itself reports a full disk.
 
   def _read(self) -> dict[str, Entry]:
     """Reads the JSON file; one that is missing or damaged counts as empty."""

@@ -81,7 +81,7 @@ class FrozenOptions(data_lib.LabeledData):
 
 
 class FitInputs(NamedTuple):
-  """What a protocol reads to fit its predictions.
+  """Holds what a protocol reads to fit its predictions.
 
   Attributes:
     encoder: encoder with its weights.

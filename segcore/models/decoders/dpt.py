@@ -73,7 +73,7 @@ class DPTResidualUnit(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
-    """Applies the unit."""
+    """Adds the result of both convolutions to a map."""
     channels, y = x.shape[-1], x
     for name in ('conv1', 'conv2'):
       y = conv_block.conv(channels, channels, 3, dtype=self.dtype, name=name)(
@@ -101,7 +101,7 @@ class DPTFusionBlock(nn.Module):
     skip: Float[Array, 'B h w D'] | None,
     size: resize.Size,
   ) -> Float[Array, 'B h_out w_out D']:
-    """Applies the block.
+    """Fuses the deeper map with a skip, and upsamples the result.
 
     Args:
       x: result of the deeper block, or the deepest map.
