@@ -162,8 +162,8 @@ class Context:
     indices = np.flatnonzero(~np.isin(ids, excluded))
     if not len(indices):
       raise errors.UserError(
-        f'split {splits.NOT_LABELED!r}: expected images of {block.split!r} that '
-        f'are neither labeled nor held out, got none: label fewer of the '
+        f'split {splits.NOT_LABELED!r}: expected images of {block.split!r} '
+        f'that are neither labeled nor held out, got none: label fewer of the '
         f'{len(ids)} images, or evaluate another split'
       )
     return indices

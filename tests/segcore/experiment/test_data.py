@@ -127,7 +127,8 @@ def test_images_that_are_not_labeled_are_a_split_of_their_own(held_out):
   if held_out:
     parts.append(context.evaluated(block, 'held_out', 'finetune'))
   assert [len(part) for part in parts[:2]] == [4, 6 - held_out]
-  assert sorted(sum((part.ids() for part in parts), [])) == split.ids()
+  ids = [name for part in parts for name in part.ids()]
+  assert sorted(ids) == split.ids()
 
 
 def test_without_images_that_are_not_labeled_their_split_is_refused():
