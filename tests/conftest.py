@@ -1,5 +1,6 @@
 """Eight simulated devices, a compilation cache, and flags that Grain reads."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -16,11 +17,17 @@ os.environ.setdefault(
   str(pathlib.Path(tempfile.gettempdir()) / 'segmentation_jax_cache'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Else each operation of a program carries the call stack that traced it.
+os.environ.setdefault('JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS', '0')
 
 import pytest
 from absl import flags, logging
 
 flags.FLAGS.mark_as_parsed()
+
+# By default the garbage collector starts after every 700 new objects, and time
+# and again visits all modules and traced programs.
+gc.set_threshold(100_000, 50, 100)
 
 
 # Files that take longest are begun first (`--no-loadscope-reorder`), or one

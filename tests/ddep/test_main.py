@@ -146,6 +146,7 @@ def stopped(discs, tmp_path_factory):
   return workdir, process.returncode
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(stopped):
   workdir, status = stopped
   stage = workdir / 'finetune'

@@ -225,6 +225,7 @@ def test_classification_learns_two_colors():
   np.testing.assert_array_equal(scores.argmax(-1), np.arange(8) % 2)
 
 
+@pytest.mark.slow
 def test_8_devices_equal_1():
   batches = [tiny_networks.images(16, 32, seed) for seed in range(3)]
   one, losses_one = run(ddep(ALL), batches, devices=1)

@@ -109,7 +109,7 @@ def test_every_tiling_of_a_pointwise_network_equals_the_whole_image(
     (pointwise, 'logits', 1, (33, 5)),
     (neighbor, 'probs', 2, (30, 41)),
     (neighbor, 'probs', 2, (33, 5)),
-    (neighbor, 'probs', 2, (64, 48)),
+    pytest.param(neighbor, 'probs', 2, (64, 48), marks=pytest.mark.slow),
   ],
 )
 @pytest.mark.parametrize('name', PROTOCOLS)
@@ -336,7 +336,7 @@ SIZES = [(30, 150), (150, 33), (31, 47), (97, 110), (45, 45), (46, 46)]
   'fields',
   [
     {},
-    {'tiling': 'halves', 'flip': True},
+    pytest.param({'tiling': 'halves', 'flip': True}, marks=pytest.mark.slow),
     {'tiling': 'sliding_window', 'window': (96, 96), 'stride': (64, 64)},
     {'scales': (0.5, 1.25), 'average': 'probs', 'antialias': True},
   ],
