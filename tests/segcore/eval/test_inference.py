@@ -178,6 +178,26 @@ def test_scales_and_flips_equal_a_loop():
   np.testing.assert_array_equal(labels, total.argmax(axis=-1))
 
 
+@pytest.mark.parametrize('flip', [False, True])
+def test_the_maximum_over_scales_equals_a_loop(flip):
+  """At the cells of the first scale, after the long side was resized."""
+  image, size = photograph(11, 18), (9, 16)  # 9.78 is rounded down.
+  small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  maxima = []
+  for scaled in ((8, 16), (4, 8), (12, 24)):  # Divisors of a size of 2.
+    inputs = resized(symmetric(small), scaled)
+    scores = network(inputs)
+    if flip:
+      scores = (scores + network(inputs[:, ::-1])[:, ::-1]) / 2
+    maxima.append(resized(scores, (4, 8)))
+  expected = resized(resized(np.max(maxima, axis=0), (8, 16)), size)
+  fields = {'scales': (1.0, 0.5, 1.5), 'flip': flip, 'scale_merge': 'max'}
+  label_maps = predictor(neighbor, 2, 'probs', long_side=16, **fields)
+  probs = predict(label_maps, [image])[0]
+  expected = softmax(resized(expected, image.shape[:2]))
+  np.testing.assert_allclose(probs, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize('size', [(24, 37), (37, 24), (5, 9)])
 def test_a_short_side_equals_a_loop(size):
   """The image is resized, padded by reflection, and its scores enlarged."""
