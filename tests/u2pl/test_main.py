@@ -13,6 +13,7 @@ def whole(discs, tmp_path_factory):
   return runs.complete(discs, workdir, method='u2pl')
 
 
+@pytest.mark.slow
 def test_a_run_writes_metrics_state_and_results(whole):
   stage = whole / 'train'
   lines = [x for x in runs.read_metrics(stage) if 'train/loss' in x]

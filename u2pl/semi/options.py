@@ -240,6 +240,17 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
     return bool(self.contrast or denoises)
 
   @property
+  def reads_strong_view(self) -> bool:
+    """Returns whether the teacher has to see the strong view in training mode.
+
+    Its entropy filters pixels, its representations are contrasted, or its batch
+    statistics are those of this pass.
+    """
+    filters = self.consistency is not None and self.consistency.filtered
+    own_statistics = self.teacher.statistics == 'own'
+    return filters or self.needs_representations or own_statistics
+
+  @property
   def student_heads(self) -> tuple[str, ...]:
     """Returns the heads of the student's forward pass."""
     heads = ('logits', 'rep') if self.contrast else ('logits',)
