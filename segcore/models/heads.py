@@ -4,7 +4,7 @@ A head names the map it reads by fields, which the `Segmenter` looks up:
 `reads`, the network ('encoder' or 'decoder'), and `stride` or `map_name`; and
 by `nearest`, if they have it. A head that reads 'attention' gets the queries
 and keys of the encoder's last stage. A head with `predicts_pixels` is also
-called with the size of the images.
+called with the size of the images; one with `num_maps` reads a tuple of maps.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from segcore.models import cam
 from segcore.models import features as features_lib
@@ -126,6 +126,63 @@ class SubpixelHead(nn.Module):
       name='conv',
     )
     return resize.depth_to_space(losses.at_least_float32(conv(x)), factor)
+
+
+class ShuffleHead(nn.Module):
+  """A 1x1 convolution, then doublings of the grid: C scores for each pixel.
+
+  A doubling is a 1x1 convolution to 4C channels with bias, ReLU and the
+  rearrangement of the channels to 2x2 cells, which start as equal.
+  Source: the decoders of CCT (Ouali et al. 2020, Sec. 3.3), initialized as in
+  Aitken et al. 2017 (ICNR).
+
+  Attributes:
+    out_features: number C of scores.
+    num_doublings: number of doublings; 3 for a map of stride 8.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
+    stride: stride of the map that the head reads; None for the deepest map.
+    map_name: name of the map that the head reads, instead of its stride.
+    nearest: whether the map of the nearest stride is read where none has that
+      stride.
+  """
+
+  out_features: int
+  num_doublings: int = 3
+  reads: str = 'decoder'
+  stride: int | None = 8
+  map_name: str | None = None
+  nearest: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> Float[Array, 'B h_out w_out C']:
+    """Computes the scores on a grid of 2^num_doublings times the cells."""
+    del train
+    channels = self.out_features
+    he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+
+    def init(
+      key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, '...']:
+      # The channels of the four cells follow each other.
+      one = he_normal(key, (*shape[:-1], channels), dtype)
+      return jnp.tile(one, 4)
+
+    x = nn.Conv(
+      channels, (1, 1), use_bias=False, kernel_init=he_normal, name='conv'
+    )(losses.at_least_float32(x))
+    for i in range(1, self.num_doublings + 1):
+      x = conv_block.conv(
+        channels,
+        4 * channels,
+        1,
+        dtype=x.dtype,
+        name=f'double{i}',
+        kernel_init=init,
+      )(x)
+      x = resize.depth_to_space(nn.relu(x), 2)
+    return x
 
 
 class PoolHead(nn.Module):

@@ -86,8 +86,8 @@ class Segmenter(nn.Module):
   `stride` and `map_name` select the map (or the encoder's attention), and
   `nearest`, where it has it, allows
   for another stride; one with `predicts_pixels` is called with the size of the
-  images, too. Batch statistics and dropout work as
-  everywhere in flax.
+  images, too, and one with `num_maps` with a tuple of the last maps. Batch
+  statistics and dropout work as everywhere in flax.
 
   Attributes:
     encoder: module that encodes images in [-1, 1].
@@ -225,8 +225,8 @@ class Segmenter(nn.Module):
 
   def head_map(
     self, name: str, features: Mapping[str, features_lib.Features]
-  ) -> Float[Array, 'B h w D']:
-    """Returns the map that a head reads.
+  ) -> Float[Array, 'B h w D'] | tuple[Float[Array, 'B ...'], ...]:
+    """Returns the map that a head reads, or the last `num_maps`, deepest first.
 
     Args:
       name: name of the head.
@@ -237,6 +237,8 @@ class Segmenter(nn.Module):
     """
     head = self.heads.modules[name]
     maps = features[head.reads]
+    if num_maps := getattr(head, 'num_maps', 0):
+      return tuple(each.array for each in maps.maps[::-1][:num_maps])
     try:
       if head.map_name is not None:
         return maps.by_name(head.map_name).array

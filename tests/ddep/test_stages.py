@@ -243,6 +243,7 @@ def test_accumulating_4_times_8_equals_32():
   assert_close(whole.params, parts.params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_data_parallel_step_only_reduces_gradients():
   mesh = sharding.make_mesh()
   batch = tiny_networks.images(16, 32)

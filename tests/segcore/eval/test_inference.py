@@ -317,7 +317,9 @@ def test_blocks_of_rows_change_nothing(name, average, monkeypatch):
   np.testing.assert_array_equal(blocks, whole)
 
 
-@pytest.mark.parametrize('name', ['flip', 'windows', 'all'])
+@pytest.mark.parametrize(
+  'name', ['flip', 'windows', pytest.param('all', marks=pytest.mark.slow)]
+)
 def test_predictions_do_not_depend_on_the_rest_of_the_batch(name):
   fields = {**fields_of(name), 'size_multiple': 64}
   label_maps = predictor(neighbor, 32, **fields)

@@ -244,6 +244,7 @@ def mixed_terms(network, params, stats, step):
   return loss, stats, of_params
 
 
+@pytest.mark.slow
 def test_a_step_of_daformer_and_its_update():
   trained = tiny.make_method(tiny.DAFORMER)
   network, state = Network(trained), state_at(trained, step=3)
