@@ -124,6 +124,35 @@ def test_each_rule_for_the_statistics_of_the_teacher(warm, trained, jitted):
       assert tiny.difference(teacher, expected) < 1e-5
 
 
+def test_a_strong_view_that_nothing_needs_is_not_read(trained):
+  # With the student's statistics and no filter, one pass is enough: labels and
+  # strong view are those of two passes, the entropy that of the weak view.
+  state, batch = tiny.init_state(trained), tiny.draw_batch(3)
+  outputs = {}
+  for rule in ('own', 'ema'):
+    method = tiny.make_method(
+      options_lib.LearnOptions(
+        consistency=dataclasses.replace(
+          PLUS.consistency, denoise='off', filtered=False
+        ),
+        contrast=None,
+        teacher=ema.EmaOptions(statistics=rule),
+      )
+    )
+    assert method.options.reads_strong_view == (rule == 'own')
+    _, outputs[rule] = jax.jit(method.teacher_output)(
+      state, batch, jax.random.key(0)
+    )
+  own, averaged = outputs['own'], outputs['ema']
+  assert averaged.outputs == {}
+  assert 'logits' in own.outputs
+  for name in ('images', 'labels', 'weak_labels', 'kept', 'num_pixels'):
+    np.testing.assert_array_equal(getattr(own, name), getattr(averaged, name))
+  # Mixing moves values only: each is an entropy of the weak view.
+  assert tiny.difference(own.entropy, averaged.entropy) > 0
+  assert np.all(np.asarray(averaged.entropy) <= np.log(tiny.CLASSES) + 1e-6)
+
+
 def without_decay(weight):
   """Builds a method without weight decay, of a weight of the contrast."""
   options = dataclasses.replace(

@@ -21,7 +21,12 @@ from u2pl.semi import systems
 CLASSES, SIZE, BATCH = 5, 33, 8
 
 
-def make_heads(representation=8, auxiliary=False, dtype=jnp.float32):
+def make_heads(
+  representation=8, auxiliary=False, dtype=jnp.float32, options=None
+):
+  if options is not None:  # Without norms, which perturbed decoders lack.
+    logits = heads_lib.ConvHead(CLASSES, 1, stride=4, dtype=dtype)
+    return {'logits': logits, **options.further_heads(CLASSES, logits)}
   blocks = {'width': 8, 'dropout_rate': 0.0, 'dtype': dtype}
   heads = {
     'logits': heads_lib.ConvBlocksHead(CLASSES, **blocks),
@@ -55,6 +60,8 @@ PLUS = options_lib.LearnOptions(
 
 
 def make_method(options=PLUS, num_steps=40, **kwargs):
+  if type(options).further_heads is not options_lib.SystemOptions.further_heads:
+    kwargs['options'] = options
   return systems.METHODS[type(options)](
     segmenter=make_network(**kwargs),
     update=update_lib.Update(
