@@ -1,6 +1,8 @@
 """Base class of semi-supervised methods: what all of them share."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -103,8 +105,38 @@ class SemiSupervised:
       perturb=perturb,
     )
 
+  def apply_in_training(
+    self,
+    function: Callable[..., Any],
+    params: types.Params,
+    batch_stats: types.Params,
+    rng: Array,
+    *arguments: Any,
+  ) -> tuple[Any, types.Params]:
+    """Applies a function of the network, for passes that `forward` is not.
+
+    Args:
+      function: function of the network with its parameters and `arguments`; it
+        states which parts are in training mode.
+      params: parameters.
+      batch_stats: batch statistics before the pass.
+      rng: key of the dropout.
+      *arguments: further arguments of the function.
+
+    Returns:
+      The result of the function, and the batch statistics after the pass.
+    """
+    result, updated = self.segmenter.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      *arguments,
+      method=function,
+      rngs={'dropout': rng},
+      mutable=['batch_stats'],
+    )
+    return result, {**batch_stats, **updated.get('batch_stats', {})}
+
   def unlabeled_weight(
-    self, state: train_state.TrainState, weight: float
+    self, state: train_state.TrainState, weight: float | types.Scalar
   ) -> types.Scalar:
     """Returns the weight of a loss of unlabeled images, 0 in the warm-up."""
     return jnp.where(state.step < self.warmup_steps, 0.0, weight)
