@@ -1,4 +1,4 @@
-"""Systems beside U2PL's own: CPS, CCT, UniMatch and UniMatch V2, as published.
+"""Systems beside U2PL's own, such as CPS, CCT and UniMatch, as published.
 
 `LOSSES` has the builder of each one's block of losses; `PUBLISHED` the settings
 of each on the data sets of the papers, `parse` the options with them as
@@ -39,8 +39,20 @@ def _unimatch(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
   return {'name': options.system, 'views': views, **teacher, **fields, **view}
 
 
-def _cct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
-  """Builds the losses of CCT."""
+# Flaw detector of GCT for images of 64 pixels.
+SMALL_DETECTOR = {'width': 16, 'num_levels': 2}
+
+
+def _gct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of GCT."""
+  fields.pop('group', None)
+  if hasattr(options, 'jitter'):  # of small images
+    fields['detector'] = SMALL_DETECTOR
+  return {'name': 'gct', **fields}
+
+
+def _unmixed(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of a system that mixes no images."""
   fields.pop('group', None)
   return {'name': options.system, **fields}
 
@@ -49,7 +61,10 @@ def _cct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
 LOSSES = {
   'cps': _cps,
   'cps_cutmix': _cps,
-  'cct': _cct,
+  'cct': _unmixed,
+  'gct': _gct,
+  'pseudoseg': _unmixed,
+  'pc2seg': _unmixed,
   'unimatch': _unimatch,
   'unimatch_v2': _unimatch,
 }
@@ -75,9 +90,12 @@ class Settings(NamedTuple):
     fill: padding of crops.
     architecture: 'light', the DeepLabv3+ of UniMatch; 'cps', that of CPS; the
       same with the blocks of the classifier in the decoder ('cps_features');
-      or pyramid pooling with CCT's classifier ('psp_shuffle').
+      or pyramid pooling ('psp'), also with CCT's classifier ('psp_shuffle').
     scales: range of the scale of images before they are cropped.
     padded_to: multiple of pixels to which whole images are padded; 0 for none.
+    weight_decay: decay of SGD.
+    framed: whether inference is on images padded to the size of the crops.
+    representation: channels of the head `rep`; 0 for none.
   """
 
   size: int
@@ -96,6 +114,9 @@ class Settings(NamedTuple):
   architecture: str = 'light'
   scales: tuple[float, float] = (0.5, 2.0)
   padded_to: int = 0
+  weight_decay: float = 1e-4
+  framed: bool = False
+  representation: int = 0
 
   @property
   def optimizer(self) -> dict[str, Any]:
@@ -107,13 +128,26 @@ class Settings(NamedTuple):
       groups.append(('(^|/)(bias|scale)$', 1.0, 0.0))
     rule = {'weight_decay': 0.01}
     if not self.adam:
-      rule = {'name': 'sgd', 'weight_decay': 1e-4, 'weight_decay_mode': 'l2'}
+      rule = {
+        'name': 'sgd',
+        'weight_decay': self.weight_decay,
+        'weight_decay_mode': 'l2',
+      }
     fields = {'groups': tuple(groups)} if groups else {}
     return {'schedule': 'poly', **rule, **fields}
 
   @property
   def protocol(self) -> dict[str, Any]:
     """Builds the inference protocol."""
+    if self.framed:
+      return {
+        'tiling': 'sliding_window',
+        'window': (self.size, self.size),
+        'stride': (self.size, self.size),
+        'padding_mode': 'mean',
+        'size_multiple': self.size,
+        'align_corners': True,
+      }
     if not self.stride:
       # Patches of a ViT have to fit; most other networks take any size.
       multiple = 14 if 'vit' in self.network else self.padded_to
@@ -174,6 +208,42 @@ _CCT_VOC = Settings(
   scales=(0.4, 1.6),
   padded_to=8,
 )
+# Of the authors of CPS, whose rates are those of 4 GPUs and, on Cityscapes, 8.
+_GCT_OF_CPS = {
+  'joint': False,
+  'ramp_epochs': 3,
+  'detector': {
+    'learning_rate': 4e-4,
+    'schedule': 'constant',
+    'after_update': True,
+  },
+}
+_GCT_OF_CPS_VOC = _CPS_VOC._replace(group=1, losses=_GCT_OF_CPS)
+_GCT_VOC = Settings(
+  size=513,
+  group=1,
+  batch=2,
+  epochs={662: 45, 1323: 45, 2646: 55, 5291: 80},
+  lr=2.5e-4,
+  losses={},
+  architecture='psp',
+  weight_decay=5e-4,
+)
+# 30,000 steps.
+_PSEUDOSEG_VOC = Settings(
+  size=513,
+  group=1,
+  batch=64,
+  epochs={92: 184, 183: 185, 366: 189, 732: 196, 1464: 211},
+  lr=7e-3,
+  losses={},
+  decays_all=False,
+  framed=True,
+)
+# None are published on Cityscapes: those of CPS.
+_PSEUDOSEG_CITYSCAPES = _CPS_CITYSCAPES._replace(
+  losses={'supervised': {'kind': 'ohem'}}, architecture='light'
+)
 _UNIMATCH_VOC = Settings(
   size=321,
   group=2,
@@ -224,6 +294,10 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'cps_cutmix': _CPS_VOC._replace(losses={'weight': 1.0}),
     'cct own': _CCT_VOC,
     'cct cps': _CCT_OF_CPS_VOC,
+    'gct own': _GCT_VOC,
+    'gct cps': _GCT_OF_CPS_VOC,
+    'pseudoseg': _PSEUDOSEG_VOC,
+    'pc2seg': _PSEUDOSEG_VOC._replace(representation=128),
     'unimatch': _UNIMATCH_VOC,
     'unimatch_v2': _UNIMATCH_V2_VOC,
   },
@@ -235,6 +309,15 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'cct cps': _CPS_CITYSCAPES._replace(
       losses=_CCT_OF_CPS, architecture='cps_features'
     ),
+    'gct cps': _CPS_CITYSCAPES._replace(
+      losses={
+        **_GCT_OF_CPS,
+        'detector': _GCT_OF_CPS['detector'] | {'learning_rate': 8e-4},
+        'supervised': _CPS_CITYSCAPES.losses['supervised'],
+      }
+    ),
+    'pseudoseg': _PSEUDOSEG_CITYSCAPES,
+    'pc2seg': _PSEUDOSEG_CITYSCAPES._replace(representation=128),
     'unimatch': _UNIMATCH_CITYSCAPES,
     'unimatch_v2': _UNIMATCH_V2_CITYSCAPES,
   },
@@ -326,7 +409,10 @@ def paper_blocks(
     'losses': losses,
     'optimizer': {'learning_rate': options.lr, **settings.optimizer},
     'network': network(options.network, settings.architecture),
-    'heads': _heads(options.network, settings.architecture),
+    'heads': {
+      **_heads(options.network, settings.architecture),
+      **({'representation': rep} if (rep := settings.representation) else {}),
+    },
     'crop': {
       'name': 'random',
       'size': (size, size),
@@ -349,7 +435,7 @@ def network(name: str, architecture: str) -> Any:
     return networks.unet(name)
   if name in networks.PLAIN_VITS:
     return networks.named(f'{name}+dpt')
-  if architecture == 'psp_shuffle':
+  if architecture in ('psp', 'psp_shuffle'):
     return networks.psp(name)
   config = networks.light_deeplabv3plus(name)
   if architecture != 'light':
@@ -367,6 +453,6 @@ def _heads(network_name: str, architecture: str) -> dict[str, Any]:
     return {'kind': 'conv', 'kernel': 1}
   if architecture == 'psp_shuffle':
     return {'kind': 'shuffle'}
-  if architecture == 'cps_features':
+  if architecture in ('psp', 'cps_features'):
     return {'kind': 'conv', 'kernel': 1}
   return {'dropout_rate': 0.0}

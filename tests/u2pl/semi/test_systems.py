@@ -14,7 +14,15 @@ from segcore.ops import color_augment
 from tests.support import meshes
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import pointwise, tiny
-from u2pl.semi import cct, cps, strong_views, systems, unimatch, unimatch_v2
+from u2pl.semi import (
+  cct,
+  cps,
+  gct,
+  strong_views,
+  systems,
+  unimatch,
+  unimatch_v2,
+)
 
 # Gray alone: it is exact, so that no threshold is passed by rounding.
 VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
@@ -22,14 +30,17 @@ OPTIONS = {
   'cps': cps.CpsOptions(),
   'cps_cutmix': cps.CpsOptions(cutmix=True),
   'cct': cct.CctOptions(decoders=cct.DecoderCounts(*[1] * 7), annealing=0.99),
+  'gct': gct.GctOptions(detector=gct.flaw_detector.DetectorOptions(4, 2)),
+  'pseudoseg': pseudoseg.PseudoSegOptions(),
+  'pc2seg': pc2seg.Pc2SegOptions(num_cells=6, num_negatives=10),
   'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
   'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
 }
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
-ON_POINTWISE = {'cct': 24}
+ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
 # Without images of partners.
-UNMIXED = ('cps', 'cct')
+UNMIXED = ('cps', 'cct', 'gct', 'pseudoseg')
 
 
 def test_each_class_of_options_has_a_method():
