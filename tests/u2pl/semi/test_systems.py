@@ -18,6 +18,8 @@ from u2pl.semi import (
   cct,
   cps,
   gct,
+  pc2seg,
+  pseudoseg,
   strong_views,
   systems,
   unimatch,
