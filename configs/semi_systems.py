@@ -92,6 +92,7 @@ class Settings(NamedTuple):
       same with the blocks of the classifier in the decoder ('cps_features');
       or pyramid pooling ('psp'), also with CCT's classifier ('psp_shuffle').
     scales: range of the scale of images before they are cropped.
+    listed_scales: scales of which the authors take one; () for a range.
     padded_to: multiple of pixels to which whole images are padded; 0 for none.
     weight_decay: decay of SGD.
     framed: whether inference is on images padded to the size of the crops.
@@ -113,6 +114,7 @@ class Settings(NamedTuple):
   fill: str = 'mean'
   architecture: str = 'light'
   scales: tuple[float, float] = (0.5, 2.0)
+  listed_scales: tuple[float, ...] = ()
   padded_to: int = 0
   weight_decay: float = 1e-4
   framed: bool = False
@@ -172,6 +174,7 @@ _CPS_VOC = Settings(
   stride=342,
   decays_all=False,
   architecture='cps',
+  listed_scales=(0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
 )
 _CPS_CITYSCAPES = _CPS_VOC._replace(
   size=800,
@@ -239,6 +242,7 @@ _PSEUDOSEG_VOC = Settings(
   losses={},
   decays_all=False,
   framed=True,
+  listed_scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
 )
 # None are published on Cityscapes: those of CPS.
 _PSEUDOSEG_CITYSCAPES = _CPS_CITYSCAPES._replace(
@@ -343,6 +347,11 @@ def parse(
   """
   options = options_lib.parse(argument, **defaults)
   settings = _published(options, data)
+  if options.scales == 'listed' and not (settings and settings.listed_scales):
+    raise ValueError(
+      'config option scales=listed: expected scales=uniform, as the authors of '
+      f'system={options.system} have a range'
+    )
   if settings is None:
     return options, None
   epochs = settings.epochs
@@ -416,7 +425,9 @@ def paper_blocks(
     'crop': {
       'name': 'random',
       'size': (size, size),
-      'scales': settings.scales,
+      'scales': settings.listed_scales
+      if options.scales == 'listed'
+      else settings.scales,
       'fill': settings.fill if options.pad_label == 'paper' else 'mean',
       'label_resize': options.label_resize,
     },

@@ -33,6 +33,9 @@ PAPER = {
   # Of cct and gct, whose settings: their authors' own, or those of the authors
   # of CPS, whose results later tables have; auto: the first that there are.
   'implementation': ['auto', 'own', 'cps'],
+  # Scales of images before the crop: from a range, or some of a list, where the
+  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors).
+  'scales': ['uniform', 'listed'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
   # Rule by which labels are scaled: as images, or as in the released code, half

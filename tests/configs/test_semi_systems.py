@@ -198,6 +198,11 @@ def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
   assert [learn.decoders[name] for name in names] == [2, 2, 2, 2, 2, 0]
   assert again.network.decoder.num_refinements == 2
   assert (again.train.heads.kind, again.train.heads.kernel) == ('conv', 1)
+  listed = loading.load('u2pl_voc', 'system=cps,scales=listed').train.crop
+  assert (listed.scales, again.train.crop.scales) == (
+    (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
+    (0.5, 2.0),
+  )
   # On Cityscapes the authors of CPS alone have results.
   city = loading.load('u2pl_cityscapes', 'system=cct')
   assert city.train.learn.annealing == 0.99
@@ -242,6 +247,8 @@ def test_pseudoseg_and_pc2seg_have_30_000_steps_of_64_images():
 @pytest.mark.parametrize(
   ('name', 'argument', 'message'),
   [
+    ('voc', 'system=unimatch,scales=listed', 'system=unimatch have a range'),
+    ('voc', 'scales=listed', 'authors of system=u2pl_plus have a range'),
     ('voc', 'system=cps,implementation=own', 'there is one implementation of'),
     (
       'cityscapes',
@@ -250,8 +257,6 @@ def test_pseudoseg_and_pc2seg_have_30_000_steps_of_64_images():
     ),
   ],
 )
-def test_an_implementation_that_there_is_not_is_refused(
-  name, argument, message
-):
+def test_settings_that_there_are_not_are_refused(name, argument, message):
   with pytest.raises(ValueError, match=message):
     loading.load(f'u2pl_{name}', argument)
