@@ -151,9 +151,9 @@ class Settings(NamedTuple):
         'align_corners': True,
       }
     if not self.stride:
-      # Patches of a ViT have to fit; most other networks take any size.
-      multiple = 14 if 'vit' in self.network else self.padded_to
-      fields = {'size_multiple': multiple} if multiple else {}
+      fields = {'size_multiple': self.padded_to} if self.padded_to else {}
+      if 'vit' in self.network:
+        fields = {'side_multiple': 14}  # Patches have to fit.
       return {'align_corners': True, **fields}
     return {
       'tiling': 'sliding_window',

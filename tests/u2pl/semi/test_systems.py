@@ -41,8 +41,14 @@ OPTIONS = {
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
 ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
-# Without images of partners.
-UNMIXED = ('cps', 'cct', 'gct', 'pseudoseg')
+# Collectives beside sums: of images and labels of partners on another device,
+# and of the features of all cells.
+MOVED = {
+  'pc2seg': {'all-gather'},
+  **dict.fromkeys(
+    ('cps_cutmix', 'unimatch', 'unimatch_v2'), {'collective-permute'}
+  ),
+}
 
 
 def test_each_class_of_options_has_a_method():
@@ -80,7 +86,7 @@ def test_eight_devices_are_one_in_float64(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIONS)
 def test_collectives_of_a_step(name):
-  """Sums, and images and labels of partners on another device."""
+  """Sums, and what else a system moves between devices."""
   mesh = sharding.make_mesh()
   with jax.enable_x64(name in ON_POINTWISE):
     trained, state, [batch, _] = make(name, jnp.float32)
@@ -93,10 +99,7 @@ def test_collectives_of_a_step(name):
       .compile()
     )
   kinds = {c.kind for c in communication.list_collectives(compiled)}
-  expected = {'all-reduce', 'collective-permute'}
-  assert kinds == (
-    expected - {'collective-permute'} if name in UNMIXED else expected
-  )
+  assert kinds == {'all-reduce'} | MOVED.get(name, set())
 
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -146,5 +149,5 @@ def test_panels_show_the_images_that_are_learned(name):
   shown = labels >= 0
   assert ((labels == own) | (labels == partners))[shown].mean() > 0.999
   changed = np.abs(np.asarray(output.images) - weak).max() > 0.1
-  assert changed == (name not in UNMIXED)
+  assert changed == (name not in ('cps', 'cct'))
   assert np.asarray(output.entropy).max() <= np.log(tiny.CLASSES) + 1e-5
