@@ -44,10 +44,10 @@ ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
 # Collectives beside sums: of images and labels of partners on another device,
 # and of the features of all cells.
 MOVED = {
+  'cps_cutmix': {'collective-permute'},
   'pc2seg': {'all-gather'},
-  **dict.fromkeys(
-    ('cps_cutmix', 'unimatch', 'unimatch_v2'), {'collective-permute'}
-  ),
+  'unimatch': {'collective-permute'},
+  'unimatch_v2': {'collective-permute'},
 }
 
 
