@@ -13,7 +13,6 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from segcore.models.layers import norm, resize
@@ -76,14 +75,12 @@ class SelfAttention(nn.Module):
     width: d, channels of queries and keys.
     num_maps: 2, maps that the head reads.
     reads: 'encoder', whose maps the head reads.
-    dtype: dtype of the maps; all is computed in float32 at least.
   """
 
   num_classes: int
   width: int = 128
   num_maps: int = _NUM_MAPS
   reads: str = 'encoder'
-  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -93,7 +90,7 @@ class SelfAttention(nn.Module):
     cams: Float[Array, 'B h w C_tags'] | None = None,
     valid: Bool[Array, 'B H W'] | None = None,
   ) -> Float[Array, 'B h w C']:
-    """Computes the logits on the grid of the deepest map.
+    """Computes the logits on the grid of the deepest map, in float32 at least.
 
     Args:
       maps: the last maps of the encoder, the deepest one first.
