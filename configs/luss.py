@@ -89,7 +89,25 @@ def resolve(options: SimpleNamespace) -> SimpleNamespace:
   if options.cluster == 'auto':
     has_prototypes = is_pass or resolved.clusters
     resolved.cluster = 'attended' if has_prototypes else 'image'
+  if not is_pass:
+    _check_additions(resolved)
   return resolved
+
+
+def _check_additions(options: SimpleNamespace) -> None:
+  """Raises ValueError for options of P2P, D2S or SwAV where it is not added."""
+  for name, default, is_used, needed in (
+    ('project', True, options.p2p != 'off', 'p2p=regression'),
+    ('d2s_targets', 'deep', options.d2s != 'off', 'd2s=3'),
+    ('d2s_view', 'other', options.d2s != 'off', 'd2s=3'),
+    ('combine', 'mean', options.d2s != 'off', 'd2s=3'),
+  ):
+    value = getattr(options, name)
+    if value != default and not is_used:
+      raise ValueError(
+        f'config option {name}={value}: objective={options.objective} does not '
+        f'have it by itself, expected it with {needed}'
+      )
 
 
 def _check_objective(options: SimpleNamespace) -> None:
