@@ -1,4 +1,4 @@
-"""Systems beside U2PL's own: CPS, UniMatch and UniMatch V2, as published.
+"""Systems beside U2PL's own: CPS, UniMatch (V2) and AEL, as published.
 
 `LOSSES` has the builder of each one's block of losses; `PUBLISHED` the settings
 of each on the data sets of the papers, `parse` the options with them as
@@ -39,12 +39,30 @@ def _unimatch(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
   return {'name': options.system, 'views': views, **teacher, **fields, **view}
 
 
+def _ael(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of AEL, or of U2PL on AEL."""
+  fields.pop('group', 0)
+  if hasattr(options, 'ema'):
+    # A block replaces the default as a whole.
+    if teacher := unlabeled.teacher(options):
+      fields['teacher'] = {'copy_epochs': 0, **teacher}
+    fields |= unlabeled.student_view(options)
+    if options.system == 'u2pl_ael':
+      fields['contrast_start'] = 0  # That is, after the warm-up.
+  if options.network == 'transunet':
+    # The auxiliary head reads a map that it does not have.
+    fields['supervised'] = {**fields['supervised'], 'auxiliary': 0.0}
+  return {'name': options.system, **fields}
+
+
 # By option `system`.
 LOSSES = {
   'cps': _cps,
   'cps_cutmix': _cps,
   'unimatch': _unimatch,
   'unimatch_v2': _unimatch,
+  'ael': _ael,
+  'u2pl_ael': _ael,
 }
 
 
@@ -66,6 +84,7 @@ class Settings(NamedTuple):
     network: default of the option.
     adam: whether the optimizer is AdamW, else SGD.
     fill: padding of crops.
+    is_u2pl: whether network, heads and crops are those of U2PL.
   """
 
   size: int
@@ -81,6 +100,7 @@ class Settings(NamedTuple):
   network: str = 'resnet101'
   adam: bool = False
   fill: str = 'mean'
+  is_u2pl: bool = False
 
   @property
   def optimizer(self) -> dict[str, Any]:
@@ -171,6 +191,34 @@ _UNIMATCH_V2_CITYSCAPES = _UNIMATCH_V2_VOC._replace(
   stride=532,
   average='probs',
 )
+# Of 100,000 pixels of the two images of one GPU, as in U2PL on Cityscapes.
+_AUXILIARY_HARD = {'kind': 'ohem', 'auxiliary': 0.4}
+_AEL_VOC = Settings(
+  size=513,
+  group=2,
+  batch=16,
+  epochs=80,
+  lr=1.25e-3,  # 0.01 of the released config, divided by its 8 GPUs
+  losses={
+    'supervised': _AUXILIARY_HARD,
+    'confidence': 0.7,
+    'paste': {'num_draws': 1},
+    'boxes': {'component': 0.03, 'image': 0.03},
+  },
+  head_lr=10.0,
+  is_u2pl=True,
+)
+_AEL_CITYSCAPES = _AEL_VOC._replace(
+  size=769,
+  epochs=200,
+  losses={
+    'supervised': _AUXILIARY_HARD,
+    # Road, sidewalk, building, vegetation and sky.
+    'paste': {'excluded': (0, 1, 2, 8, 10)},
+  },
+  stride=513,
+  average='probs',
+)
 # By data set and option `system`.
 PUBLISHED: dict[str, dict[str, Settings]] = {
   'voc': {
@@ -178,6 +226,8 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'cps_cutmix': _CPS_VOC._replace(losses={'weight': 1.0}),
     'unimatch': _UNIMATCH_VOC,
     'unimatch_v2': _UNIMATCH_V2_VOC,
+    'ael': _AEL_VOC,
+    'u2pl_ael': _AEL_VOC,
   },
   'cityscapes': {
     'cps': _CPS_CITYSCAPES,
@@ -186,6 +236,8 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     ),
     'unimatch': _UNIMATCH_CITYSCAPES,
     'unimatch_v2': _UNIMATCH_V2_CITYSCAPES,
+    'ael': _AEL_CITYSCAPES,
+    'u2pl_ael': _AEL_CITYSCAPES._replace(average='logits'),
   },
 }
 
@@ -241,10 +293,15 @@ def paper_blocks(
   # Maps of other networks have no odd sides.
   is_odd = settings.size % 2 and options.network == 'transunet'
   size = settings.size - int(is_odd)
-  return {
+  blocks = {
     'size': size,
     'losses': losses,
     'optimizer': {'learning_rate': options.lr, **settings.optimizer},
+    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
+  }
+  if settings.is_u2pl:
+    return blocks
+  return blocks | {
     'network': network(options.network, options.system),
     'heads': _heads(options.network),
     'crop': {
@@ -254,7 +311,6 @@ def paper_blocks(
       'fill': settings.fill if options.pad_label == 'paper' else 'mean',
       'label_resize': options.label_resize,
     },
-    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
   }
 
 

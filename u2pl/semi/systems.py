@@ -6,7 +6,7 @@ method. A new one is a file with a class of each kind, and two lines here.
 
 from collections.abc import Mapping
 
-from u2pl.semi import cps, mean_teacher, unimatch, unimatch_v2
+from u2pl.semi import ael, cps, mean_teacher, u2pl_ael, unimatch, unimatch_v2
 from u2pl.semi import method as method_lib
 from u2pl.semi import options as options_lib
 
@@ -17,6 +17,8 @@ METHODS: Mapping[
   cps.CpsOptions: cps.Cps,
   unimatch.UniMatchOptions: unimatch.UniMatch,
   unimatch_v2.UniMatchV2Options: unimatch_v2.UniMatchV2,
+  ael.AelOptions: ael.Ael,
+  u2pl_ael.U2plAelOptions: u2pl_ael.U2plAel,
 }
 
 # Blocks that a config may have; the first one is that without a name.
@@ -25,4 +27,6 @@ Options = (
   | cps.CpsOptions
   | unimatch.UniMatchOptions
   | unimatch_v2.UniMatchV2Options
+  | ael.AelOptions
+  | u2pl_ael.U2plAelOptions
 )

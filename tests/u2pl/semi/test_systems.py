@@ -13,8 +13,17 @@ from segcore.distributed import sharding
 from segcore.ops import color_augment
 from tests.support import meshes
 from tests.transcriptions import u2pl as u2pl_reference
+from tests.u2pl import inputs
 from tests.u2pl.semi import tiny
-from u2pl.semi import cps, strong_views, systems, unimatch, unimatch_v2
+from u2pl.semi import (
+  ael,
+  cps,
+  strong_views,
+  systems,
+  u2pl_ael,
+  unimatch,
+  unimatch_v2,
+)
 
 # Gray alone: it is exact, so that no threshold is passed by rounding.
 VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
@@ -23,6 +32,10 @@ OPTIONS = {
   'cps_cutmix': cps.CpsOptions(cutmix=True),
   'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
   'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
+  'ael': ael.AelOptions(confidence=0.22),
+  'u2pl_ael': u2pl_ael.U2plAelOptions(
+    contrast=inputs.CONTRAST, contrast_start=0, reverse=0.1, denoise='raw'
+  ),
 }
 
 
