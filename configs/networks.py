@@ -356,6 +356,19 @@ def light_deeplabv3plus(name: str) -> ml_collections.ConfigDict:
   return config
 
 
+def psp(name: str) -> ml_collections.ConfigDict:
+  """Builds the network of CCT: pyramid pooling at output stride 8.
+
+  Args:
+    name: 'resnet101' or 'resnet50'.
+  """
+  config = deeplabv3plus(name)
+  config.decoder = {'name': 'psp'}
+  # Without the multi-grid of DeepLab.
+  config.encoder.multi_grid = (1, 1, 1)
+  return config
+
+
 def small_vit_dpt() -> ml_collections.ConfigDict:
   """Builds a plain ViT with patches of 14 pixels and DPT for a CPU."""
   encoder = {

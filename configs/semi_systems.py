@@ -1,4 +1,4 @@
-"""Systems beside U2PL's own: CPS, UniMatch (V2) and AEL, as published.
+"""Systems beside U2PL's own as published: CPS, CCT, UniMatch (V2) and AEL.
 
 `LOSSES` has the builder of each one's block of losses; `PUBLISHED` the settings
 of each on the data sets of the papers, `parse` the options with them as
@@ -55,10 +55,17 @@ def _ael(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
   return {'name': options.system, **fields}
 
 
+def _cct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of CCT."""
+  fields.pop('group', None)
+  return {'name': options.system, **fields}
+
+
 # By option `system`.
 LOSSES = {
   'cps': _cps,
   'cps_cutmix': _cps,
+  'cct': _cct,
   'unimatch': _unimatch,
   'unimatch_v2': _unimatch,
   'ael': _ael,
@@ -84,7 +91,12 @@ class Settings(NamedTuple):
     network: default of the option.
     adam: whether the optimizer is AdamW, else SGD.
     fill: padding of crops.
-    is_u2pl: whether network, heads and crops are those of U2PL.
+    architecture: 'light', the DeepLabv3+ of UniMatch; 'cps', that of CPS; the
+      same with the blocks of the classifier in the decoder ('cps_features');
+      pyramid pooling with CCT's classifier ('psp_shuffle'); or network,
+      heads and crops of U2PL ('u2pl').
+    scales: range of the scale of images before they are cropped.
+    padded_to: multiple of pixels to which whole images are padded; 0 for none.
   """
 
   size: int
@@ -100,7 +112,9 @@ class Settings(NamedTuple):
   network: str = 'resnet101'
   adam: bool = False
   fill: str = 'mean'
-  is_u2pl: bool = False
+  architecture: str = 'light'
+  scales: tuple[float, float] = (0.5, 2.0)
+  padded_to: int = 0
 
   @property
   def optimizer(self) -> dict[str, Any]:
@@ -120,9 +134,10 @@ class Settings(NamedTuple):
   def protocol(self) -> dict[str, Any]:
     """Builds the inference protocol."""
     if not self.stride:
-      # Patches of a ViT have to fit; other networks take images of any size.
-      multiple = {'size_multiple': 14} if 'vit' in self.network else {}
-      return {'align_corners': True, **multiple}
+      # Patches of a ViT have to fit; most other networks take any size.
+      multiple = 14 if 'vit' in self.network else self.padded_to
+      fields = {'size_multiple': multiple} if multiple else {}
+      return {'align_corners': True, **fields}
     return {
       'tiling': 'sliding_window',
       'window': (self.size, self.size),
@@ -141,6 +156,7 @@ _CPS_VOC = Settings(
   losses={'weight': 1.5},
   stride=342,
   decays_all=False,
+  architecture='cps',
 )
 _CPS_CITYSCAPES = _CPS_VOC._replace(
   size=800,
@@ -148,6 +164,34 @@ _CPS_CITYSCAPES = _CPS_VOC._replace(
   epochs={186: 128, 372: 137, 744: 160, 1488: 240},
   losses={'weight': 6.0, 'supervised': {'kind': 'ohem'}},
   stride=534,
+)
+# Of the authors of CPS: two decoders of each kind, none with adversarial noise,
+# and a constant weight.
+_CCT_OF_CPS = {
+  'annealing': 0.99,
+  'ramp_epochs': 0,
+  'decoders': {
+    **dict.fromkeys(('dropout', 'feature_drop', 'noise'), 2),
+    **dict.fromkeys(('cutout', 'context', 'object'), 2),
+    'vat': 0,
+  },
+}
+_CCT_OF_CPS_VOC = _CPS_VOC._replace(
+  group=1, losses=_CCT_OF_CPS, architecture='cps_features'
+)
+_CCT_VOC = Settings(
+  size=320,
+  group=1,
+  batch=10,
+  epochs=80,
+  lr=1e-3,
+  losses={},
+  head_lr=10.0,
+  network='resnet50',
+  architecture='psp_shuffle',
+  # The longer side has 200 to 800 pixels, 500 at the scale 1.
+  scales=(0.4, 1.6),
+  padded_to=8,
 )
 _UNIMATCH_VOC = Settings(
   size=321,
@@ -206,7 +250,7 @@ _AEL_VOC = Settings(
     'boxes': {'component': 0.03, 'image': 0.03},
   },
   head_lr=10.0,
-  is_u2pl=True,
+  architecture='u2pl',
 )
 _AEL_CITYSCAPES = _AEL_VOC._replace(
   size=769,
@@ -219,11 +263,14 @@ _AEL_CITYSCAPES = _AEL_VOC._replace(
   stride=513,
   average='probs',
 )
-# By data set and option `system`.
+# By data set, then by option `system` and, where the authors of CPS have
+# implemented it again, option `implementation`.
 PUBLISHED: dict[str, dict[str, Settings]] = {
   'voc': {
     'cps': _CPS_VOC,
     'cps_cutmix': _CPS_VOC._replace(losses={'weight': 1.0}),
+    'cct own': _CCT_VOC,
+    'cct cps': _CCT_OF_CPS_VOC,
     'unimatch': _UNIMATCH_VOC,
     'unimatch_v2': _UNIMATCH_V2_VOC,
     'ael': _AEL_VOC,
@@ -233,6 +280,9 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'cps': _CPS_CITYSCAPES,
     'cps_cutmix': _CPS_CITYSCAPES._replace(
       group=2, losses=_CPS_CITYSCAPES.losses | {'weight': 5.0}
+    ),
+    'cct cps': _CPS_CITYSCAPES._replace(
+      losses=_CCT_OF_CPS, architecture='cps_features'
     ),
     'unimatch': _UNIMATCH_CITYSCAPES,
     'unimatch_v2': _UNIMATCH_V2_CITYSCAPES,
@@ -260,7 +310,7 @@ def parse(
     ValueError: an option is unknown, or its value has another type.
   """
   options = options_lib.parse(argument, **defaults)
-  settings = PUBLISHED[data].get(options.system)
+  settings = _published(options, data)
   if settings is None:
     return options, None
   epochs = settings.epochs
@@ -275,6 +325,35 @@ def parse(
     'network': [settings.network, *others],
   }
   return options_lib.parse(argument, **defaults | own), settings
+
+
+def _published(options: SimpleNamespace, data: str) -> Settings | None:
+  """Returns the published settings; None of U2PL and its baselines.
+
+  Raises:
+    ValueError: the option `implementation` names settings that there are not.
+  """
+  by_system, system = PUBLISHED[data], options.system
+  chosen = options.implementation
+  names = [
+    name.partition(' ')[2]
+    for name in by_system
+    if name.partition(' ')[0] == system
+  ]
+  if not any(names):
+    if chosen != 'auto':
+      raise ValueError(
+        f'config option implementation={chosen}: expected auto, as there is '
+        f'one implementation of system={system}'
+      )
+    return by_system.get(system)
+  if chosen not in ('auto', *names):
+    raise ValueError(
+      f'config option implementation={chosen}: expected one of '
+      f'{", ".join(names)}, of which there are settings of system={system} on '
+      'this data set'
+    )
+  return by_system[f'{system} {names[0] if chosen == "auto" else chosen}']
 
 
 def paper_blocks(
@@ -299,42 +378,50 @@ def paper_blocks(
     'optimizer': {'learning_rate': options.lr, **settings.optimizer},
     'evaluate': {'protocol': settings.protocol, 'which': 'best'},
   }
-  if settings.is_u2pl:
+  if settings.architecture == 'u2pl':
     return blocks
   return blocks | {
-    'network': network(options.network, options.system),
-    'heads': _heads(options.network),
+    'network': network(options.network, settings.architecture),
+    'heads': _heads(options.network, settings.architecture),
     'crop': {
       'name': 'random',
       'size': (size, size),
-      'scales': (0.5, 2.0),
+      'scales': settings.scales,
       'fill': settings.fill if options.pad_label == 'paper' else 'mean',
       'label_resize': options.label_resize,
     },
   }
 
 
-def network(name: str, system: str) -> Any:
-  """Builds the networks of CPS and UniMatch.
+def network(name: str, architecture: str) -> Any:
+  """Builds the networks of the systems.
 
   Args:
     name: option `network`.
-    system: option `system`.
+    architecture: field of `Settings`.
   """
   if name == 'transunet':
     return networks.unet(name)
   if name in networks.PLAIN_VITS:
     return networks.named(f'{name}+dpt')
+  if architecture == 'psp_shuffle':
+    return networks.psp(name)
   config = networks.light_deeplabv3plus(name)
-  if LOSSES[system] is _cps:
+  if architecture != 'light':
     # The last block of CPS has the dilations 2, 4 and 8.
     config.encoder.multi_grid = (2, 2, 4)
+  if architecture == 'cps_features':
+    config.decoder.num_refinements = 2
   return config
 
 
-def _heads(network_name: str) -> dict[str, Any]:
+def _heads(network_name: str, architecture: str) -> dict[str, Any]:
   if network_name == 'transunet':
     return {'kind': 'conv'}
   if network_name in networks.PLAIN_VITS:
+    return {'kind': 'conv', 'kernel': 1}
+  if architecture == 'psp_shuffle':
+    return {'kind': 'shuffle'}
+  if architecture == 'cps_features':
     return {'kind': 'conv', 'kernel': 1}
   return {'dropout_rate': 0.0}

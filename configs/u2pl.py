@@ -30,6 +30,9 @@ PAPER = {
   'seed': 0,  # of the choice of labeled images and of training
   'run': 0,  # another choice of labeled images with the same seed
   'equal_steps': False,  # sup_only: as many steps as the other systems
+  # Of system=cct, whose settings: the authors' own, or those of CPS's authors,
+  # whose results later tables have; auto: the first that there are.
+  'implementation': ['auto', 'own', 'cps'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
   # Rule by which labels are scaled: as images, or as in the released code, half

@@ -8,13 +8,13 @@ Run:   python -m u2pl.main --config=configs/u2pl_camvid.py:system=u2pl
 Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
-from configs import options as options_lib
-from configs import pretrained, u2pl, u2pl_losses
+from configs import pretrained, u2pl, u2pl_losses, unlabeled
 
 
 def get_config(argument=None):
-  options = options_lib.parse(
+  options = unlabeled.parse(
     argument,
+    unlabeled.PHOTOGRAPHS,
     unlabeled_weight=1.0,  # of the loss of unlabeled images
     source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
     **u2pl.SMALL | pretrained.OPTIONS,

@@ -9,13 +9,13 @@ Run:   python -m u2pl.main \\
 Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
-from configs import options as options_lib
-from configs import pretrained, shared, u2pl, u2pl_losses
+from configs import pretrained, shared, u2pl, u2pl_losses, unlabeled
 
 
 def get_config(argument=None):
-  options = options_lib.parse(
+  options = unlabeled.parse(
     argument,
+    unlabeled.PHOTOGRAPHS,
     **shared.FOLDER,
     without_mask=['error', 'unlabeled'],  # unlabeled: as unlabeled=same
     # Of 50 steps, on labeled images alone, before there are pseudo-labels.
@@ -30,9 +30,9 @@ def get_config(argument=None):
   network = pretrained.choose_network(options)
   if options.without_mask == 'unlabeled':
     options.unlabeled = options.unlabeled or 'same'
-  unlabeled = shared.unlabeled_images(options)
-  elsewhere = unlabeled and unlabeled['data'] != shared.folder(options)
-  if not (options.labels or options.list or unlabeled):
+  images = shared.unlabeled_images(options)
+  elsewhere = images and images['data'] != shared.folder(options)
+  if not (options.labels or options.list or images):
     options.fraction = options.fraction or 0.25
   return u2pl.small(
     options,
@@ -41,8 +41,8 @@ def get_config(argument=None):
     notes=(*network.notes, *shared.folder_notes(options)),
     train={
       'data': shared.folder(options),
-      'unlabeled': unlabeled['split'] if unlabeled else '',
-      **({'unlabeled_data': unlabeled['data']} if elsewhere else {}),
+      'unlabeled': images['split'] if images else '',
+      **({'unlabeled_data': images['data']} if elsewhere else {}),
       'crop': shared.folder_crop(
         options, network.size_multiple, network.max_area
       ),

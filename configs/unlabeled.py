@@ -3,8 +3,11 @@
 OPTIONS are those of the small experiments of U2PL.
 """
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+
+from configs import options as options_lib
 
 OPTIONS = {
   # Decay of the EMA teacher; 0: 0.99, or 0.996 in unimatch_v2.
@@ -30,7 +33,6 @@ _COLORS = {
 # All of UniMatch's, which a system without an own block does not state.
 PUBLISHED_COLORS = {'jitter': 0.8, 'gray': 0.2, 'blur': 0.5, **_COLORS}
 
-
 # Systems with an EMA teacher that is run in training mode.
 _TEACHERS = ('u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt')
 _VIEWS = (*_TEACHERS, 'unimatch', 'unimatch_v2')
@@ -44,6 +46,34 @@ _TAKEN_BY = {
   'gray': _VIEWS,
   'blur': _VIEWS,
 }
+
+# Settings of the systems with an EMA teacher that learn most from unlabeled
+# photographs with a pretrained encoder; docs/results/photographs.md.
+PHOTOGRAPHS = {
+  'ema': 0.98,
+  'statistics': ['ema', 'own', 'copy'],
+  'confidence': 0.8,
+  'jitter': 0.8,
+}
+
+
+def parse(
+  argument: str | None, own: Mapping[str, Any], **defaults: Any
+) -> SimpleNamespace:
+  """Parses options of which some have other defaults with an EMA teacher.
+
+  Args:
+    argument: options of the command line.
+    own: defaults with a system whose EMA teacher is run in training mode.
+    **defaults: defaults of all options, among them `OPTIONS` and `system`.
+
+  Raises:
+    ValueError: an option is unknown, or its value has another type.
+  """
+  options = options_lib.parse(argument, **defaults)
+  if options.system not in _TEACHERS:
+    return options
+  return options_lib.parse(argument, **defaults | own)
 
 
 def refuse_options(options: SimpleNamespace) -> None:

@@ -19,6 +19,9 @@ from runtime import options as options_lib
 
 # Name, in configs, of the split of a subset's held-out images.
 HELD_OUT = 'held_out'
+# Name, in configs, of the split of the training images that have a mask, but
+# are neither labeled nor held out.
+NOT_LABELED = 'not_labeled'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -306,6 +306,7 @@ class RandomCrop:
     max_class_share: a crop is redrawn unless it shows several classes, each
       with a smaller share of the labeled pixels; 1 redraws none. The tenth
       redraw is taken as it is.
+    antialias: whether shrinking by `scales` is antialiased, as by Pillow.
   """
 
   size: tuple[int, int]
@@ -316,6 +317,7 @@ class RandomCrop:
   label_resize: str = 'centers'
   fit_sides: tuple[int, int] = (0, 0)
   max_class_share: float = 1.0
+  antialias: bool = False
 
   def __post_init__(self):
     check_image_size('size', self.size)
@@ -352,7 +354,9 @@ class RandomCrop:
       shape = tuple(
         max(int(scale * side), 1) for side in example['image'].shape[:2]
       )
-      example = resize_example(example, shape, label_resize=self.label_resize)
+      example = resize_example(
+        example, shape, self.antialias, self.label_resize
+      )
     return crop_example(
       example, self._sample_box(example, rng), FILLS[self.fill]
     )

@@ -1,5 +1,6 @@
 """Eight simulated devices, a compilation cache, and flags that Grain reads."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -16,41 +17,54 @@ os.environ.setdefault(
   str(pathlib.Path(tempfile.gettempdir()) / 'segmentation_jax_cache'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Else each operation of a program carries the call stack that traced it.
+os.environ.setdefault('JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS', '0')
 
 import pytest
 from absl import flags, logging
 
 flags.FLAGS.mark_as_parsed()
 
+# By default the garbage collector starts after every 700 new objects, and time
+# and again visits all modules and traced programs.
+gc.set_threshold(100_000, 10, 10)
+
 
 # Files that take longest are begun first (`--no-loadscope-reorder`), or one
-# worker would be left with them when the other has nothing to do.
+# worker would be left with them when the other has nothing to do. The first
+# three have most of the slow tests.
 LONGEST = (
+  'ddep/test_main.py',
   'pass_luss/test_main.py',
+  'u2pl/test_main.py',
+  'u2pl/semi/test_mean_teacher.py',
   'segcore/study/test_runner.py',
   'segcore/eval/test_inference.py',
-  'ddep/test_main.py',
-  'segcore/experiment/test_contracts.py',
-  'u2pl/semi/test_mean_teacher.py',
   'launch/test_runs.py',
-  'ddep/test_stages.py',
+  'segcore/experiment/test_contracts.py',
   'pass_luss/pretrain/test_method.py',
-  'u2pl/test_main.py',
+  'pass_luss/pseudo_labels/test_kmeans.py',
+  'ddep/test_stages.py',
   'segcore/eval/test_export.py',
   'segcore/models/encoders/test_resnet.py',
-  'segcore/models/encoders/test_efficientnet.py',
+  'pass_luss/test_frozen.py',
+  'launch/test_existing_jobs.py',
   'segcore/models/test_segmenter.py',
-  'test_packaging.py',
-  'segcore/distributed/test_hosts.py',
+  'u2pl/semi/test_cps.py',
   'segcore/models/test_transcription.py',
+  'segcore/ops/test_color_augment.py',
+  'segcore/models/encoders/test_efficientnet.py',
+  'pass_luss/protocols/test_knn.py',
+  'ddep/test_tables.py',
+  'test_packaging.py',
   'configs/test_pass.py',
   'configs/test_ddep.py',
-  'u2pl/semi/test_reference_step.py',
-  'launch/test_existing_jobs.py',
+  'launch/test_interruptions.py',
+  'u2pl/semi/test_student_view.py',
+  'u2pl/semi/test_unimatch.py',
   'segcore/eval/test_prediction_files.py',
   'segcore/experiment/test_dry_run.py',
   'input_pipeline/test_loader.py',
-  'segcore/ops/test_color_augment.py',
   'segcore/cost/test_flops.py',
 )
 

@@ -10,12 +10,14 @@ Which images show a class is kept over the whole training:
 Source: Hu et al. 2021 (AEL; spec of the baselines, §1.3 and §1.4).
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from segcore.ops import connected_components
+from segcore.ops import connected_components, order_statistics
 from u2pl import box_masks, mixing
 
 
@@ -85,17 +87,45 @@ def class_box_masks(
     Masks of the boxes, and which are those of a component.
   """
   height, width = of_class.shape[1:]
-  labels = connected_components.label_components(of_class)
-  roots, exist = connected_components.choose_large_components(
-    labels, min_share * height * width, uniforms[:, 0]
-  )
-  boxes = connected_components.component_boxes(labels, roots)
+  boxes, exist = jax.vmap(
+    functools.partial(_component_box, min_area=min_share * height * width)
+  )(of_class, uniforms[:, 0])
   # The first of its numbers is that of the area, which is fixed.
   random = box_masks.xor_box_masks(
     uniforms[:, None], height, width, areas=(0.5, 0.5)
   )
   masks = mixing.cutmix_box_mask(boxes, height, width)
   return jnp.where(exist[:, None, None], masks, random), exist
+
+
+def _component_box(
+  mask: Bool[Array, 'H W'], uniform: Float[Array, ''], min_area: float
+) -> tuple[Int[Array, '4'], Bool[Array, '']]:
+  """Chooses one of the components that exceed an area.
+
+  The n of them are equally probable, in the order of their first pixels.
+
+  Args:
+    mask: pixels of the class.
+    uniform: uniform number in [0, 1).
+    min_area: number of pixels.
+
+  Returns:
+    Top, left, height and width in pixels; whether there is one.
+  """
+  roots = connected_components.label_components(mask)
+  # By root; pixels without a component have one outside of the array.
+  areas = jnp.zeros(roots.size, jnp.int32)
+  areas = areas.at[roots.ravel()].add(1, mode='drop')
+  running = jnp.cumsum(areas > min_area, dtype=jnp.int32)
+  rank = order_statistics.ranks_from_uniforms(uniform, running[-1])
+  root = jnp.argmax(running > rank)
+  extent = connected_components.component_boxes(roots)
+  top, bottom, left, right = (
+    x[root] for x in (extent.top, extent.bottom, extent.left, extent.right)
+  )
+  box = jnp.stack([top, left, bottom - top + 1, right - left + 1])
+  return box, running[-1] > 0
 
 
 def predicted_classes(

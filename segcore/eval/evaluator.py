@@ -155,6 +155,8 @@ class Predictions:
           if prediction.shape[:2] == padded_size:
             height, width = example['size']
             prediction = prediction[:height, :width]
+          if isinstance(self.predictor, inference.LabelMaps):
+            prediction = self.predictor.conclude(prediction, example['image'])
           yield prediction, example
         if self.log_progress and (done == len(self._plan) or done % 20 == 0):
           progress_line.report(done, {})

@@ -6,8 +6,8 @@
   label_maps = predictor(state, inputs)        # int16 [B, H, W], padded
 
 Images of a batch are padded to one size. The size of each image, and its views,
-are data of the batch (linear maps, see `protocols`). So images of many sizes
-share few compiled programs, and no prediction depends on the other images.
+are data of the batch (linear maps, see `protocol_views`). So images of many
+sizes share few compiled programs, and no prediction depends on the others.
 """
 
 import dataclasses
@@ -20,13 +20,21 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int16, UInt8
+from jaxtyping import Array, Float, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 from runtime import errors
-from segcore.eval import protocol_resizing, protocols, view_maps
+from segcore.eval import (
+  protocol_resizing,
+  protocol_views,
+  protocols,
+  scale_merging,
+  view_maps,
+  view_votes,
+)
 from segcore.models.layers import resize
+from segcore.ops import dense_crf
 from segcore.train import method as method_lib
 from segcore.train import train_state
 
@@ -165,26 +173,13 @@ class ImageScores:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelMaps:
+class LabelMaps(view_votes.ViewVotes):
   """Predictor of the class of each pixel, at the size of the image.
 
-  Scores of each view are upsampled (bilinear), averaged and compared in blocks
-  of rows, so that the scores of all classes at all pixels need not fit in
-  memory.
-
   Attributes:
-    method: model whose `predict` returns scores at the network's output
-      resolution.
-    num_classes: number of classes C of the scores.
-    protocol: the evaluation protocol.
-    multiple: number of pixels that divides the sides of the network's input.
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
-  method: method_lib.ScoreModel
-  num_classes: int
-  protocol: protocols.ProtocolOptions
-  multiple: int
   output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> Group:
@@ -255,18 +250,40 @@ class LabelMaps:
       padded_size = tuple(
         view[f'write_{axis}'].index.shape[1] for axis in ('rows', 'columns')
       )
+    if self.protocol.scale_merge == 'max':
+      return self._decide([self._maximum(state, inputs)], None, padded_size)
     pending, total = [], None
     size, limit = 0, padded_size[0] * padded_size[1] * self.num_classes
     for view in inputs['views']:
       network_input = view_maps.view_network_input(images, view, self._fill)
-      scores = self._scores(state, network_input)
+      scores = self.scores(state, network_input)
       pending.append((scores, view))
       size += math.prod(scores.shape[1:])
       if size > limit:
         # Scores of views that take more memory than their sum for the image.
-        total = self._add(pending, total, padded_size)
+        total = self.add(pending, total, padded_size)
         pending, size = [], 0
     return self._decide(pending, total, padded_size)
+
+  def conclude(
+    self,
+    prediction: Shaped[np.ndarray, 'H W ...'],
+    image: UInt8[np.ndarray, 'H W 3'],
+  ) -> Shaped[np.ndarray, 'H W ...']:
+    """Completes the prediction of one image on the host, by the CRF if any.
+
+    Args:
+      prediction: row of a result of this predictor, without padding.
+      image: the image.
+    """
+    if not self.protocol.crf:
+      return prediction
+    probs = dense_crf.refine_by_crf(
+      prediction, image, self.protocol.crf_options
+    )
+    if self.output == 'probs':
+      return probs
+    return np.argmax(probs, axis=-1).astype(np.int16)
 
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
@@ -277,8 +294,14 @@ class LabelMaps:
     the whole image, resized or not.
 
     Raises:
-      UserError: the sides are symbolic, and there are more views.
+      UserError: the sides are symbolic, and there are more views; or the
+        protocol has a CRF, which no program can contain.
     """
+    if self.protocol.crf:
+      raise errors.UserError(
+        'protocol.crf: expected False for an export, got True: the CRF is no '
+        'part of the program; set config.evaluate.protocol.crf to False'
+      )
     size = images.shape[1:3]
     if not self.protocol.is_whole_image:
       if not all(isinstance(n, int) for n in size):
@@ -294,29 +317,27 @@ class LabelMaps:
         images, resized_size, self.protocol
       )
       padded_size = _round_up(resized_size, self.multiple)
-    scores = self._scores(
+    scores = self.scores(
       state,
       batch_lib.batch_images_to_symmetric(_pad_on_device(images, padded_size)),
     )
-    matrices = _one_image_matrices(
+    matrices = view_maps.one_image_upsampling_matrices(
       scores.shape[1:3], padded_size, resized_size, size, self.protocol
     )
     return view_maps.argmax_scores_by_rows(scores, *matrices)
 
-  @functools.cached_property
-  def _scores(self):
-    return jax.jit(
-      lambda state, images: self.method.predict(state, images).astype(
-        jnp.float32
+  def _maximum(self, state, inputs) -> tuple[Array, Any]:
+    """Computes the maximum of the scales' scores, and the view they are of."""
+    views = inputs['views']
+    scores = [
+      self.scores(
+        state,
+        view_maps.view_network_input(inputs['images'], view, self._fill),
       )
-    )
-
-  @functools.cached_property
-  def _add(self):
-    def add(pending, total, padded_size):
-      return self._map_votes(pending, total, padded_size, lambda votes: votes)
-
-    return jax.jit(add, static_argnums=2)
+      for view in views
+    ]
+    flip = self.protocol.flip
+    return scale_merging.max_over_scales(scores, flip), views[0]
 
   @functools.cached_property
   def _decide(self):
@@ -324,51 +345,15 @@ class LabelMaps:
       return jnp.argmax(votes, axis=-1).astype(jnp.int16)
 
     def probs(votes):
-      return jax.nn.softmax(votes) if self._averages_logits else votes
+      return jax.nn.softmax(votes) if self.averages_logits else votes
 
-    function = labels if self.output == 'labels' else probs
+    is_final = self.output == 'labels' and not self.protocol.crf
+    function = labels if is_final else probs
 
     def decide(pending, total, padded_size):
-      return self._map_votes(pending, total, padded_size, function)
+      return self.map_votes(pending, total, padded_size, function)
 
     return jax.jit(decide, static_argnums=2)
-
-  def _map_votes(
-    self, pending, total, padded_size: tuple[int, int], function
-  ) -> Array:
-    """Applies a function to the votes of blocks of rows, [B, n, W, C] each.
-
-    Args:
-      pending: scores and view of each view that is not in the total.
-      total: sum of votes [B, H, W, C], or None.
-      padded_size: (H, W).
-      function: function from votes [B, n, W, C] to [B, n, W, …].
-    """
-    batch = (pending[0][0] if pending else total).shape[0]
-    row_arrays, vote_functions = [], []
-    for scores, view in pending:
-      # Scores at full resolution need no upsampling matrices.
-      if view is None and scores.shape[1:3] == padded_size:
-        row_arrays.append(scores)
-        vote_functions.append(lambda rows: rows)
-      else:
-        rows, columns = view_maps.score_upsampling_matrices(
-          scores, view, padded_size, self.protocol.align_corners
-        )
-        row_arrays.append(rows)
-        vote_functions.append(functools.partial(self._vote, scores, columns))
-
-    def apply_to_block(block):
-      votes, blocks = block
-      for vote, rows in zip(vote_functions, blocks, strict=True):
-        votes = vote(rows) if votes is None else votes + vote(rows)
-      return function(votes)
-
-    return view_maps.map_pixel_row_blocks(
-      apply_to_block,
-      (total, row_arrays),
-      (batch, *padded_size, self.num_classes),
-    )
 
   @property
   def _fill(self) -> tuple[int, int, int] | None:
@@ -382,38 +367,7 @@ class LabelMaps:
       padded = _round_up(padded, self.multiple)
     return padded
 
-  @property
-  def _averages_logits(self) -> bool:
-    return self.protocol.average == 'logits' or self.protocol.is_single_view
-
-  def _vote(self, scores, columns, rows):
-    """Computes the weighted logits, or probabilities, of a view.
-
-    Args:
-      scores: [B, h, w, C].
-      columns: [B, W, w], weights of the scores for each column of pixels.
-      rows: [B, n, h], the same for a block of rows.
-
-    Returns:
-      [B, n, W, C], times the weight of the view at each pixel.
-    """
-    if self._averages_logits:
-      return view_maps.upsample_view_scores(scores, rows, columns)
-    # The maps include the weight of the view at each pixel. The softmax needs
-    # plain logits, so weights are divided out before and multiplied in after.
-    row_weights = jnp.sum(rows, axis=2)
-    column_weights = jnp.sum(columns, axis=2)
-    probs = jax.nn.softmax(
-      view_maps.upsample_view_scores(
-        scores,
-        view_maps.normalize_view_rows(rows, row_weights),
-        view_maps.normalize_view_rows(columns, column_weights),
-      )
-    )
-    weights = row_weights[:, :, None] * column_weights[:, None, :]
-    return weights[..., None] * probs
-
-  def _views(self, size: tuple[int, int]) -> list[protocols.View]:
+  def _views(self, size: tuple[int, int]) -> list[protocol_views.View]:
     return _cached_views(self.protocol, self.multiple, tuple(size))
 
 
@@ -436,44 +390,11 @@ def _label_by_views(
   return label_maps(state, inputs)[:, : size[0], : size[1]]
 
 
-def _one_image_matrices(
-  grid: resize.Size,
-  padded_size: resize.Size,
-  resized_size: resize.Size,
-  size: resize.Size,
-  protocol: protocols.ProtocolOptions,
-) -> list[Array]:
-  """Builds the maps of rows and columns from the scores of an image to it.
-
-  Sides may be symbolic.
-
-  Args:
-    grid: (rows, columns) of the scores.
-    padded_size: (height, width) of the network's input.
-    resized_size: (height, width) of the image in it.
-    size: (height, width) of the image before it was resized.
-    protocol: protocol of one view of the whole image.
-  """
-  exact = jax.lax.Precision.HIGHEST
-  matrices = []
-  for cells, padded, resized, n in zip(
-    grid, padded_size, resized_size, size, strict=True
-  ):
-    matrix = jnp.asarray(
-      resize.bilinear_resize_matrix(cells, padded, protocol.align_corners)
-    )[:resized]
-    if protocol.resizes_images:
-      enlarging = resize.bilinear_resize_matrix(resized, n)
-      matrix = jnp.matmul(enlarging, matrix, precision=exact)
-    matrices.append(matrix)
-  return matrices
-
-
 @functools.lru_cache(maxsize=64)
 def _cached_views(
   protocol: protocols.ProtocolOptions, multiple: int, size: tuple[int, int]
-) -> list[protocols.View]:
+) -> list[protocol_views.View]:
   views = protocol.build(multiple)
   if not protocol.resizes_images:
     return views(size)
-  return protocols.enlarged_views(views, protocol.resized_size(size), size)
+  return protocol_views.enlarged_views(views, protocol.resized_size(size), size)

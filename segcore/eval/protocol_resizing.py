@@ -20,9 +20,9 @@ def resize_protocol_image(
   size = protocol.resized_size(image.shape[:2])
   if size == image.shape[:2]:
     return image
-  if any(protocol.fit_sides):
-    return resampling.resize_image_bilinear(image, size)
-  return resampling.resize_image_antialiased(image, size)
+  if protocol.short_side:
+    return resampling.resize_image_antialiased(image, size)
+  return resampling.resize_image_bilinear(image, size)
 
 
 def resize_protocol_images_on_device(
@@ -31,7 +31,7 @@ def resize_protocol_images_on_device(
   protocol: protocols.ProtocolOptions,
 ) -> UInt8[Array, 'B h w 3']:
   """Resizes as `resize_protocol_image` does, in a traceable function."""
-  if not any(protocol.fit_sides):
+  if protocol.short_side:
     return resize.resize_antialiased_uint8(images, size)
   resized = resize.resize_bilinear(images.astype(jnp.float32), size)
   return jnp.floor(resized + 0.5).astype(jnp.uint8)
@@ -58,6 +58,11 @@ def symbolic_protocol_size(
         1,
       )
       for n in size
+    )
+    return height, width
+  if protocol.long_side:
+    height, width = (
+      core.max_dim(protocol.long_side * n // longer, 1) for n in size
     )
     return height, width
   height, width = (

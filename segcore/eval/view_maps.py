@@ -1,7 +1,7 @@
 """Views applied to pixels: sparse maps, upsampling of scores by blocks of rows.
 
-`protocols` computes the maps of a view on the host; here they are packed into
-arrays, sent with a batch, and applied on the devices.
+`protocol_views` computes the maps of a view on the host; here they are packed
+into arrays, sent with a batch, and applied on the devices.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int16, Shaped
 
 from input_pipeline import batch as batch_lib
-from segcore.eval import protocols
+from segcore.eval import protocol_views, protocols
 from segcore.models.layers import resize
 
 # Scores upsampled at once: 2**22 float32 are 16 MB. With 2**24 XLA took
@@ -35,7 +35,7 @@ class Packed(NamedTuple):
 
 
 def pack_view_maps(
-  maps: Sequence[protocols.Map | None], length: int, taps: int
+  maps: Sequence[protocol_views.Map | None], length: int, taps: int
 ) -> Packed:
   """Packs sparse maps to `length` rows of `taps` nonzeros each.
 
@@ -124,6 +124,39 @@ def score_upsampling_matrices(
         resize.bilinear_resize_matrix(grid, length, align_corners),
         precision=jax.lax.Precision.HIGHEST,
       )
+    matrices.append(matrix)
+  return matrices
+
+
+def one_image_upsampling_matrices(
+  grid: resize.Size,
+  padded_size: resize.Size,
+  resized_size: resize.Size,
+  size: resize.Size,
+  protocol: protocols.ProtocolOptions,
+) -> list[Array]:
+  """Builds the maps of rows and columns from the scores of an image to it.
+
+  Sides may be symbolic.
+
+  Args:
+    grid: (rows, columns) of the scores.
+    padded_size: (height, width) of the network's input.
+    resized_size: (height, width) of the image in it.
+    size: (height, width) of the image before it was resized.
+    protocol: protocol of one view of the whole image.
+  """
+  exact = jax.lax.Precision.HIGHEST
+  matrices = []
+  for cells, padded, resized, n in zip(
+    grid, padded_size, resized_size, size, strict=True
+  ):
+    matrix = jnp.asarray(
+      resize.bilinear_resize_matrix(cells, padded, protocol.align_corners)
+    )[:resized]
+    if protocol.resizes_images:
+      enlarging = resize.bilinear_resize_matrix(resized, n)
+      matrix = jnp.matmul(enlarging, matrix, precision=exact)
     matrices.append(matrix)
   return matrices
 

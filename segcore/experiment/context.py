@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from input_pipeline import datasets, splits
 from input_pipeline.sources import fingerprints
+from runtime import errors
 from segcore.experiment import data as data_lib
 from segcore.models import heads as heads_lib
 from segcore.models import network as network_lib
@@ -132,17 +133,40 @@ class Context:
       block: data block of the training; of its training split, the labeled
         images are opened.
       name: name of the split; 'held_out' for the images that the subset sets
-        aside.
+        aside, 'not_labeled' for those of the training split that are neither
+        labeled nor set aside.
       purpose: name of the part that needs the masks, for the message.
+
+    Raises:
+      UserError: the split is missing, has no masks or no images.
     """
     if name == block.split:
       return self.labeled(block, purpose)
-    if name == splits.HELD_OUT:
-      split = self.open(block.data, block.split, 'label', purpose)
-      return split.select(
-        block.subset.held_out_indices(split.ids(), split.id_rule)
+    if name not in (splits.HELD_OUT, splits.NOT_LABELED):
+      return self.open(block.data, name, 'label', purpose)
+    split = self.open(block.data, block.split, 'label', purpose)
+    if name == splits.NOT_LABELED:
+      return split.select(self._not_labeled_indices(block, split, purpose))
+    return split.select(
+      block.subset.held_out_indices(split.ids(), split.id_rule)
+    )
+
+  def _not_labeled_indices(
+    self, block: data_lib.LabeledData, split: datasets.Split, purpose: str
+  ) -> Int[np.ndarray, 'not_labeled']:
+    """Returns the indices of images that are neither labeled nor held out."""
+    ids = np.array(split.ids())
+    excluded = self.labeled(block, purpose).ids()
+    if block.subset.held_out:
+      excluded += self.evaluated(block, splits.HELD_OUT, purpose).ids()
+    indices = np.flatnonzero(~np.isin(ids, excluded))
+    if not len(indices):
+      raise errors.UserError(
+        f'split {splits.NOT_LABELED!r}: expected images of {block.split!r} '
+        f'that are neither labeled nor held out, got none: label fewer of the '
+        f'{len(ids)} images, or evaluate another split'
       )
-    return self.open(block.data, name, 'label', purpose)
+    return indices
 
   def check_disjoint(
     self,

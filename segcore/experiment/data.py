@@ -45,7 +45,8 @@ class LabeledData:
     data: a data set with masks.
     split: name of the split whose labeled images are trained on.
     val_split: name of the split evaluated during training; 'held_out' is the
-      part of `split` that the subset sets aside.
+      part of `split` that the subset sets aside, 'not_labeled' what is neither
+      set aside nor labeled.
     follow: names of further splits evaluated during training, for a curve; of
       the training split, the labeled images are evaluated.
     subset: selection of the labeled images.

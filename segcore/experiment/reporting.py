@@ -16,6 +16,7 @@ from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage, stage
+from segcore.ops import dense_crf
 from segcore.train import method, train_state
 from segcore.train import workspace as workspace_lib
 from segcore.weights import checkpoint_reader
@@ -68,7 +69,7 @@ class EvaluateOptions:
         f'{self.protocol.padding_mode!r}, which pads no border'
       )
 
-    for name in ('short_side', 'fit_sides'):
+    for name in ('short_side', 'long_side', 'fit_sides'):
       value = getattr(self.protocol, name)
       if self.training_scale and np.any(value):
         raise ValueError(
@@ -172,6 +173,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     sharding.check_batch_divides_devices(
       self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
     )
+    self._check_crf()
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns no inputs: this stage reads the data of its training stage."""
@@ -231,6 +233,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     Raises:
       UserError: the training of the run is not finished.
     """
+    self._check_crf()
     folder = workdir / self.trained_by
     stage.require_finished_stage(folder, 'predict')
     classes = json_files.read_json(folder / data_lib.CLASSES_FILE)
@@ -263,6 +266,11 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       f'by the {block.which} state of {self.trained_by}, {block.batch_size} '
       'images at once',
     ]
+
+  def _check_crf(self) -> None:
+    """Raises UserError if the protocol needs a package that is missing."""
+    if self.options.protocol.crf:
+      dense_crf.require_crf_package(f'{self.path}.protocol.crf')
 
   def _class_subsets(
     self, classes: Sequence[str]

@@ -37,10 +37,30 @@ class FeatureMap:
 
 
 @flax.struct.dataclass
+class Attention:
+  """Queries and keys of a self-attention of the cells of a map.
+
+  Attributes:
+    query: [B, P, heads, D] of the P cells, in row-major order.
+    key: the same for the keys.
+  """
+
+  query: Any
+  key: Any
+
+
+@flax.struct.dataclass
 class Features:
-  """Feature maps in the order of computation; several may have one stride."""
+  """Feature maps in the order of computation; several may have one stride.
+
+  Attributes:
+    maps: the maps.
+    attention: attention of each block of the last stage, in order; empty where
+      an encoder has none.
+  """
 
   maps: tuple[FeatureMap, ...]
+  attention: tuple[Attention, ...] = ()
 
   @property
   def strides(self) -> tuple[int | float, ...]:

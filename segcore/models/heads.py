@@ -2,15 +2,22 @@
 
 A head names the map it reads by fields, which the `Segmenter` looks up:
 `reads`, the network ('encoder' or 'decoder'), and `stride` or `map_name`; and
-by `nearest`, if they have it. A head with `predicts_pixels` is also called with
-the size of the images.
+by `nearest`, if they have it. A head that reads 'attention' gets the queries
+and keys of the encoder's last stage. A head with `predicts_pixels` is also
+called with the size of the images; one with `num_maps` reads a tuple of maps.
 """
 
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from segcore.models import cam
+from segcore.models import features as features_lib
 from segcore.models.layers import conv_block, resize
 from segcore.ops import losses
 
@@ -121,6 +128,63 @@ class SubpixelHead(nn.Module):
     return resize.depth_to_space(losses.at_least_float32(conv(x)), factor)
 
 
+class ShuffleHead(nn.Module):
+  """A 1x1 convolution, then doublings of the grid: C scores for each pixel.
+
+  A doubling is a 1x1 convolution to 4C channels with bias, ReLU and the
+  rearrangement of the channels to 2x2 cells, which start as equal.
+  Source: the decoders of CCT (Ouali et al. 2020, Sec. 3.3), initialized as in
+  Aitken et al. 2017 (ICNR).
+
+  Attributes:
+    out_features: number C of scores.
+    num_doublings: number of doublings; 3 for a map of stride 8.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
+    stride: stride of the map that the head reads; None for the deepest map.
+    map_name: name of the map that the head reads, instead of its stride.
+    nearest: whether the map of the nearest stride is read where none has that
+      stride.
+  """
+
+  out_features: int
+  num_doublings: int = 3
+  reads: str = 'decoder'
+  stride: int | None = 8
+  map_name: str | None = None
+  nearest: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> Float[Array, 'B h_out w_out C']:
+    """Computes the scores on a grid of 2^num_doublings times the cells."""
+    del train
+    channels = self.out_features
+    he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+
+    def init(
+      key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, '...']:
+      # The channels of the four cells follow each other.
+      one = he_normal(key, (*shape[:-1], channels), dtype)
+      return jnp.tile(one, 4)
+
+    x = nn.Conv(
+      channels, (1, 1), use_bias=False, kernel_init=he_normal, name='conv'
+    )(losses.at_least_float32(x))
+    for i in range(1, self.num_doublings + 1):
+      x = conv_block.conv(
+        channels,
+        4 * channels,
+        1,
+        dtype=x.dtype,
+        name=f'double{i}',
+        kernel_init=init,
+      )(x)
+      x = resize.depth_to_space(nn.relu(x), 2)
+    return x
+
+
 class PoolHead(nn.Module):
   """Global average pooling and a dense layer: C scores for the whole image.
 
@@ -149,6 +213,93 @@ class PoolHead(nn.Module):
       kernel_init=_scaled_init(self.init_scale),
       name='dense',
     )(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
+
+
+class TagScores(NamedTuple):
+  """Outputs of a classifier of whole images.
+
+  Attributes:
+    logits: [B, C].
+    maps: class activation maps [B, h, w, C].
+  """
+
+  logits: Any
+  maps: Any
+
+
+class TagHead(nn.Module):
+  """A linear classifier of pooled features without bias, and its CAMs.
+
+  Attributes:
+    out_features: number C of classes.
+    pooling: 'max' over all cells, as in AFA, or 'mean'.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
+    stride: stride of the map that the head reads; None for the deepest map.
+    map_name: name of the map that the head reads, instead of its stride.
+  """
+
+  out_features: int
+  pooling: Literal['max', 'mean'] = 'max'
+  reads: str = 'encoder'
+  stride: int | None = None
+  map_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> TagScores:
+    """Computes logits and class activation maps, in float32 at least."""
+    del train
+    x = losses.at_least_float32(x)
+    pool = {'max': jnp.max, 'mean': jnp.mean}[self.pooling]
+    kernel = self.param(
+      'kernel', _torch_init, (x.shape[-1], self.out_features), jnp.float32
+    )
+    logits = jnp.matmul(
+      pool(x, axis=(1, 2)), kernel, precision=jax.lax.Precision.HIGHEST
+    )
+    return TagScores(logits, cam.class_activation_maps(x, kernel))
+
+
+class AffinityHead(nn.Module):
+  """Affinities of pairs of cells, from the attention between them.
+
+  With the scores S = q·kᵀ of all heads and blocks these are
+  sigmoid(Σ w·(S + Sᵀ) + b). Source: Ru et al. 2022 (AFA), Eq. 2.
+
+  Attributes:
+    reads: 'attention'.
+  """
+
+  reads: str = 'attention'
+
+  @nn.compact
+  def __call__(
+    self, attention: Sequence[features_lib.Attention], train: bool = False
+  ) -> Float[Array, 'B P P']:
+    """Computes the probability that two cells are of one class.
+
+    Args:
+      attention: queries and keys of some blocks.
+      train: ignored.
+    """
+    del train
+    query, key = (
+      losses.at_least_float32(
+        jnp.concatenate([getattr(each, name) for each in attention], axis=2)
+      )
+      for name in ('query', 'key')
+    )
+    num_scores = query.shape[2]
+    # He-normal of torch with a = √5 and a fan-out of 1.
+    weight = self.param(
+      'weight', nn.initializers.normal(3**-0.5), (num_scores,), jnp.float32
+    )
+    bias = self.param('bias', _uniform(num_scores**-0.5), (), jnp.float32)
+    # Heads are summed before the transposition: Σ w·S is one product of
+    # matrices, and S of all heads, of P² values each, is never in memory.
+    half = jnp.einsum('bqhd,bkhd->bqk', weight[:, None] * query, key)
+    return jax.nn.sigmoid(half + half.swapaxes(1, 2) + bias)
 
 
 class ConvBlocksHead(nn.Module):
@@ -281,6 +432,16 @@ class PixelClassifier(nn.Module):
       dtype=dtype,
       name='conv',
     )(x)
+
+
+# Of torch's linear layers: uniform in ±1/√n, with the fan-in n.
+_torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+  return lambda key, shape, dtype: jax.random.uniform(
+    key, shape, dtype, -bound, bound
+  )
 
 
 def _scaled_init(scale: float) -> nn.initializers.Initializer:

@@ -15,6 +15,7 @@ from segcore.models.decoders import (
   daformer,
   deeplabv3plus,
   dpt,
+  psp,
   segformer,
   unet,
 )
@@ -42,6 +43,7 @@ DECODERS = {
   'daformer': daformer.DAFormer,
   'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
   'dpt': dpt.DPT,
+  'psp': psp.PSP,
   'segformer': segformer.SegFormer,
 }
 

@@ -54,14 +54,14 @@ class Heads(nn.Module):
 
   def __call__(
     self,
-    maps: Mapping[str, Float[Array, 'B ...']],
+    maps: Mapping[str, Any],
     train: bool = False,
     size: resize.Size | None = None,
   ) -> dict[str, Any]:
     """Applies the heads named by the keys to the maps given for them.
 
     Args:
-      maps: map that each head reads, by the name of the head.
+      maps: map, or attention, that each head reads, by the name of the head.
       train: whether heads run in training mode.
       size: height and width of the images, for heads that predict pixels.
     """
@@ -83,10 +83,11 @@ class Segmenter(nn.Module):
   Any modules fit together that have these signatures: the encoder maps
   (images, train) to `Features`, the decoder (features, condition, train) to
   `Features`, and a head maps (map, train) to an array; its fields `reads`,
-  `stride` and `map_name` select the map, and `nearest`, where it has it, allows
+  `stride` and `map_name` select the map (or the encoder's attention), and
+  `nearest`, where it has it, allows
   for another stride; one with `predicts_pixels` is called with the size of the
-  images, too. Batch statistics and dropout work as
-  everywhere in flax.
+  images, too, and one with `num_maps` with a tuple of the last maps. Batch
+  statistics and dropout work as everywhere in flax.
 
   Attributes:
     encoder: module that encodes images in [-1, 1].
@@ -202,7 +203,12 @@ class Segmenter(nn.Module):
       size: height and width of the images.
       train: whether the heads run in training mode, as in `__call__`.
     """
-    maps = {name: self.head_map(name, features) for name in names}
+    maps = {
+      name: self._attention(name, features['encoder'])
+      if self.heads.modules[name].reads == 'attention'
+      else self.head_map(name, features)
+      for name in names
+    }
     return self.heads(maps, 'heads' in _training_submodules(train), size)
 
   def deepest_map(
@@ -219,8 +225,8 @@ class Segmenter(nn.Module):
 
   def head_map(
     self, name: str, features: Mapping[str, features_lib.Features]
-  ) -> Float[Array, 'B h w D']:
-    """Returns the map that a head reads.
+  ) -> Float[Array, 'B h w D'] | tuple[Float[Array, 'B ...'], ...]:
+    """Returns the map that a head reads, or the last `num_maps`, deepest first.
 
     Args:
       name: name of the head.
@@ -231,6 +237,8 @@ class Segmenter(nn.Module):
     """
     head = self.heads.modules[name]
     maps = features[head.reads]
+    if num_maps := getattr(head, 'num_maps', 0):
+      return tuple(each.array for each in maps.maps[::-1][:num_maps])
     try:
       if head.map_name is not None:
         return maps.by_name(head.map_name).array
@@ -250,15 +258,28 @@ class Segmenter(nn.Module):
         f'head {name!r} of the {head.reads}: {error}', advice
       ) from None
 
+  def _attention(
+    self, name: str, maps: features_lib.Features
+  ) -> tuple[features_lib.Attention, ...]:
+    """Returns queries and keys of the encoder's last stage, for a head."""
+    if not maps.attention:
+      raise features_lib.MissingMapError(
+        f'head {name!r}: expected an encoder with attention between the cells '
+        'of its last map, got one without',
+        'choose an encoder mit',
+      )
+    return maps.attention
+
   def _check_head(self, name: str) -> None:
     if name not in self.heads.modules:
       raise ValueError(
         f'no head named {name!r}; there are {", ".join(self.heads.modules)}'
       )
     reads = self.heads.modules[name].reads
-    if reads not in ('encoder', 'decoder'):
+    if reads not in ('encoder', 'decoder', 'attention'):
       raise ValueError(
-        f'head {name!r}: expected reads to be encoder or decoder, got {reads!r}'
+        f'head {name!r}: expected reads to be encoder, decoder or attention, '
+        f'got {reads!r}'
       )
     if reads == 'decoder' and self.decoder is None:
       raise ValueError(f'head {name!r} reads the decoder, but there is none')

@@ -1,101 +1,125 @@
-"""Connected components of masks, in arrays of fixed shape.
+"""Connected components of masks, on the device.
 
-  labels = label_components(mask)
-  roots, exist = choose_large_components(labels, min_area, uniforms)
-  boxes = component_boxes(labels, roots)
-
-A component has the label of its last pixel, in the order of rows.
+roots = label_components(mask)
+boxes = component_boxes(roots)
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
-
-from segcore.ops import order_statistics
+from jaxtyping import Array, Bool, Int
 
 
-def label_components(mask: Bool[Array, 'B H W']) -> Int[Array, 'B H W']:
-  """Labels the pixels of each component, which neighbors at corners join.
+class ComponentBoxes(NamedTuple):
+  """Extent of each component; the one with root i is in place i.
+
+  Other places have no meaning.
+
+  Attributes:
+    top: first row.
+    bottom: last row.
+    left: first column.
+    right: last column.
+    perimeter: number of pixels with a neighbor in row or column that is not in
+      the mask; outside of the image nothing is. 0 where there is no component.
+  """
+
+  top: Int[Array, 'P']
+  bottom: Int[Array, 'P']
+  left: Int[Array, 'P']
+  right: Int[Array, 'P']
+  perimeter: Int[Array, 'P']
+
+
+def label_components(mask: Bool[Array, 'H W']) -> Int[Array, 'H W']:
+  """Labels the 8-connected components of a mask by their roots.
+
+  Every pixel points to one of its component, at first to itself, and takes the
+  smallest one that it or a neighbor points to, directly or in two steps, until
+  nothing changes; the number of rounds grows as the logarithm of the length of
+  a component. Source: Zhang et al. 2020, "FastSV".
 
   Args:
-    mask: pixels to label.
+    mask: pixels that are in some component.
 
   Returns:
-    Largest index y·W + x of a pixel of the component; -1 outside of the mask.
+    The root of each pixel's component, its first pixel in reading order, as
+    row · W + column; H · W where the mask is false.
   """
-  return jax.vmap(_label_image)(mask)
+  height, width = mask.shape
+  none = height * width
+  inside = mask.reshape(-1)
+  pixels = jnp.where(inside, jnp.arange(none, dtype=jnp.int32), none)
 
+  def follow(parents: Int[Array, 'P']) -> Int[Array, 'P']:
+    return jnp.where(inside, parents[jnp.minimum(parents, none - 1)], none)
 
-def _label_image(mask: Bool[Array, 'H W']) -> Int[Array, 'H W']:
-  # Hooking and pointer jumping (Shiloach and Vishkin 1982): labels are indices
-  # of pixels, so that a pixel learns in one step what that of its label knows.
-  # The number of steps grows with the logarithm of a component's length.
-  start = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
-  start = jnp.where(mask, start, -1)
+  def round_(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    parents, _ = carry
+    grandparents = follow(parents)
+    near = _smallest_neighbors(grandparents.reshape(height, width), none)
+    near = jnp.where(inside, near.reshape(-1), none)
+    # A parent is hooked to the smallest neighbor of any of its children.
+    hooked = grandparents.at[parents].min(near, mode='drop')
+    after = jnp.minimum(jnp.minimum(hooked, near), grandparents)
+    return after, jnp.any(after != parents)
 
-  def spread(carry):
-    labels, _ = carry
-    largest = jax.lax.reduce_window(
-      labels, jnp.int32(-1), jax.lax.max, (3, 3), (1, 1), 'SAME'
-    )
-    largest = jnp.where(mask, largest, -1).ravel()
-    # -1 is sent out of bounds, where the scatter drops it.
-    at = jnp.where(labels < 0, labels.size, labels).ravel()
-    largest = largest.at[at].max(largest, mode='drop')
-    jumped = largest[jnp.maximum(largest, 0)]
-    new = jnp.where(mask, jumped.reshape(mask.shape), -1)
-    return new, jnp.any(new != labels)
-
-  labels, _ = jax.lax.while_loop(
-    lambda carry: carry[1], spread, (start, jnp.any(mask))
+  # The first round always runs; outside of the mask pixels point nowhere.
+  roots, _ = jax.lax.while_loop(
+    lambda carry: carry[1], round_, (pixels, jnp.any(inside))
   )
-  return labels
+  return roots.reshape(height, width)
 
 
-def choose_large_components(
-  labels: Int[Array, 'B H W'], min_area: float, uniforms: Float[Array, 'B']
-) -> tuple[Int[Array, 'B'], Bool[Array, 'B']]:
-  """Chooses one of the components of each image that exceed an area.
+def component_boxes(roots: Int[Array, 'H W']) -> ComponentBoxes:
+  """Computes the extent and the perimeter of each component.
 
   Args:
-    labels: labels of `label_components`.
-    min_area: number of pixels that a component must exceed.
-    uniforms: uniform numbers in [0, 1); the n components are equally probable,
-      in the order of their labels.
-
-  Returns:
-    Labels of the chosen components, and whether there are any.
+    roots: roots as `label_components` returns them.
   """
+  height, width = roots.shape
+  size = height * width
+  inside = roots < size
+  framed = jnp.pad(inside, 1)
+  surrounded = (
+    framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+  )
+  rows = jnp.broadcast_to(
+    jnp.arange(height, dtype=jnp.int32)[:, None], roots.shape
+  )
+  columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), roots.shape)
+  to = roots.reshape(-1)
+  # Roots outside of the array, of pixels without a component, are dropped.
+  least = jnp.full(size, size, jnp.int32)
+  most = jnp.zeros(size, jnp.int32)
+  border = (inside & ~surrounded).astype(jnp.int32).reshape(-1)
+  rows, columns = rows.reshape(-1), columns.reshape(-1)
+  return ComponentBoxes(
+    least.at[to].min(rows, mode='drop'),
+    most.at[to].max(rows, mode='drop'),
+    least.at[to].min(columns, mode='drop'),
+    most.at[to].max(columns, mode='drop'),
+    most.at[to].add(border, mode='drop'),
+  )
 
-  def choose(labels, uniform):
-    at = jnp.where(labels < 0, labels.size, labels).ravel()
-    areas = jnp.zeros(labels.size, jnp.int32).at[at].add(1, mode='drop')
-    is_large = areas > min_area
-    running = jnp.cumsum(is_large, dtype=jnp.int32)
-    rank = order_statistics.ranks_from_uniforms(uniform, running[-1])
-    return jnp.argmax(running > rank).astype(jnp.int32), running[-1] > 0
 
-  return jax.vmap(choose)(labels, uniforms)
-
-
-def component_boxes(
-  labels: Int[Array, 'B H W'], roots: Int[Array, 'B']
-) -> Int[Array, 'B 4']:
-  """Computes the bounding box of one component of each image.
-
-  Args:
-    labels: labels of `label_components`.
-    roots: label of the component.
-
-  Returns:
-    Top, left, height and width in pixels.
-  """
-  inside = labels == roots[:, None, None]
-  starts, lengths = [], []
-  for axis in (2, 1):
-    line = jnp.any(inside, axis=axis)
-    first = jnp.argmax(line, axis=1)
-    last = line.shape[1] - 1 - jnp.argmax(line[:, ::-1], axis=1)
-    starts.append(first)
-    lengths.append(last - first + 1)
-  return jnp.stack([*starts, *lengths], axis=1).astype(jnp.int32)
+def _smallest_neighbors(
+  values: Int[Array, 'H W'], border: int
+) -> Int[Array, 'H W']:
+  """Computes the smallest value of the 3x3 cells around each cell."""
+  for axis in range(2):
+    length = values.shape[axis]
+    framed = jnp.pad(
+      values,
+      [(1, 1) if i == axis else (0, 0) for i in range(2)],
+      constant_values=border,
+    )
+    values = jnp.minimum(
+      values,
+      jnp.minimum(
+        jax.lax.slice_in_dim(framed, 0, length, axis=axis),
+        jax.lax.slice_in_dim(framed, 2, length + 2, axis=axis),
+      ),
+    )
+  return values

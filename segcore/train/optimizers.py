@@ -34,9 +34,13 @@ _DECAY_SHAPES = {
   'cosine': lambda left, _: jnp.square(jnp.sin(left * (math.pi / 2))),
   'poly': lambda left, power: jnp.power(left, power),
   'warmed_poly': lambda left, power: jnp.power(left, power),
+  'switched_poly': lambda left, power: jnp.power(left, power),
   'linear': lambda left, _: left,
   'constant': lambda left, _: jnp.ones_like(left),
 }
+
+# Schedules whose decay is counted from step 0, not from the warm-up's end.
+_POLYS_FROM_STEP_0 = ('warmed_poly', 'switched_poly')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,9 @@ class OptimizerOptions:
       its parameter, without weight decay.
     learning_rate: peak of the schedule, at the end of the warm-up.
     schedule: cosine, poly, linear or constant, which start after the warm-up;
-      or warmed_poly, a poly that starts at step 0 and that the warm-up
-      multiplies, as in mmcv.
+      warmed_poly, a poly that starts at step 0 and that the warm-up multiplies,
+      as in mmcv; or switched_poly, which starts at step 0 as well but is used
+      after the warm-up alone, as in AFA: there the rate drops from the peak.
     poly_power: exponent of the poly schedules.
     final_learning_rate: learning rate at the end of the schedule.
     warmup_steps: steps of the linear warm-up to the peak.
@@ -175,7 +180,8 @@ def learning_rate_schedule(
   (num_steps - step) / (num_steps - w), to the final rate at `num_steps`. The
   last update uses step num_steps - 1, one before the final rate, as in torch.
   A warmed_poly decays with (num_steps - step) / num_steps instead; the rate at
-  steps before w is multiplied by the share of the warm-up.
+  steps before w is multiplied by the share of the warm-up. A switched_poly
+  decays alike, and before w its rate is that of the others.
 
   Raises:
     ValueError: `num_steps` is below 1, or not above the warm-up.
@@ -193,7 +199,7 @@ def learning_rate_schedule(
   peak, final = options.learning_rate, options.final_learning_rate
   decay_shape = _DECAY_SHAPES[options.schedule]
   is_warmed = options.schedule == 'warmed_poly'
-  first = 0 if is_warmed else warmup
+  first = 0 if options.schedule in _POLYS_FROM_STEP_0 else warmup
 
   def learning_rate(step) -> Float[Array, '*shape']:
     step = jnp.clip(jnp.asarray(step, jnp.int32), 0, num_steps)
@@ -301,7 +307,7 @@ def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
     start = options.warmup_start * options.learning_rate
     parts.append(f'{warmup} from {start:g}' if start else warmup)
   end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
-  is_poly = options.schedule in ('poly', 'warmed_poly')
+  is_poly = options.schedule in ('poly', *_POLYS_FROM_STEP_0)
   power = f' {options.poly_power:g}' if is_poly else ''
   if options.schedule == 'constant':
     parts.append(f'constant for {num_steps:,} steps')

@@ -20,16 +20,8 @@ TINY = {
 }
 
 
-SLOW = ('u2pl_loss', 'depthwise', 'input', 'natural_data')
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in TINY
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TINY)
 def test_a_benchmark_writes_its_results(name, tmp_path):
   out = tmp_path / 'results.json'
   command = [sys.executable, f'benchmarks/{name}.py', *TINY[name].split()]

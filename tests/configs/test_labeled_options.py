@@ -52,7 +52,7 @@ def test_the_rate_of_the_encoder_is_an_option(name):
 
 def test_options_of_the_teacher_and_of_the_students_images():
   config = loading.load(
-    'u2pl_camvid',
+    'u2pl_shapes',
     'system=cutmix,ema=0.98,statistics=ema,confidence=0.8,jitter=0.8,blur=0.5',
   )
   learn = config.train.learn
@@ -62,8 +62,31 @@ def test_options_of_the_teacher_and_of_the_students_images():
   color = consistency.color
   assert (color.jitter, color.gray, color.blur) == (0.8, 0.0, 0.5)
   assert (color.brightness, color.hue) == (0.5, 0.25)
-  plain = loading.load('u2pl_camvid', 'system=cutmix').train.learn
+  plain = loading.load('u2pl_shapes', 'system=cutmix').train.learn
   assert (plain.teacher.decay, plain.consistency.confidence) == (0.99, 0.0)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'expected'),
+  [
+    ('system=cutmix', (0.98, 'ema', 0.8, 0.8)),
+    ('system=cutmix,confidence=0,statistics=own', (0.98, 'own', 0.0, 0.8)),
+  ],
+)
+def test_photographs_have_their_own_defaults(argument, expected):
+  learn = loading.load('u2pl_camvid', argument).train.learn
+  consistency, teacher = learn.consistency, learn.teacher
+  assert expected == (
+    *(teacher.decay, teacher.statistics, consistency.confidence),
+    consistency.color.jitter,
+  )
+
+
+def test_systems_without_such_a_teacher_keep_their_defaults():
+  learn = loading.load('u2pl_camvid', 'system=unimatch').train.learn
+  assert learn.views.color.jitter == 0.8
+  assert learn.confidence == 0.95
+  assert loading.load('u2pl_camvid', 'system=sup_only').train.learn
 
 
 def test_options_of_unlabeled_images_are_refused_without_them():

@@ -396,6 +396,7 @@ def test_random_features_are_one_step_of_nothing():
   assert recipe.optimizer.learning_rate < 1e-20
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_the_cost(capsys):
   config = loading.load('pass_imagenet_s50')
   stage.dry_run_stages(main.PROGRAM.build_stages(config), ('represent',))

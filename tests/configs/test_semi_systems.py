@@ -140,8 +140,14 @@ def test_inference_is_as_published():
   assert (whole.protocol.tiling, whole.which) == ('whole', 'best')
 
 
-@pytest.mark.parametrize('name', ['u2pl_voc', 'u2pl_shapes'])
-@pytest.mark.parametrize('system', SYSTEMS + AEL)
+@pytest.mark.parametrize(
+  ('name', 'system'),
+  [
+    *((name, s) for name in ('u2pl_voc', 'u2pl_shapes') for s in SYSTEMS + AEL),
+    ('u2pl_voc', 'cct,batch=8'),  # of 8 devices
+    ('u2pl_shapes', 'cct'),
+  ],
+)
 def test_each_system_builds(name, system):
   for argument in ('', ',tiny'):
     config = loading.load(name, f'system={system}{argument}')
@@ -209,3 +215,46 @@ def test_the_dilations_of_the_last_block_are_as_published():
     _, dilations = encoder._plan()[-1]
     # Of the only 3x3 of each bottleneck.
     assert [first for first, _ in dilations] == expected
+
+
+def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
+  own = loading.load('u2pl_voc', 'system=cct,labels=662,partition=blender')
+  recipe, learn = own.train.recipe, own.train.learn
+  assert (recipe.batch_size, own.train.crop.size) == (10, (320, 320))
+  assert rates(own) == {'encoder': 1e-3, 'decoder': 1e-2, 'heads': 1e-2}
+  assert (own.network.decoder.name, own.train.heads.kind) == ('psp', 'shuffle')
+  assert (learn.annealing, learn.ramp_epochs, learn.consistency) == (0, 8, 30)
+  names = 'dropout', 'feature_drop', 'noise', 'cutout', 'context', 'vat'
+  assert [learn.decoders[name] for name in names] == [6, 6, 6, 6, 2, 2]
+  again = loading.load(
+    'u2pl_voc',
+    'system=cct,implementation=cps,labels=662,partition=blender',
+  )
+  learn = again.train.learn
+  assert again.train.recipe.num_steps == 39_680
+  assert (learn.annealing, learn.ramp_epochs) == (0.99, 0)
+  assert [learn.decoders[name] for name in names] == [2, 2, 2, 2, 2, 0]
+  assert again.network.decoder.num_refinements == 2
+  assert (again.train.heads.kind, again.train.heads.kernel) == ('conv', 1)
+  # On Cityscapes the authors of CPS alone have results.
+  city = loading.load('u2pl_cityscapes', 'system=cct')
+  assert city.train.learn.annealing == 0.99
+  assert city.evaluate.protocol.window == (800, 800)
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument', 'message'),
+  [
+    ('voc', 'system=cps,implementation=own', 'there is one implementation of'),
+    (
+      'cityscapes',
+      'system=cct,implementation=own',
+      'expected one of cps, of which there are settings of system=cct',
+    ),
+  ],
+)
+def test_an_implementation_that_there_is_not_is_refused(
+  name, argument, message
+):
+  with pytest.raises(ValueError, match=message):
+    loading.load(f'u2pl_{name}', argument)

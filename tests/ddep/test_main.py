@@ -107,6 +107,7 @@ def test_finished_work_is_not_done_twice(discs, whole):
   assert 'steps/s' not in added
 
 
+@pytest.mark.slow
 def test_another_protocol_is_reported_beside_the_first(whole):
   before = runs.read_results(whole)
   flags = ('--stage=evaluate', '--config.evaluate.protocol.flip=True')
@@ -146,6 +147,7 @@ def stopped(discs, tmp_path_factory):
   return workdir, process.returncode
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(stopped):
   workdir, status = stopped
   stage = workdir / 'finetune'

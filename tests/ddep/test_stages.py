@@ -225,6 +225,7 @@ def test_classification_learns_two_colors():
   np.testing.assert_array_equal(scores.argmax(-1), np.arange(8) % 2)
 
 
+@pytest.mark.slow
 def test_8_devices_equal_1():
   batches = [tiny_networks.images(16, 32, seed) for seed in range(3)]
   one, losses_one = run(ddep(ALL), batches, devices=1)
@@ -242,6 +243,7 @@ def test_accumulating_4_times_8_equals_32():
   assert_close(whole.params, parts.params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_data_parallel_step_only_reduces_gradients():
   mesh = sharding.make_mesh()
   batch = tiny_networks.images(16, 32)

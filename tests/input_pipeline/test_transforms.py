@@ -1,6 +1,7 @@
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from input_pipeline import crop_boxes, transforms
@@ -234,6 +235,16 @@ def test_a_scaled_crop_resizes_then_cuts(example):
     (1, 1), scales=(0.5, 0.5), label_resize='released'
   )
   assert released(example, np.random.default_rng(0))['label'].tolist() == [[1]]
+
+
+def test_a_scaled_crop_is_antialiased_as_by_pillow():
+  image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+  crop = transforms.RandomCrop((4, 6), scales=(0.5, 0.5), antialias=True)
+  actual = crop({'image': image}, np.random.default_rng(0))['image']
+  expected = PIL.Image.fromarray(image).resize(
+    (6, 4), PIL.Image.Resampling.BILINEAR
+  )
+  np.testing.assert_array_equal(actual, expected)
 
 
 def test_short_side_keeps_the_aspect(example):

@@ -15,10 +15,12 @@ from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import errors
 from segcore.eval import export
-from segcore.experiment import config_file, experiment_stage
+from segcore.experiment import config_file
 from segcore.train import workspace as workspace_lib
 from tests.pass_luss.all_stages import STAGES, start, write_config
 from tests.support import runs
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -309,7 +311,6 @@ def test_the_evaluate_command_scores_as_the_stage_does(
     assert values[name] == pytest.approx(100 * expected[name])
 
 
-@pytest.mark.slow
 def test_killed_pretraining_equals_an_uninterrupted_one(
   config, whole, tmp_path
 ):
@@ -335,7 +336,6 @@ def test_data_set_added_to_a_finished_run(config, whole, tmp_path):
     assert f'{name} is finished already' in log
 
 
-@pytest.mark.slow
 def test_two_hosts_equal_one(config, whole, tmp_path):
   """Features, neighbors, labels and scores of the same networks.
 
@@ -422,15 +422,3 @@ def test_export_of_the_fine_tuned_network(config, whole, tmp_path):
     # After six steps logits are close, and Pillow rounds its weights.
     assert np.mean(label == expected) > 0.97
     assert len(np.unique(expected)) > 1
-
-
-def test_missing_saliency_maps_are_refused_before_training(config, tmp_path):
-  stages = build_stages(
-    config,
-    **{
-      'label.saliency': f'{tmp_path}/maps',
-      'stages': ('represent', 'attend', 'cluster', 'label'),
-    },
-  )
-  with pytest.raises(errors.UserError, match='expected a folder with the sal'):
-    experiment_stage.check_stage_inputs(tuple(stages.values()), tmp_path)

@@ -107,13 +107,13 @@ def class_box(of_class, uniforms, share):
   height, width = of_class.shape
   parts, count = ndimage.label(of_class, structure=np.ones((3, 3)))
   areas = ndimage.sum(of_class, parts, range(1, count + 1)) if count else []
-  # In the order of their last pixel.
-  last = {
-    part: max(np.flatnonzero(parts.ravel() == part))
+  # In the order of their first pixel.
+  first = {
+    part: min(np.flatnonzero(parts.ravel() == part))
     for part in range(1, count + 1)
     if areas[part - 1] > share * height * width
   }
-  large = sorted(last, key=last.get)
+  large = sorted(first, key=first.get)
   if large:
     rows, columns = np.nonzero(parts == large[int(uniforms[0] * len(large))])
     top, left = rows.min(), columns.min()

@@ -13,6 +13,7 @@ def whole(discs, tmp_path_factory):
   return runs.complete(discs, workdir, method='u2pl')
 
 
+@pytest.mark.slow
 def test_a_run_writes_metrics_state_and_results(whole):
   stage = whole / 'train'
   lines = [x for x in runs.read_metrics(stage) if 'train/loss' in x]
@@ -47,7 +48,8 @@ def test_a_killed_run_resumes_bit_for_bit(discs, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'system', ['cps_cutmix', 'unimatch', 'unimatch_v2', 'ael', 'u2pl_ael']
+  'system',
+  ['cps_cutmix', 'cct', 'unimatch', 'unimatch_v2', 'ael', 'u2pl_ael'],
 )
 def test_a_killed_run_of_each_system_resumes_bit_for_bit(
   discs, tmp_path, system

@@ -6,10 +6,8 @@ parts and different random ones; the first one is evaluated.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -18,10 +16,9 @@ from input_pipeline import batch as batch_lib
 from runtime import options as options_check
 from segcore import types
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
-from u2pl.semi import losses, method
+from u2pl.semi import losses, method, two_networks
 from u2pl.semi import options as options_lib
 
 
@@ -62,21 +59,8 @@ class CpsOptions(options_lib.SystemOptions):
     return self.group if self.cutmix else 1
 
 
-@flax.struct.dataclass
-class State(train_state.TrainState):
-  """Training state of two networks.
-
-  Parameters, batch statistics and optimizer state are those of the first one.
-
-  Attributes:
-    second: `TrainState` of the second network.
-  """
-
-  second: Any
-
-
 @dataclasses.dataclass(frozen=True)
-class Cps(method.SemiSupervised):
+class Cps(two_networks.TwoNetworks):
   """Cross pseudo supervision of two networks.
 
   Attributes:
@@ -85,25 +69,15 @@ class Cps(method.SemiSupervised):
 
   options: CpsOptions
 
-  def init(
-    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> State:
-    """Initializes both networks, the parts that were loaded alike."""
-    first, second = (
-      super(Cps, self).init(key, batch_spec, loaded)
-      for key in jax.random.split(rng)
-    )
-    return State(**vars(first), second=second)
-
   def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+    self, state: two_networks.State, batch: batch_lib.Batch
+  ) -> tuple[two_networks.State, types.Metrics]:
     """Runs one step of CPS, or of CPS with CutMix."""
     rng = jax.random.fold_in(state.rng, state.step)
     mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
     labeled, unlabeled = method.stream_images(batch)
     # Ignored padding of unlabeled images teaches nothing.
-    known = batch['unlabeled'].get('valid', jnp.ones(unlabeled.shape[:3], bool))
+    known = losses.known_pixels(batch)
     params = state.params, state.second.params
     stats = state.batch_stats, state.second.batch_stats
     mixed_labels = ()
@@ -152,12 +126,10 @@ class Cps(method.SemiSupervised):
     (total, (terms, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
       params
     )
-    first = self.update.apply_gradients(state, gradients[0], stats[0])
-    second = self.update.apply_gradients(state.second, gradients[1], stats[1])
-    return first.replace(second=second), {'loss': total, **terms}
+    return self.update_both(state, gradients, stats), {'loss': total, **terms}
 
   def panel_output(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: two_networks.State, batch: batch_lib.Batch, rng: Array
   ) -> method.PanelOutput:
     """Computes what panels show: mixed labels of the first network."""
     output = super().panel_output(state, batch, rng)
@@ -165,36 +137,6 @@ class Cps(method.SemiSupervised):
       return output
     weak_labels, *shown = output
     return method.PanelOutput(weak_labels, *self.mix(rng, *shown))
-
-  def forward_both(
-    self,
-    params: tuple[types.Params, types.Params],
-    batch_stats: tuple[types.Params, types.Params],
-    streams: Sequence[Float[Array, 'B H W 3']],
-    rng: Array,
-  ) -> tuple[list[list[dict[str, Array]]], tuple[types.Params, types.Params]]:
-    """Applies both networks to streams, one after the other as the authors do.
-
-    Each stream has batch statistics of its own.
-
-    Args:
-      params: parameters of both networks.
-      batch_stats: batch statistics of both before the passes.
-      streams: images in [-1, 1].
-      rng: key of the dropout.
-
-    Returns:
-      Outputs by head of each stream and network, and the batch statistics of
-      both networks after the passes.
-    """
-    stats, results = list(batch_stats), []
-    for i, images in enumerate(streams):
-      results.append([])
-      for j in range(2):
-        key = jax.random.fold_in(rng, 2 * i + j)
-        outputs, stats[j] = self.forward(params[j], stats[j], images, key)
-        results[-1].append(outputs)
-    return results, tuple(stats)
 
   def mix(self, rng: Array, *arrays: Shaped[Array, 'B H W ...']) -> list[Array]:
     """Replaces pixels in an odd number of random boxes by those of a partner.

@@ -1,5 +1,6 @@
 """Losses that semi-supervised methods share (spec U2PL §3.1-3.3)."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
@@ -7,6 +8,37 @@ from segcore import types
 from segcore.ops import losses
 from u2pl import pseudo_labels
 from u2pl.semi import options as options_lib
+
+
+def ramp_up(step: Int[Array, ''], num_steps: int) -> types.Scalar:
+  """Computes the share exp(-5 (1 - min(t/T, 1))²) of a weight, up to 1.
+
+  Source: Laine & Aila 2017 (temporal ensembling).
+
+  Args:
+    step: number t of finished steps.
+    num_steps: number T of steps of the ramp; 0 for the full weight at once.
+  """
+  if not num_steps:
+    return jnp.float32(1.0)
+  left = 1 - jnp.minimum(step.astype(jnp.float32) / num_steps, 1)
+  return jnp.exp(-5 * jnp.square(left))
+
+
+def known_pixels(batch: batch_lib.Batch) -> Bool[Array, 'B H W']:
+  """Returns the pixels of unlabeled images without ignored padding."""
+  shape = batch['unlabeled']['image'].shape[:3]
+  return batch['unlabeled'].get('valid', jnp.ones(shape, bool))
+
+
+def mean_squared_error(
+  predicted: Float[Array, 'B H W C'],
+  target: Float[Array, 'B H W C'],
+  counted: Bool[Array, 'B H W'],
+) -> types.Scalar:
+  """Computes the mean squared error of all channels of counted pixels."""
+  error = jnp.mean(losses.squared_error(predicted, target), axis=-1)
+  return losses.masked_mean(error, counted)
 
 
 def split_student_outputs(

@@ -43,12 +43,13 @@ class TeacherOutput(NamedTuple):
     images: strong view (mixed images), in [-1, 1].
     labels: pseudo-labels of the strong view.
     weak_labels: pseudo-labels of the images before mixing.
-    entropy: entropy of the teacher's prediction for the strong view, in nats.
+    entropy: entropy of the teacher's prediction for the strong view, in nats;
+      of the images before mixing, mixed, where it does not see that view.
     reliability: partition of the strong view's pixels by reliability.
     kept: pixels of the strong view that the unsupervised loss counts.
     num_pixels: number of pixels, without ignored padding.
     outputs: outputs of the teacher by head, for labeled images and strong views
-      joined.
+      joined; empty where it does not see them.
     confident: pixels of the strong view of at least the least confidence; None
       without one.
     truth: ground truth of the strong view, to measure confident pseudo-labels
@@ -222,7 +223,8 @@ class MeanTeacher(method.TeacherStudent):
   ) -> tuple[State, TeacherOutput]:
     """Runs the teacher on unlabeled images, then on their strong view (§3.2).
 
-    The second pass updates the teacher's batch statistics, if it has its own.
+    Where nothing needs the second pass it is left out, and the entropy is that
+    of the first one, mixed as the labels are.
     """
     options = self.options.consistency
     mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
@@ -242,21 +244,18 @@ class MeanTeacher(method.TeacherStudent):
       weak_labels.shape,
       self.num_classes,
     )
-    strong, labels, *mixed = mixing.mix_unlabeled_images(
-      weak, weak_labels, draws, options.mixing, *maps.values()
+    strong, labels, entropy, *mixed = mixing.mix_unlabeled_images(
+      *(weak, weak_labels, draws, options.mixing),
+      pseudo_labels.pixel_entropy(logits),
+      *maps.values(),
     )
-    # Teacher in training mode on both streams: entropy, ranks, representations.
-    labeled = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
-    outputs, state = self.teacher.forward(
-      state,
-      batch_lib.join_batch_rows([labeled, strong]),
-      self.options.teacher_heads,
-      teacher_rng,
-    )
+    outputs = {}
+    if self.options.reads_strong_view:
+      state, outputs, entropy = self.strong_view_output(
+        state, batch, strong, teacher_rng
+      )
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
-    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
-    logits = pseudo_labels.upsample_teacher_scores(logits, weak.shape[1:3])
-    entropy, valid = pseudo_labels.pixel_entropy(logits), labels >= 0
+    valid = labels >= 0
     percent = self.options.partition.at(self.progress(state))
     reliability = pseudo_labels.partition_by_entropy(
       entropy, valid, percent, self.options.anchor_entropy
@@ -267,6 +266,30 @@ class MeanTeacher(method.TeacherStudent):
       outputs,
       **dict(zip(maps, mixed, strict=True)),
     )
+
+  def strong_view_output(
+    self,
+    state: State,
+    batch: batch_lib.Batch,
+    strong: Float[Array, 'B H W 3'],
+    rng: Array,
+  ) -> tuple[State, dict[str, Array], Float[Array, 'B H W']]:
+    """Runs the teacher in training mode on labeled images and strong views.
+
+    Returns:
+      The state with the teacher's batch statistics, if it has its own; the
+      outputs by head; and the entropy of the strong views in nats.
+    """
+    labeled = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
+    outputs, state = self.teacher.forward(
+      state,
+      batch_lib.join_batch_rows([labeled, strong]),
+      self.options.teacher_heads,
+      rng,
+    )
+    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
+    logits = pseudo_labels.upsample_teacher_scores(logits, strong.shape[1:3])
+    return state, outputs, pseudo_labels.pixel_entropy(logits)
 
   def panel_output(
     self, state: State, batch: batch_lib.Batch, rng: Array

@@ -1,7 +1,8 @@
 """Base class of semi-supervised methods: what all of them share."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -12,6 +13,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
 from u2pl import ema, pseudo_labels
+from u2pl.panels import PanelOutput
 from u2pl.semi import losses
 from u2pl.semi import options as options_lib
 
@@ -25,22 +27,6 @@ def stream_images(
     for name in ('labeled', 'unlabeled')
   )
   return labeled, unlabeled
-
-
-class PanelOutput(NamedTuple):
-  """Pseudo-labels of unlabeled images, as pictures of a training show them.
-
-  Attributes:
-    weak_labels: pseudo-labels of the images as they are.
-    images: images that the student learns, in [-1, 1].
-    labels: pseudo-labels of these; negative where they are not learned.
-    entropy: entropy of the prediction for these, in nats.
-  """
-
-  weak_labels: Int[Array, 'B H W']
-  images: Float[Array, 'B H W 3']
-  labels: Int[Array, 'B H W']
-  entropy: Float[Array, 'B H W']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +112,38 @@ class SemiSupervised:
     epoch = (state.step // self.steps_per_epoch).astype(jnp.float32)
     return epoch * self.steps_per_epoch / self.update.num_steps
 
+  def apply_in_training(
+    self,
+    function: Callable[..., Any],
+    params: types.Params,
+    batch_stats: types.Params,
+    rng: Array,
+    *arguments: Any,
+  ) -> tuple[Any, types.Params]:
+    """Applies a function of the network, for passes that `forward` is not.
+
+    Args:
+      function: function of the network with its parameters and `arguments`; it
+        states which parts are in training mode.
+      params: parameters.
+      batch_stats: batch statistics before the pass.
+      rng: key of the dropout.
+      *arguments: further arguments of the function.
+
+    Returns:
+      The result of the function, and the batch statistics after the pass.
+    """
+    result, updated = self.segmenter.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      *arguments,
+      method=function,
+      rngs={'dropout': rng},
+      mutable=['batch_stats'],
+    )
+    return result, {**batch_stats, **updated.get('batch_stats', {})}
+
   def unlabeled_weight(
-    self, state: train_state.TrainState, weight: float
+    self, state: train_state.TrainState, weight: float | types.Scalar
   ) -> types.Scalar:
     """Returns the weight of a loss of unlabeled images, 0 in the warm-up."""
     return jnp.where(state.step < self.warmup_steps, 0.0, weight)

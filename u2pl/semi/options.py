@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar, Literal
 
+import flax.linen as nn
+
 from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import color_augment
@@ -142,6 +144,34 @@ class SystemOptions:
     """Returns the heads of the student's forward pass."""
     return ('logits', 'aux') if self.supervised.auxiliary else ('logits',)
 
+  def further_heads(
+    self, num_classes: int, logits: nn.Module
+  ) -> dict[str, nn.Module]:
+    """Builds the heads that no other system has, by name.
+
+    Args:
+      num_classes: number of classes.
+      logits: the head `logits`.
+    """
+    del num_classes, logits
+    return {}
+
+  def check_head(self, kind: str) -> None:
+    """Checks that the losses can use a kind of the head `logits`.
+
+    Raises:
+      ValueError: they cannot.
+    """
+    del kind
+
+  def check_image_size(self, size: tuple[int, int]) -> None:
+    """Checks that images of a size are large enough.
+
+    Raises:
+      ValueError: they are too small.
+    """
+    del size
+
   def check_batch_size(self, batch_size: int) -> None:
     """Checks that whole groups of unlabeled images are mixed.
 
@@ -221,6 +251,17 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
     """Returns whether the network needs a head `rep`."""
     denoises = self.consistency and self.consistency.denoise != 'off'
     return bool(self.contrast or denoises)
+
+  @property
+  def reads_strong_view(self) -> bool:
+    """Returns whether the teacher has to see the strong view in training mode.
+
+    Its entropy filters pixels, its representations are contrasted, or its batch
+    statistics are those of this pass.
+    """
+    filters = self.consistency is not None and self.consistency.filtered
+    own_statistics = self.teacher.statistics == 'own'
+    return filters or self.needs_representations or own_statistics
 
   @property
   def student_heads(self) -> tuple[str, ...]:

@@ -6,7 +6,15 @@ method. A new one is a file with a class of each kind, and two lines here.
 
 from collections.abc import Mapping
 
-from u2pl.semi import ael, cps, mean_teacher, u2pl_ael, unimatch, unimatch_v2
+from u2pl.semi import (
+  ael,
+  cct,
+  cps,
+  mean_teacher,
+  u2pl_ael,
+  unimatch,
+  unimatch_v2,
+)
 from u2pl.semi import method as method_lib
 from u2pl.semi import options as options_lib
 
@@ -15,6 +23,7 @@ METHODS: Mapping[
 ] = {
   options_lib.LearnOptions: mean_teacher.MeanTeacher,
   cps.CpsOptions: cps.Cps,
+  cct.CctOptions: cct.Cct,
   unimatch.UniMatchOptions: unimatch.UniMatch,
   unimatch_v2.UniMatchV2Options: unimatch_v2.UniMatchV2,
   ael.AelOptions: ael.Ael,
@@ -25,6 +34,7 @@ METHODS: Mapping[
 Options = (
   options_lib.LearnOptions
   | cps.CpsOptions
+  | cct.CctOptions
   | unimatch.UniMatchOptions
   | unimatch_v2.UniMatchV2Options
   | ael.AelOptions

@@ -35,7 +35,8 @@ class HeadOptions:
   Attributes:
     kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
       quarter of the resolution, or a single 'conv' at full resolution; or at
-      the nearest one that the decoder has.
+      the nearest one that the decoder has. 'shuffle' is a 1x1 and three
+      doublings of the grid (CCT), from stride 8.
     width: channels of the blocks, of logits and representations.
     kernel: height and width of the kernel of 'conv'.
     dropout_rate: share of the channels of 'blocks' dropped in training.
@@ -44,7 +45,7 @@ class HeadOptions:
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
   """
 
-  kind: Literal['blocks', 'conv'] = 'blocks'
+  kind: Literal['blocks', 'conv', 'shuffle'] = 'blocks'
   width: int = 256
   kernel: int = 3
   dropout_rate: float = 0.1
@@ -95,6 +96,7 @@ class TrainOptions(data_lib.LabeledData):
       )
     try:
       self.learn.check_batch_size(self.recipe.batch_size)
+      self.learn.check_head(self.heads.kind)
     except ValueError as error:
       raise ValueError(f'learn.{error}') from error
     reads_unlabeled = self.learn.reads_unlabeled
@@ -138,6 +140,10 @@ class TrainStage(experiment_stage.TrainingStage):
   def check(self) -> None:
     """Checks batch, network and, where it is known, the number of classes."""
     super().check()
+    try:
+      self.options.learn.check_image_size(self.size)
+    except ValueError as error:
+      raise errors.UserError(f'config.train.crop.size: {error}') from error
     num_classes = datasets.known_dataset_num_classes(self.options.data)
     if num_classes is not None:
       self._check_num_classes(num_classes)
@@ -298,6 +304,8 @@ class TrainStage(experiment_stage.TrainingStage):
     )
     if block.heads.kind == 'blocks':
       heads = {'logits': blocks(num_classes)}
+    elif block.heads.kind == 'shuffle':
+      heads = {'logits': heads_lib.ShuffleHead(num_classes, nearest=True)}
     else:
       heads = {
         'logits': heads_lib.ConvHead(
@@ -316,7 +324,7 @@ class TrainStage(experiment_stage.TrainingStage):
         reads='encoder',
         map_name=block.heads.auxiliary_stage,
       )
-    return heads
+    return heads | block.learn.further_heads(num_classes, heads['logits'])
 
   def _open_unlabeled(self, labeled: datasets.Split) -> datasets.Split:
     """Opens the unlabeled images: neither labeled nor held out.

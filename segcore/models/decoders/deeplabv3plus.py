@@ -22,8 +22,8 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
   The branches of the pyramid are the mean over the image, a 1x1, and a 3x3 for
   each dilation. A 3x3 fuses them, and the result is resized to the encoder's
   deepest map at stride 4 with aligned corners. Returns 'fused' (stride 4): a
-  1x1 of that map and the resized result, concatenated. Images may have sides of
-  any length.
+  1x1 of that map and the resized result, concatenated, and then, where there
+  are any, refined by 3x3 convolutions. Images may have sides of any length.
 
   Source: Chen et al. 2018, Sec. 3.1, in the variant of U2PL (Wang et al. 2022):
   the low-level map keeps the full width, and the classifier is a head.
@@ -35,6 +35,8 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
       DeepLabv3+, as UniMatch (Yang et al. 2023) has it.
     fuse_kernel: height and width of the kernel of the fusion; 1 in UniMatch.
     dropout_rate: share of the fused channels that are dropped in training.
+    num_refinements: number of 3x3 convolutions with norm and ReLU after the
+      concatenation, of the width; 0 leaves them to the head.
   """
 
   width: int = 256
@@ -42,6 +44,7 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
   low_width: int | None = None
   fuse_kernel: int = 3
   dropout_rate: float = 0.1
+  num_refinements: int = 0
 
   @nn.compact
   def decode(
@@ -84,6 +87,8 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
     fused = resize.resize_bilinear(fused, low.shape[1:3], align_corners=True)
     low = block(low, 'low', width=self.low_width, use_bias=True)
     joined = jnp.concatenate([low, fused], axis=-1)
+    for i in range(1, self.num_refinements + 1):
+      joined = block(joined, f'refine{i}', 3)
     return features_lib.Features(
       (features_lib.FeatureMap('fused', _STRIDE, joined),)
     )

@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -49,10 +48,6 @@ def _dense(size: int, dtype: DTypeLike, name: str) -> nn.Dense:
 class MiTAttention(nn.Module):
   """Self-attention in which a convolution reduces the keys and values.
 
-  Where the collection 'intermediates' is mutable, the scores q·k of all heads
-  [B, heads, cells, reduced cells], before scaling and softmax, are stored in it
-  as 'scores'.
-
   Attributes:
     num_heads: number of heads, which must divide D.
     reduction: kernel and stride of the convolution; rows and columns that do
@@ -65,8 +60,8 @@ class MiTAttention(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Cells) -> Cells:
-    """Lets each cell attend to all reduced cells of its image."""
+  def __call__(self, x: Cells) -> tuple[Cells, features.Attention]:
+    """Lets each cell attend to all reduced cells; returns queries and keys."""
     shape, hidden_size = x.shape, x.shape[-1]
     head_shape = (self.num_heads, hidden_size // self.num_heads)
     query = _dense(hidden_size, self.dtype, 'q')(x)
@@ -85,11 +80,9 @@ class MiTAttention(nn.Module):
     both = _dense(2 * hidden_size, self.dtype, 'kv')(x)
     both = both.reshape(shape[0], -1, 2, *head_shape)
     key, value = both[:, :, 0], both[:, :, 1]
-    if self.is_mutable_collection('intermediates'):
-      scores = jnp.einsum('bqhd,bkhd->bhqk', query, key)
-      self.sow('intermediates', 'scores', scores)
     mixed = jax.nn.dot_product_attention(query, key, value)
-    return _dense(hidden_size, self.dtype, 'proj')(mixed.reshape(shape))
+    x = _dense(hidden_size, self.dtype, 'proj')(mixed.reshape(shape))
+    return x, features.Attention(query, key)
 
 
 class MixMlp(nn.Module):
@@ -140,19 +133,26 @@ class MiTBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Cells, train: bool) -> Cells:
-    """Applies the block to a map; branches are dropped if `train`."""
+  def __call__(self, x: Cells, train: bool) -> tuple[Cells, features.Attention]:
+    """Applies the block to a map; branches are dropped if `train`.
+
+    Returns:
+      The map, and the queries and keys of the attention.
+    """
     branches = (
       MiTAttention(self.num_heads, self.reduction, self.dtype, name='attn'),
       MixMlp(self.mlp_dim, self.dtype, name='mlp'),
     )
+    attention = None
     for i, branch in enumerate(branches, 1):
       y = branch(norms.layer_norm(_EPSILON, self.dtype, f'norm{i}')(x))
+      if attention is None:
+        y, attention = y
       # One draw for all cells and channels of an image.
       x += nn.Dropout(
         self.drop_rate, broadcast_dims=(1, 2, 3), deterministic=not train
       )(y)
-    return x
+    return x, attention
 
 
 class MiTStage(nn.Module):
@@ -183,8 +183,12 @@ class MiTStage(nn.Module):
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B h w D_in'], train: bool
-  ) -> Float[Array, 'B h_out w_out D']:
-    """Computes the map of the stage; h_out is ⌈h/stride⌉."""
+  ) -> tuple[Float[Array, 'B h_out w_out D'], tuple[features.Attention, ...]]:
+    """Computes the map of the stage; h_out is ⌈h/stride⌉.
+
+    Returns:
+      The map, and the queries and keys of each block.
+    """
     x = nn.Conv(
       self.hidden_size,
       (self.kernel, self.kernel),
@@ -196,8 +200,9 @@ class MiTStage(nn.Module):
     )(x)
     x = norms.layer_norm(_EPSILON_AFTER_CONV, self.dtype, 'patch_norm')(x)
     block = nn.remat(MiTBlock, static_argnums=(2,)) if self.remat else MiTBlock
+    attention = []
     for i, rate in enumerate(self.drop_rates):
-      x = block(
+      x, queries_and_keys = block(
         self.num_heads,
         self.reduction,
         self.mlp_dim,
@@ -205,7 +210,9 @@ class MiTStage(nn.Module):
         self.dtype,
         name=f'block{i}',
       )(x, train)
-    return norms.layer_norm(_EPSILON, self.dtype, 'norm')(x)
+      attention.append(queries_and_keys)
+    x = norms.layer_norm(_EPSILON, self.dtype, 'norm')(x)
+    return x, tuple(attention)
 
 
 class MiT(network_part.NetworkPart):
@@ -214,6 +221,7 @@ class MiT(network_part.NetworkPart):
   By default it is MiT-B1. Maps are those after the norm of each stage, at
   strides 4, 8, 16 and 32; sides are divided by the stride, rounded up. Images
   in [-1, 1] are standardized by ImageNet's mean and standard deviation first.
+  Queries and keys of the last stage are returned, too, for AFA's affinities.
   Source: Xie et al. 2021 (SegFormer), Sec. 3.1.
 
   Attributes:
@@ -273,9 +281,9 @@ class MiT(network_part.NetworkPart):
     self._check(*images.shape[1:3])
     x = standardize.standardize_by_imagenet(images).astype(self.dtype)
     rates = iter(self._drop_rates())
-    maps = []
+    maps, attention = [], ()
     for s, stride in enumerate(self._total_strides):
-      x = MiTStage(
+      x, attention = MiTStage(
         self.hidden_sizes[s],
         3 if s else 7,
         self.strides[s],
@@ -288,7 +296,9 @@ class MiT(network_part.NetworkPart):
         name=f'stage{s + 1}',
       )(x, train)
       maps.append(features.FeatureMap(f'stage{s + 1}', stride, x))
-    return features.Features(tuple(maps))
+    if self.reductions[-1] > 1:
+      attention = ()  # Keys are no cells of the map.
+    return features.Features(tuple(maps), attention)
 
   @property
   def _total_strides(self) -> tuple[int, ...]:

@@ -4,13 +4,13 @@
 of half-pixel centers; the networks and protocols of the papers do neither.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 # Height and width. In a program that is exported for images of any size, either
 # may be symbolic (jax.export) instead of an int.
@@ -169,6 +169,52 @@ def bilinear_resize_matrix(
   np.add.at(matrix, (i, low), 1.0 - (source - low))
   np.add.at(matrix, (i, high), source - low)
   return matrix
+
+
+class Intervals(NamedTuple):
+  """A part of an axis in each image of a batch.
+
+  Attributes:
+    start: int [B], first cell.
+    length: int [B], number of cells, 1 at least.
+    size: number of cells of the whole axis.
+  """
+
+  start: Int[Array, 'B']
+  length: Int[Array, 'B']
+  size: int
+
+
+def interval_resize_matrices(
+  old: Intervals, new: Intervals, align_corners: bool = False
+) -> Float[Array, 'B rows columns']:
+  """Computes the weights of bilinear resizing from intervals to intervals.
+
+  Within an interval they are those of `bilinear_resize_matrix` for axes of its
+  length; rows outside of the new interval, and columns outside of the old one,
+  are 0. So boxes that differ from image to image are cropped, resized and
+  placed by products of static shapes.
+
+  Args:
+    old: intervals that are read.
+    new: intervals of the result.
+    align_corners: whether the corner cells of both grids coincide.
+  """
+  n, m = (each.length[:, None, None] for each in (old, new))
+  row = jnp.arange(new.size)[:, None] - new.start[:, None, None]
+  i = jnp.clip(row, 0, m - 1)
+  # Fractions of integers, as in `_symbolic_matrix`.
+  if align_corners:
+    numerator, denominator = i * (n - 1), jnp.maximum(m - 1, 1)
+  else:
+    numerator = jnp.clip((2 * i + 1) * n - m, 0, 2 * m * (n - 1))
+    denominator = 2 * m
+  low = jnp.minimum(numerator // denominator, jnp.maximum(n - 2, 0))
+  high = jnp.minimum(low + 1, n - 1)
+  share = (numerator - low * denominator) / denominator
+  column = jnp.arange(old.size) - old.start[:, None, None]
+  weights = (column == low) * (1 - share) + (column == high) * share
+  return jnp.where(row == i, weights, 0.0)
 
 
 def _symbolic_matrix(

@@ -253,6 +253,7 @@ def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_collectives_of_a_step():
   method = make_method()
   batch = make_batch()

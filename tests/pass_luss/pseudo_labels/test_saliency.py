@@ -2,12 +2,16 @@ import doctest
 import io
 import math
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
+from pass_luss import main
 from pass_luss.pseudo_labels import saliency
 from runtime import errors
+from segcore.experiment import config_file, experiment_stage
+from tests.pass_luss import all_stages
 
 
 def disc(height=60, width=80, radius=15, color=(250, 220, 30)):
@@ -404,3 +408,12 @@ def test_missing_folder_and_file_are_refused(tmp_path):
   file = tmp_path / 'file'
   file.write_bytes(b'')
   assert missing(file, ['a']) == f'{expected} a file'
+
+
+def test_missing_saliency_maps_are_refused_before_training(tmp_path):
+  config = config_file.load_config(str(all_stages.write_config(tmp_path)))
+  config.label.saliency = f'{tmp_path}/maps'
+  config.stages = ('represent', 'attend', 'cluster', 'label')
+  stages = main.PROGRAM.build(config, jax.devices()[:1])
+  with pytest.raises(errors.UserError, match='expected a folder with the sal'):
+    experiment_stage.check_stage_inputs(tuple(stages.values()), tmp_path)

@@ -316,6 +316,7 @@ class FakeHosts:
 AGAIN = '; run the same command again on all hosts to continue'
 
 
+@pytest.mark.slow
 def test_killed_and_suspended_hosts_end_all_and_are_named():
   killed = FakeHosts('waits', 'waits', 'waits')
   stopped = FakeHosts('waits', 'waits')
@@ -347,6 +348,7 @@ def test_stalled_host_is_named_once_no_host_makes_progress():
   assert group.results() == [(text, 75)] * 3
 
 
+@pytest.mark.slow
 def test_failing_host_ends_those_that_are_not_done():
   user_error = FakeHosts('waits', 'user error')
   crashed = FakeHosts('crash', 'waits', 'done')

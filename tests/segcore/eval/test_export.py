@@ -86,7 +86,9 @@ def smooth_image(size, seed=0):
   [
     (tiny_networks.small_unet(HEADS), label_maps(8)),
     (tiny_networks.hybrid(HEADS), label_maps(16)),
-    (dilated(), label_maps(1, size_multiple=32)),
+    pytest.param(
+      dilated(), label_maps(1, size_multiple=32), marks=pytest.mark.slow
+    ),
     (
       segmenter.Segmenter(
         resnet.DilatedResNet((1, 1, 1, 1), 8, 'plain', 16),

@@ -109,7 +109,7 @@ def test_every_tiling_of_a_pointwise_network_equals_the_whole_image(
     (pointwise, 'logits', 1, (33, 5)),
     (neighbor, 'probs', 2, (30, 41)),
     (neighbor, 'probs', 2, (33, 5)),
-    (neighbor, 'probs', 2, (64, 48)),
+    pytest.param(neighbor, 'probs', 2, (64, 48), marks=pytest.mark.slow),
   ],
 )
 @pytest.mark.parametrize('name', PROTOCOLS)
@@ -176,6 +176,26 @@ def test_scales_and_flips_equal_a_loop():
   labels = predict(label_maps, [image])[0]
   assert labels.dtype == np.int16
   np.testing.assert_array_equal(labels, total.argmax(axis=-1))
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_the_maximum_over_scales_equals_a_loop(flip):
+  """At the cells of the first scale, after the long side was resized."""
+  image, size = photograph(11, 18), (9, 16)  # 9.78 is rounded down.
+  small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  maxima = []
+  for scaled in ((8, 16), (4, 8), (12, 24)):  # Divisors of a size of 2.
+    inputs = resized(symmetric(small), scaled)
+    scores = network(inputs)
+    if flip:
+      scores = (scores + network(inputs[:, ::-1])[:, ::-1]) / 2
+    maxima.append(resized(scores, (4, 8)))
+  expected = resized(resized(np.max(maxima, axis=0), (8, 16)), size)
+  fields = {'scales': (1.0, 0.5, 1.5), 'flip': flip, 'scale_merge': 'max'}
+  label_maps = predictor(neighbor, 2, 'probs', long_side=16, **fields)
+  probs = predict(label_maps, [image])[0]
+  expected = softmax(resized(expected, image.shape[:2]))
+  np.testing.assert_allclose(probs, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('size', [(24, 37), (37, 24), (5, 9)])
@@ -297,7 +317,9 @@ def test_blocks_of_rows_change_nothing(name, average, monkeypatch):
   np.testing.assert_array_equal(blocks, whole)
 
 
-@pytest.mark.parametrize('name', ['flip', 'windows', 'all'])
+@pytest.mark.parametrize(
+  'name', ['flip', 'windows', pytest.param('all', marks=pytest.mark.slow)]
+)
 def test_predictions_do_not_depend_on_the_rest_of_the_batch(name):
   fields = {**fields_of(name), 'size_multiple': 64}
   label_maps = predictor(neighbor, 32, **fields)
@@ -316,7 +338,7 @@ SIZES = [(30, 150), (150, 33), (31, 47), (97, 110), (45, 45), (46, 46)]
   'fields',
   [
     {},
-    {'tiling': 'halves', 'flip': True},
+    pytest.param({'tiling': 'halves', 'flip': True}, marks=pytest.mark.slow),
     {'tiling': 'sliding_window', 'window': (96, 96), 'stride': (64, 64)},
     {'scales': (0.5, 1.25), 'average': 'probs', 'antialias': True},
   ],

@@ -5,15 +5,18 @@ import runpy
 import sys
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from input_pipeline.sources import image_files
+from runtime import errors
 from segcore.eval import export, predict
 from segcore.eval.inference import LabelMaps
 from segcore.eval.protocols import ProtocolOptions
 from segcore.models import heads
+from segcore.ops import dense_crf
 from tests.segcore.eval import test_export
 from tests.support import runs, scenes, tiny_networks
 
@@ -197,3 +200,36 @@ def test_the_example_fails_only_if_no_image_is_usable(
     )
   assert stopped.value.code == 2
   assert 'broken.jpg' in capsys.readouterr().out
+
+
+def test_a_crf_refines_labels_and_probabilities(model, tmp_path, monkeypatch):
+  """At the size of the image, with the image itself; all but the export."""
+  images = tmp_path / 'images'
+  images.mkdir()
+  (images / 'a.jpg').write_bytes(FILES['plain.jpg'])
+  shapes = []
+
+  def refine(probs, image, options):
+    shapes.append((probs.shape, image.shape, options.num_iterations))
+    return np.roll(probs, 1, axis=-1)
+
+  plain, refined = {}, {}
+  for crf, results in ((False, plain), (True, refined)):
+    monkeypatch.setattr(dense_crf, 'refine_by_crf', refine)
+    predictor = dataclasses.replace(
+      model.predictor, protocol=ProtocolOptions(crf=crf)
+    )
+    for probs in (False, True):
+      out = tmp_path / f'{crf}{probs}'
+      predict.predict_images(
+        dataclasses.replace(model, predictor=predictor),
+        predict.Request(images, out, overlays=False, probs=probs),
+      )
+      labels = np.asarray(PIL.Image.open(out / 'labels' / 'a.png'))
+      results[probs] = labels
+  size = plain[False].shape
+  assert shapes == [((*size, 3), (*size, 3), 10)] * 2
+  for probs in (False, True):
+    np.testing.assert_array_equal(refined[probs], (plain[probs] + 1) % 3)
+  with pytest.raises(errors.UserError, match='protocol.crf: expected False'):
+    predictor.label(model.state, jnp.zeros((1, 8, 8, 3), jnp.uint8))

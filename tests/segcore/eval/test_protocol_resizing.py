@@ -8,7 +8,9 @@ import pytest
 from segcore.eval import protocol_resizing, protocols
 
 
-@pytest.mark.parametrize('fields', [{'fit_sides': (30, 19)}, {'short_side': 9}])
+@pytest.mark.parametrize(
+  'fields', [{'fit_sides': (30, 19)}, {'short_side': 9}, {'long_side': 30}]
+)
 def test_exported_programs_resize_as_the_host_does(fields):
   protocol = protocols.ProtocolOptions(**fields)
 

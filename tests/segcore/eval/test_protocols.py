@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from segcore.eval import protocols
+from segcore.eval import protocol_views, protocols
 from segcore.models.layers import resize
 
 SIZES = [(30, 47), (64, 64), (100, 33), (7, 5)]
@@ -63,8 +63,8 @@ def test_rows_of_maps_have_at_most_max_taps_nonzeros(name):
 
 def window_starts(size, window, stride):
   """Returns (top, left) of each window, from the pixels that it reads."""
-  protocol = protocols.sliding_window_views(
-    protocols.whole_image_views(1), window, stride
+  protocol = protocol_views.sliding_window_views(
+    protocol_views.whole_image_views(1), window, stride
   )
   return [
     (int(view.read_rows.indices[0]), int(view.read_columns.indices[0]))
@@ -88,8 +88,8 @@ def test_window_starts(length, starts):
 
 
 def test_overlapping_windows_have_equal_weights():
-  protocol = protocols.sliding_window_views(
-    protocols.whole_image_views(1), (1, 4), (1, 2)
+  protocol = protocol_views.sliding_window_views(
+    protocol_views.whole_image_views(1), (1, 4), (1, 2)
   )
   weights = [view.weights()[0].tolist() for view in protocol((1, 7))]
   half, third = 1 / 2, 1 / 3
@@ -105,9 +105,9 @@ def test_overlapping_windows_have_equal_weights():
 
 
 def test_flipped_view_reads_columns_in_reverse():
-  first, second = protocols.flip_averaged_views(protocols.whole_image_views(4))(
-    (1, 3)
-  )
+  first, second = protocol_views.flip_averaged_views(
+    protocol_views.whole_image_views(4)
+  )((1, 3))
   row = np.array([10, 20, 30])
   # Padded by reflection at the right.
   assert (first.read_columns @ row).tolist() == [10, 20, 30, 30]
@@ -117,8 +117,8 @@ def test_flipped_view_reads_columns_in_reverse():
 
 
 def test_images_smaller_than_a_window_are_padded_by_reflection():
-  protocol = protocols.sliding_window_views(
-    protocols.whole_image_views(1), (1, 7), (1, 7)
+  protocol = protocol_views.sliding_window_views(
+    protocol_views.whole_image_views(1), (1, 7), (1, 7)
   )
   (view,) = protocol((1, 3))
   assert (view.read_columns @ [1, 2, 3]).tolist() == [1, 2, 3, 3, 2, 1, 1]
@@ -126,8 +126,8 @@ def test_images_smaller_than_a_window_are_padded_by_reflection():
 
 
 def test_images_smaller_than_a_window_are_centered_in_it():
-  protocol = protocols.sliding_window_views(
-    protocols.whole_image_views(1), (1, 6), (1, 6), centered=True
+  protocol = protocol_views.sliding_window_views(
+    protocol_views.whole_image_views(1), (1, 6), (1, 6), centered=True
   )
   (view,) = protocol((1, 3))
   # The smaller half of the padding is before.
@@ -138,9 +138,9 @@ def test_images_smaller_than_a_window_are_centered_in_it():
 
 
 def test_halves_of_an_odd_width():
-  left, right = protocols.half_image_views(protocols.whole_image_views(1))(
-    (1, 5)
-  )
+  left, right = protocol_views.half_image_views(
+    protocol_views.whole_image_views(1)
+  )((1, 5))
   assert (left.read_columns @ np.arange(5)).tolist() == [0, 1]
   assert (right.read_columns @ np.arange(5)).tolist() == [2, 3, 4]
   assert [v.weights()[0].tolist() for v in (left, right)] == [
@@ -153,8 +153,8 @@ def test_halves_of_an_odd_width():
 @pytest.mark.parametrize('scaled', [(5, 8), (10, 26), (14, 20)])
 def test_scaled_inputs_equal_resized_images(scaled, antialias):
   image = np.random.default_rng(0).random((10, 13)).astype(np.float32)
-  protocol = protocols.rescaled_views(
-    protocols.whole_image_views(1), scaled, antialias
+  protocol = protocol_views.rescaled_views(
+    protocol_views.whole_image_views(1), scaled, antialias
   )
   (view,) = protocol((10, 13))
   inputs = view.read_rows @ image @ view.read_columns.T
@@ -167,8 +167,8 @@ def test_scaled_inputs_equal_resized_images(scaled, antialias):
 
 
 def test_scaled_sizes_are_rounded():
-  protocol = protocols.multi_scale_views(
-    protocols.whole_image_views(1), (0.5, 1.75)
+  protocol = protocol_views.multi_scale_views(
+    protocol_views.whole_image_views(1), (0.5, 1.75)
   )
   assert [view.input_size for view in protocol((375, 501))] == [
     *[(188, 251), (656, 877)]
@@ -204,6 +204,14 @@ def test_scaled_sizes_are_rounded():
     (
       {'fit_sides': (64, 32), 'short_side': 32},
       r'short_side=32 and fit_sides=\(64, 32\) contradict',
+    ),
+    (
+      {'long_side': 9, 'short_side': 32},
+      'short_side=32 and long_side=9 contradict',
+    ),
+    (
+      {'scale_merge': 'max', 'average': 'probs'},
+      "scale_merge='max': expected tiling='whole' and average='logits', got",
     ),
     (
       {'padding_mode': 'mean'},
@@ -248,6 +256,13 @@ def test_descriptions_name_all_that_changes_the_numbers():
   assert 'resized to fit 1024x512' in fit.describe()
   assert 'corners' in protocols.ProtocolOptions(align_corners=True).describe()
   assert 'mean color' in PROTOCOLS['padded'].describe()
+  afa = protocols.ProtocolOptions(
+    long_side=512, scales=(1.0, 0.5), scale_merge='max', flip=True, crf=True
+  )
+  assert afa.describe() == (
+    'whole image, long side 512, scales 1.0, 0.5, flip; averaged logits, '
+    'maximum of scales; dense CRF'
+  )
 
 
 def test_single_view_has_the_scale_nearest_to_1():

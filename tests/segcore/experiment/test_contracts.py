@@ -248,7 +248,9 @@ def test_a_lost_batch_is_no_loss(whole, tmp_path):
   assert_same_metrics(tmp_path, folder)
 
 
-@pytest.mark.parametrize('num_devices', [1, 4])
+@pytest.mark.parametrize(
+  'num_devices', [1, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   folder, expected = whole['two_stream']
   shutil.copytree(folder / 'checkpoints' / '6', tmp_path / 'checkpoints' / '6')
@@ -296,6 +298,7 @@ def is_saved_and_at_step_5(folder):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_a_killed_run_ends_as_an_uninterrupted_one(name, killed, whole):
   folder = killed[name]

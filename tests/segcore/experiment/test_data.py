@@ -93,24 +93,52 @@ def test_without_class_weights_nothing_is_written(tmp_path, capsys):
   assert not [*tmp_path.iterdir()] and not capsys.readouterr().out
 
 
-def test_labeled_images_cover_the_classes_of_all_masks():
-  split = split_of(
-    *([[[0] * 3] * 2] * 6), [[1, 0, 0], [0, 0, 0]], [[2, 2, 2], [-1, 0, 0]]
-  )
+def context_and_block(split, **subset):
   data = datasets.DataOptions('shapes/scenes')
-  shared = context_lib.Context(
+  context = context_lib.Context(
     network.NetworkOptions({'name': 'vit'}),
     '',
     loop.OperationOptions(),
     sharding.make_mesh(),
     opened={(data, 'train'): split},
   )
-  block = data_lib.LabeledData(data=data, subset=splits.Subset(2, cover=True))
+  block = data_lib.LabeledData(data=data, subset=splits.Subset(**subset))
+  return context, block
+
+
+def test_labeled_images_cover_the_classes_of_all_masks():
+  split = split_of(
+    *([[[0] * 3] * 2] * 6), [[1, 0, 0], [0, 0, 0]], [[2, 2, 2], [-1, 0, 0]]
+  )
+  shared, block = context_and_block(split, labels=2, cover=True)
   labeled = shared.labeled(block, 'finetune')
   assert labeled.ids() == ['image06', 'image07']
   assert shared.absent_classes(block, 'finetune') == (3,)
   alone = dataclasses.replace(block, subset=splits.Subset(2))
   assert shared.absent_classes(alone, 'finetune') == ()
+
+
+@pytest.mark.parametrize('held_out', [0, 3])
+def test_images_that_are_not_labeled_are_a_split_of_their_own(held_out):
+  split = split_of(*([ALL] * 10))
+  context, block = context_and_block(split, labels=4, held_out=held_out)
+  parts = [context.evaluated(block, 'train', 'finetune')]
+  parts.append(context.evaluated(block, 'not_labeled', 'finetune'))
+  if held_out:
+    parts.append(context.evaluated(block, 'held_out', 'finetune'))
+  assert [len(part) for part in parts[:2]] == [4, 6 - held_out]
+  ids = [name for part in parts for name in part.ids()]
+  assert sorted(ids) == split.ids()
+
+
+def test_without_images_that_are_not_labeled_their_split_is_refused():
+  context, block = context_and_block(split_of(*([ALL] * 4)), labels=4)
+  assert messages.message_of(
+    context.evaluated, block, 'not_labeled', 'evaluate'
+  ).startswith(
+    "split 'not_labeled': expected images of 'train' that are neither labeled "
+    'nor held out, got none: label fewer of the 4 images'
+  )
 
 
 def test_without_a_counted_label_no_state_is_the_best(tmp_path):

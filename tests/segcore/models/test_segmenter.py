@@ -178,7 +178,7 @@ def test_network_without_a_decoder():
     ),
     (
       heads_lib.ConvHead(5, reads='teacher'),
-      "head 'x': expected reads to be encoder or decoder, got 'teacher'",
+      "head 'x': expected reads to be encoder, decoder or attention, got 'teac",
     ),
   ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from segcore.train import optimizers
+from tests.transcriptions import afa
 
 
 @pytest.mark.parametrize(
@@ -104,3 +105,19 @@ def test_a_warmed_poly_starts_at_step_0(power):
     if step < 1500:
       expected *= 1 - (1 - step / 1500) * (1 - 1e-6)
     np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-4)
+
+
+def test_a_switched_poly_drops_at_the_end_of_the_warm_up():
+  """Of AFA: from 6e-5 to 0.925 of it at iteration 1500."""
+  options = optimizers.OptimizerOptions(
+    learning_rate=6e-5,
+    schedule='switched_poly',
+    poly_power=1.0,
+    warmup_steps=1500,
+    warmup_start=1e-6,
+  )
+  rate = optimizers.learning_rate_schedule(options, 20_000)
+  for step in (0, 1, 700, 1499, 1500, 1501, 19_999):
+    expected = 6e-5 * afa.rate_factor(step)
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-12)
+  np.testing.assert_allclose(rate(1500), 0.925 * 6e-5, rtol=1e-6)

@@ -15,7 +15,8 @@ from segcore.train import optimizers
     ({'name': 'lars'}, "name: expected one of adam, sgd, got 'lars'"),
     (
       {'schedule': 'step'},
-      'schedule: expected one of cosine, poly, warmed_poly, linear, constant, '
+      'schedule: expected one of cosine, poly, warmed_poly, '
+      'switched_poly, linear, constant, '
       "got 'step'",
     ),
     (

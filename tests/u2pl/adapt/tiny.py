@@ -126,5 +126,6 @@ def init_state(trained, step=0, batch=None):
 
 def to_float64(tree):
   return jax.tree.map(
-    lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
+    lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
+    jax.device_get(tree),
   )

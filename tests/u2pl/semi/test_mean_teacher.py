@@ -97,16 +97,18 @@ def statistics_after_step(method, state):
   return jax.device_get(step(state, tiny.draw_batch(3)))
 
 
-def test_each_rule_for_the_statistics_of_the_teacher(warm, trained):
+def test_each_rule_for_the_statistics_of_the_teacher(warm, trained, jitted):
   assert trained.options.teacher.statistics == 'own'
+  state = warm[0].replace(step=jnp.int32(9))
   for rule in ('own', 'ema', 'copy'):
-    options = dataclasses.replace(
-      PLUS, contrast=None, teacher=ema.EmaOptions(statistics=rule)
-    )
-    state, _ = warm
-    teacher, student = statistics_after_step(
-      tiny.make_method(options), state.replace(step=jnp.int32(9))
-    )
+    if rule == 'own':
+      after, _ = jitted(state, tiny.draw_batch(3))
+      teacher, student = after.teacher_batch_stats, after.batch_stats
+    else:
+      options = dataclasses.replace(
+        PLUS, contrast=None, teacher=ema.EmaOptions(statistics=rule)
+      )
+      teacher, student = statistics_after_step(tiny.make_method(options), state)
     same = tiny.difference(teacher, student)
     if rule == 'copy':
       assert same == 0
@@ -122,29 +124,66 @@ def test_each_rule_for_the_statistics_of_the_teacher(warm, trained):
       assert tiny.difference(teacher, expected) < 1e-5
 
 
-@pytest.mark.parametrize(('weight', 'learns'), [(0.1, True), (0.0, False)])
-def test_only_the_contrastive_loss_trains_representations(late, weight, learns):
+def test_a_strong_view_that_nothing_needs_is_not_read(trained):
+  # With the student's statistics and no filter, one pass is enough: labels and
+  # strong view are those of two passes, the entropy that of the weak view.
+  state, batch = tiny.init_state(trained), tiny.draw_batch(3)
+  outputs = {}
+  for rule in ('own', 'ema'):
+    method = tiny.make_method(
+      options_lib.LearnOptions(
+        consistency=dataclasses.replace(
+          PLUS.consistency, denoise='off', filtered=False
+        ),
+        contrast=None,
+        teacher=ema.EmaOptions(statistics=rule),
+      )
+    )
+    assert method.options.reads_strong_view == (rule == 'own')
+    _, outputs[rule] = jax.jit(method.teacher_output)(
+      state, batch, jax.random.key(0)
+    )
+  own, averaged = outputs['own'], outputs['ema']
+  assert averaged.outputs == {}
+  assert 'logits' in own.outputs
+  for name in ('images', 'labels', 'weak_labels', 'kept', 'num_pixels'):
+    np.testing.assert_array_equal(getattr(own, name), getattr(averaged, name))
+  # Mixing moves values only: each is an entropy of the weak view.
+  assert tiny.difference(own.entropy, averaged.entropy) > 0
+  assert np.all(np.asarray(averaged.entropy) <= np.log(tiny.CLASSES) + 1e-6)
+
+
+def without_decay(weight):
+  """Builds a method without weight decay, of a weight of the contrast."""
   options = dataclasses.replace(
     PLUS, contrast=dataclasses.replace(PLUS.contrast, weight=weight)
   )
   trained = tiny.make_method(options)
-  update = dataclasses.replace(
-    trained.update,
-    optimizer=dataclasses.replace(trained.update.optimizer, weight_decay=0.0),
-  )
-  trained = dataclasses.replace(trained, update=update)
+  optimizer = dataclasses.replace(trained.update.optimizer, weight_decay=0.0)
+  update = dataclasses.replace(trained.update, optimizer=optimizer)
+  return dataclasses.replace(trained, update=update)
 
+
+def test_only_the_contrastive_loss_trains_representations(late):
+  methods = [without_decay(weight) for weight in (0.1, 0.0)]
+
+  # Both in one program: what they have in common is compiled once.
   @jax.jit
   def step(state, batch):
-    fresh = trained.init(jax.random.PRNGKey(0), tiny.batch_spec(), None)
+    fresh = methods[0].init(jax.random.PRNGKey(0), tiny.batch_spec(), None)
     state = state.replace(opt_state=fresh.opt_state)
     # Of all updates, only that of this head is compiled.
-    after, _ = trained.train_step(state, batch)
-    return after.params['heads']['rep']
+    return [
+      trained.train_step(state, batch)[0].params['heads']['rep']
+      for trained in methods
+    ]
 
-  after = step(late, tiny.draw_batch(11))
-  moved = tiny.difference(after, late.params['heads']['rep'])
-  assert (moved > 1e-7) == learns
+  with_contrast, without = (
+    tiny.difference(after, late.params['heads']['rep'])
+    for after in step(late, tiny.draw_batch(11))
+  )
+  assert with_contrast > 1e-7
+  assert without <= 1e-7
 
 
 @pytest.mark.parametrize(
@@ -216,6 +255,18 @@ def test_eight_devices_are_one_in_float64(warm, fsdp, monkeypatch):
   )
 
 
+@pytest.fixture
+def scopes_in_names():
+  """Names operations of compiled programs by all scopes that they are in."""
+  option = 'jax_include_full_tracebacks_in_locations'
+  before = getattr(jax.config, option)
+  jax.config.update(option, True)
+  yield
+  jax.config.update(option, before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('scopes_in_names')
 def test_collectives_of_a_step(trained, warm):
   mesh = sharding.make_mesh()
   state = jax.device_put(warm[0], sharding.replicated_sharding(mesh))

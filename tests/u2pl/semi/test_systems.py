@@ -14,9 +14,10 @@ from segcore.ops import color_augment
 from tests.support import meshes
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl import inputs
-from tests.u2pl.semi import tiny
+from tests.u2pl.semi import pointwise, tiny
 from u2pl.semi import (
   ael,
+  cct,
   cps,
   strong_views,
   systems,
@@ -30,6 +31,7 @@ VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
 OPTIONS = {
   'cps': cps.CpsOptions(),
   'cps_cutmix': cps.CpsOptions(cutmix=True),
+  'cct': cct.CctOptions(decoders=cct.DecoderCounts(*[1] * 7), annealing=0.99),
   'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
   'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
   'ael': ael.AelOptions(confidence=0.22),
@@ -37,6 +39,11 @@ OPTIONS = {
     contrast=inputs.CONTRAST, contrast_start=0, reverse=0.1, denoise='raw'
   ),
 }
+# Systems that are tested on the smallest network, which compiles fast, and the
+# side of their images.
+ON_POINTWISE = {'cct': 24}
+# Without images of partners.
+UNMIXED = ('cps', 'cct')
 
 
 def test_each_class_of_options_has_a_method():
@@ -44,19 +51,26 @@ def test_each_class_of_options_has_a_method():
   assert {type(options) for options in OPTIONS.values()} < set(systems.METHODS)
 
 
+def make(name, dtype=jnp.float64):
+  """Returns the method, a state and two batches; those of 1x1 in float64."""
+  if name in ON_POINTWISE:
+    side = ON_POINTWISE[name]
+    trained = pointwise.make_method(OPTIONS[name])
+    batches = [pointwise.draw_batch(side, seed, batch=8) for seed in (4, 5)]
+    return trained, pointwise.init_state(trained, side), batches
+  trained = tiny.make_method(OPTIONS[name], dtype=dtype)
+  state = jax.tree.map(
+    lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x,
+    tiny.init_state(trained, step=3),
+  )
+  return trained, state, [tiny.draw_batch(4), tiny.draw_batch(5)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIONS)
 def test_eight_devices_are_one_in_float64(name, monkeypatch):
   with jax.enable_x64():
-    trained = tiny.make_method(OPTIONS[name], dtype=jnp.float64)
-    state = jax.tree.map(
-      lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
-      tiny.init_state(trained, step=3),
-    )
-    batches = [tiny.draw_batch(4), tiny.draw_batch(5)]
-    one, eight = meshes.one_and_eight(
-      *(trained, state, batches, 1, monkeypatch)
-    )
+    one, eight = meshes.one_and_eight(*make(name), 1, monkeypatch)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
     one,
@@ -68,18 +82,21 @@ def test_eight_devices_are_one_in_float64(name, monkeypatch):
 @pytest.mark.parametrize('name', OPTIONS)
 def test_collectives_of_a_step(name):
   """Sums, and images and labels of partners on another device."""
-  trained = tiny.make_method(OPTIONS[name])
   mesh = sharding.make_mesh()
-  state = jax.device_put(
-    tiny.init_state(trained), sharding.replicated_sharding(mesh)
-  )
-  rows = sharding.batch_sharding(mesh)
-  shapes = jax.tree.map(lambda x: x.update(sharding=rows), tiny.batch_spec())
-  compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
+  with jax.enable_x64(name in ON_POINTWISE):
+    trained, state, [batch, _] = make(name, jnp.float32)
+    compiled = (
+      jax.jit(trained.train_step)
+      .lower(
+        jax.device_put(state, sharding.replicated_sharding(mesh)),
+        sharding.make_batch_sharder(mesh)(batch),
+      )
+      .compile()
+    )
   kinds = {c.kind for c in communication.list_collectives(compiled)}
   expected = {'all-reduce', 'collective-permute'}
   assert kinds == (
-    expected - {'collective-permute'} if name == 'cps' else expected
+    expected - {'collective-permute'} if name in UNMIXED else expected
   )
 
 
@@ -102,7 +119,10 @@ def test_a_warm_up_has_the_weight_0(name):
   [
     'cps_cutmix',
     'unimatch',
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ('cps', 'unimatch_v2')),
+    *(
+      pytest.param(x, marks=pytest.mark.slow)
+      for x in ('cps', 'cct', 'unimatch_v2')
+    ),
   ],
 )
 def test_panels_show_the_images_that_are_learned(name):
@@ -127,5 +147,5 @@ def test_panels_show_the_images_that_are_learned(name):
   shown = labels >= 0
   assert ((labels == own) | (labels == partners))[shown].mean() > 0.999
   changed = np.abs(np.asarray(output.images) - weak).max() > 0.1
-  assert changed == (name != 'cps')
+  assert changed == (name not in UNMIXED)
   assert np.asarray(output.entropy).max() <= np.log(tiny.CLASSES) + 1e-5

@@ -22,7 +22,12 @@ CLASSES, SIZE, BATCH = 5, 33, 8
 NUM_UNLABELED = 12
 
 
-def make_heads(representation=8, auxiliary=False, dtype=jnp.float32):
+def make_heads(
+  representation=8, auxiliary=False, dtype=jnp.float32, options=None
+):
+  if options is not None:  # Without norms, which perturbed decoders lack.
+    logits = heads_lib.ConvHead(CLASSES, 1, stride=4, dtype=dtype)
+    return {'logits': logits, **options.further_heads(CLASSES, logits)}
   blocks = {'width': 8, 'dropout_rate': 0.0, 'dtype': dtype}
   heads = {
     'logits': heads_lib.ConvBlocksHead(CLASSES, **blocks),
@@ -56,6 +61,8 @@ PLUS = options_lib.LearnOptions(
 
 
 def make_method(options=PLUS, num_steps=40, **kwargs):
+  if type(options).further_heads is not options_lib.SystemOptions.further_heads:
+    kwargs['options'] = options
   return systems.METHODS[type(options)](
     segmenter=make_network(**kwargs),
     update=update_lib.Update(
@@ -110,6 +117,24 @@ def init_state(trained, step=0, seed=0):
   init = jax.jit(lambda rng: trained.init(rng, batch_spec(), None))
   state = init(jax.random.PRNGKey(seed))
   return state.replace(step=jnp.int32(step))
+
+
+def draw_state(trained, step=0):
+  """Draws a state in numpy, which takes less time than compiling `init`."""
+  shapes = jax.eval_shape(
+    lambda rng: trained.init(rng, batch_spec(), None), jax.random.PRNGKey(0)
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    if name == 'kernel':
+      scale = (2 / np.prod(leaf.shape[:-1])) ** 0.5
+      return np.float32(scale * rng.normal(size=leaf.shape))
+    return np.full(leaf.shape, name in ('scale', 'var'), leaf.dtype)
+
+  state = jax.tree_util.tree_map_with_path(draw, shapes)
+  return state.replace(step=np.int32(step))
 
 
 def run_steps(trained, state, count, first=0, jitted=None):

@@ -64,14 +64,22 @@ def _count_by_hand(stages):
 _KERNELS, _EXPANSIONS = (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6)
 
 
+# Variant, blocks and channels of each stage, and parameters in millions.
+_PUBLISHED = (
+  ('lite0', (1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320), 4.65),
+  ('lite1', (1, 3, 3, 4, 4, 5, 1), (16, 24, 40, 80, 112, 192, 320), 5.42),
+  ('lite2', (1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352), 6.09),
+  ('lite3', (1, 3, 3, 5, 5, 6, 1), (24, 32, 48, 96, 136, 232, 384), 8.20),
+  ('lite4', (1, 4, 4, 6, 6, 8, 1), (24, 32, 56, 112, 160, 272, 448), 13.01),
+)
+
+
 @pytest.mark.parametrize(
   ('variant', 'repeats', 'channels', 'published'),
   [
-    ('lite0', (1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320), 4.65),
-    ('lite1', (1, 3, 3, 4, 4, 5, 1), (16, 24, 40, 80, 112, 192, 320), 5.42),
-    ('lite2', (1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352), 6.09),
-    ('lite3', (1, 3, 3, 5, 5, 6, 1), (24, 32, 48, 96, 136, 232, 384), 8.20),
-    ('lite4', (1, 4, 4, 6, 6, 8, 1), (24, 32, 56, 112, 160, 272, 448), 13.01),
+    # Those between the smallest and the largest are slow.
+    pytest.param(*row, marks=[pytest.mark.slow] if 0 < i < 4 else [])
+    for i, row in enumerate(_PUBLISHED)
   ],
 )
 def test_parameters_and_shapes(variant, repeats, channels, published):
@@ -174,6 +182,7 @@ def test_frozen_blocks_are_checked():
   assert efficientnet.EfficientNet().frozen_parameters == ()
 
 
+@pytest.mark.slow
 def test_remat_keeps_results(tiny):
   images = _images((32, 32))
   variables = _initialize(efficientnet.EfficientNet(), images)

@@ -122,3 +122,29 @@ def test_pixels_of_a_cell_are_its_channels():
   np.testing.assert_array_equal(resize.depth_to_space(cells, 2), image)
   np.testing.assert_array_equal(resize.space_to_depth(image, 2), cells)
   assert resize.depth_to_space(image, 1) is image
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_intervals_are_resized_as_axes_of_their_length(align_corners):
+  old, new = (
+    [(1, 6, 9), (0, 1, 9), (2, 7, 9)],
+    [(0, 3, 7), (5, 2, 7), (2, 1, 7)],
+  )
+  intervals = [
+    resize.Intervals(*np.array(each).T[:2], each[0][2]) for each in (old, new)
+  ]
+  matrices = jax.jit(
+    lambda a, b: resize.interval_resize_matrices(
+      intervals[0]._replace(start=a.start, length=a.length),
+      intervals[1]._replace(start=b.start, length=b.length),
+      align_corners,
+    )
+  )(*(each._replace(size=None) for each in intervals))
+  for matrix, (start, length, _), (to, cells, _) in zip(
+    matrices, old, new, strict=True
+  ):
+    expected = np.zeros((7, 9))
+    expected[to : to + cells, start : start + length] = (
+      resize.bilinear_resize_matrix(length, cells, align_corners)
+    )
+    np.testing.assert_allclose(matrix, expected, atol=1e-6)

@@ -1,0 +1,301 @@
+"""CCT: decoders of perturbed features learn from the decoder of plain ones.
+
+Source: Ouali et al. 2020, "Semi-Supervised Semantic Segmentation with
+Cross-Consistency Training". The main decoder is the head `logits`; each
+perturbed one is a head of the same architecture, which reads the same map.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from input_pipeline import batch as batch_lib
+from runtime import options as options_check
+from segcore import types
+from segcore.models import segmenter as segmenter_lib
+from segcore.ops import losses as pixel_losses
+from segcore.ops import order_statistics
+from segcore.train import train_state
+from u2pl import pseudo_labels
+from u2pl.semi import cct_perturbations, losses, method, student
+from u2pl.semi import options as options_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderCounts:
+  """Numbers of perturbed decoders, by what perturbs their features.
+
+  Attributes:
+    dropout: half of the channels are dropped.
+    feature_drop: the most active region is dropped.
+    noise: noise in proportion to the features.
+    cutout: a box is cut out of each object.
+    context: the background is masked.
+    object: the foreground is masked.
+    vat: adversarial noise.
+  """
+
+  dropout: int = 6
+  feature_drop: int = 6
+  noise: int = 6
+  cutout: int = 6
+  context: int = 2
+  object: int = 2
+  vat: int = 2
+
+  def __post_init__(self):
+    names = cct_perturbations.KINDS
+    options_check.check_options_in_range(self, *names, least=0)
+    if not any(getattr(self, name) for name in names):
+      raise ValueError('decoders: expected one perturbed decoder at least')
+
+  @property
+  def heads(self) -> dict[str, str]:
+    """Returns the kind of each perturbed decoder, by the name of its head."""
+    return {
+      f'{kind}{i}': kind
+      for kind in cct_perturbations.KINDS
+      for i in range(1, getattr(self, kind) + 1)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class CctOptions(options_lib.SystemOptions):
+  """Options of CCT.
+
+  Attributes:
+    name: 'cct'.
+    supervised: loss on labeled images.
+    annealing: largest probability of the true class of a pixel that the loss
+      on labeled images counts, at the end of its rise from 1/C (annealed
+      bootstrapped cross entropy); 0 counts all pixels.
+    decoders: numbers of perturbed decoders.
+    vat_xi: ξ of adversarial noise.
+    vat_epsilon: ε of adversarial noise, its norm in an image.
+    consistency: weight of the consistency of the perturbed decoders.
+    ramp_epochs: epochs in which this weight rises; 0 for none.
+    weight: factor of this weight.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  name: Literal['cct'] = 'cct'
+  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
+  annealing: float = 0.0
+  decoders: DecoderCounts = DecoderCounts()
+  vat_xi: float = 0.1
+  vat_epsilon: float = 2.0
+  consistency: float = 30.0
+  ramp_epochs: int = 8
+  weight: float = 1.0
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    options_check.check_options_positive(
+      self, 'vat_xi', 'vat_epsilon', 'consistency', 'weight'
+    )
+    options_check.check_options_in_range(
+      self, 'ramp_epochs', 'warmup_epochs', least=0
+    )
+    options_check.check_options_in_range(self, 'annealing', least=0, most=1)
+    if self.annealing and self.supervised.kind != 'ce':
+      raise ValueError(
+        "annealing: expected 0 with supervised.kind='ohem', as both choose the "
+        f'pixels that count, got {self.annealing}'
+      )
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the supervised loss is annealed over the training."""
+    return bool(self.annealing)
+
+  def further_heads(
+    self, num_classes: int, logits: nn.Module
+  ) -> dict[str, nn.Module]:
+    """Builds the perturbed decoders."""
+    del num_classes
+    return {name: logits.clone() for name in self.decoders.heads}
+
+  def check_head(self, kind: str) -> None:
+    """Raises ValueError for a head with norms, which decoders would mix."""
+    if kind == 'blocks':
+      raise ValueError(
+        "name: expected heads.kind='conv' or 'shuffle' with 'cct', whose "
+        "perturbed decoders are light ones, got heads.kind='blocks'"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cct(method.SemiSupervised):
+  """Cross-consistency training of one network.
+
+  Attributes:
+    options: decoders, weights and schedules.
+  """
+
+  options: CctOptions
+
+  def train_step(
+    self, state: train_state.TrainState, batch: batch_lib.Batch
+  ) -> tuple[train_state.TrainState, types.Metrics]:
+    """Runs one step of CCT."""
+    rng = jax.random.fold_in(state.rng, state.step)
+    perturb_rng, labeled_rng, unlabeled_rng = jax.random.split(rng, 3)
+    labeled, unlabeled = method.stream_images(batch)
+    known, labels = losses.known_pixels(batch), batch['labeled']['label']
+    weight = self.consistency_weight(state)
+
+    def loss(params):
+      # Main decoder on both streams, each with statistics of its own.
+      (outputs, _), stats = self.apply_in_training(
+        _outputs_and_map,
+        params,
+        state.batch_stats,
+        labeled_rng,
+        labeled,
+        self.options.student_heads,
+      )
+      (main, z), stats = self.apply_in_training(
+        _outputs_and_map,
+        params,
+        stats,
+        unlabeled_rng,
+        unlabeled,
+        ('logits',),
+      )
+      # Its prediction is the target: it learns nothing of L_u, the encoder
+      # does.
+      main = jax.lax.stop_gradient(
+        pseudo_labels.upsample_teacher_scores(main['logits'], known.shape[1:])
+      )
+      target, foreground = jax.nn.softmax(main), jnp.argmax(main, -1) > 0
+      errors = [
+        losses.mean_squared_error(jax.nn.softmax(logits), target, known)
+        for logits in self.perturbed_logits(params, z, foreground, perturb_rng)
+      ]
+      terms = {
+        'loss_supervised': self.annealed_loss(state, outputs, labels),
+        'loss_unsupervised': weight * sum(errors) / len(errors),
+      }
+      return sum(terms.values()), (terms, stats)
+
+    after, metrics = student.gradient_step(self.update, state, loss)
+    return after, {**metrics, 'consistency_weight': weight}
+
+  def perturbed_logits(
+    self,
+    params: types.Params,
+    z: Float[Array, 'B h w D'],
+    foreground: Array,
+    rng: Array,
+  ) -> list[Float[Array, 'B H W C']]:
+    """Computes the logits of every perturbed decoder, in the order of KINDS.
+
+    Args:
+      params: parameters of the network.
+      z: map that the decoders read.
+      foreground: bool [B, H, W], pixels whose predicted class is not 0.
+      rng: key of the perturbations.
+    """
+    options, size, results = self.options, foreground.shape[1:], []
+    for i, (name, kind) in enumerate(options.decoders.heads.items()):
+      draws = cct_perturbations.sample_draws(
+        jax.random.fold_in(rng, i), kind, z.shape, size
+      )
+
+      def decode(x, own, name=name):
+        logits = self.segmenter.heads.modules[name].apply({'params': own}, x)
+        return pseudo_labels.upsample_teacher_scores(logits, size)
+
+      own = params['heads'][name]
+      if kind == 'vat':
+        fixed = jax.lax.stop_gradient(own)
+        perturbed = z + cct_perturbations.adversarial_noise(
+          lambda x, fixed=fixed, decode=decode: decode(x, fixed),
+          *(z, draws, options.vat_xi, options.vat_epsilon),
+        ).astype(z.dtype)
+      else:
+        perturbation = cct_perturbations.PERTURBATIONS[kind]
+        perturbed = perturbation(z, draws, foreground)
+      results.append(decode(perturbed, own))
+    return results
+
+  def consistency_weight(self, state: train_state.TrainState) -> types.Scalar:
+    """Computes the weight of the consistency, which rises after the warm-up."""
+    ramp_steps = self.options.ramp_epochs * self.steps_per_epoch
+    share = losses.ramp_up(state.step - self.warmup_steps, ramp_steps)
+    weight = self.options.weight * self.options.consistency
+    return self.unlabeled_weight(state, weight * share)
+
+  def annealed_loss(
+    self,
+    state: train_state.TrainState,
+    outputs: dict[str, Array],
+    labels: Int[Array, 'B H W'],
+  ) -> types.Scalar:
+    """Computes the loss of labeled images, of the pixels that count by now."""
+    if self.options.annealing:
+      limit = annealed_threshold(
+        *(state.step + 1, self.update.num_steps),
+        *(self.num_classes, self.options.annealing),
+      )
+      logits = pseudo_labels.upsample_teacher_scores(
+        outputs['logits'], labels.shape[1:]
+      )
+      counted = bootstrapped_pixels(logits, labels, limit)
+      labels = jnp.where(counted, labels, batch_lib.IGNORE)
+    return self.supervised_loss(outputs, labels)
+
+
+def annealed_threshold(
+  step: Int[Array, ''], num_steps: int, num_classes: int, end: float
+) -> types.Scalar:
+  """Computes 1/C + (end - 1/C)(1 - exp(-5 min(t/T, 1))), T = 0.4 of all steps.
+
+  Args:
+    step: number t of the step, from 1.
+    num_steps: number of all steps.
+    num_classes: number C of classes.
+    end: value near which it ends.
+  """
+  progress = jnp.minimum(step.astype(jnp.float32) / (0.4 * num_steps), 1)
+  start = 1 / num_classes
+  return start + (end - start) * (1 - jnp.exp(-5 * progress))
+
+
+def bootstrapped_pixels(
+  logits: Float[Array, 'B H W C'],
+  labels: Int[Array, 'B H W'],
+  threshold: types.Scalar,
+) -> Array:
+  """Selects the labeled pixels whose class has less than a probability.
+
+  Of B images the B pixels of the smallest probability are selected at least.
+
+  Args:
+    logits: logits of the pixels.
+    labels: class of each pixel; negative where ignored.
+    threshold: probability below which a pixel counts.
+  """
+  labeled = labels >= 0
+  probability = pixel_losses.label_probability(
+    jax.lax.stop_gradient(logits), labels
+  )
+  following = order_statistics.order_statistic(
+    probability, labeled, len(labels)
+  )
+  return labeled & (probability < jnp.maximum(following, threshold))
+
+
+def _outputs_and_map(
+  network: segmenter_lib.Segmenter,
+  images: Float[Array, 'B H W 3'],
+  heads: tuple[str, ...],
+) -> tuple[dict[str, Array], Float[Array, 'B h w D']]:
+  """Computes outputs of heads, and the map that all decoders read."""
+  features = network.features(images, train=True)
+  outputs = network.apply_heads(heads, features, images.shape[1:3], True)
+  return outputs, network.head_map('logits', features)
