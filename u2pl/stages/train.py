@@ -278,7 +278,7 @@ class TrainStage(experiment_stage.TrainingStage):
       return evaluate
     panel = panels.TeacherPanels(
       trained,
-      self._panel_batch(streams),
+      _panel_batch(streams, block.learn.mixing_group),
       streams['labeled'].split.palette,
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
@@ -361,18 +361,17 @@ class TrainStage(experiment_stage.TrainingStage):
       f'{self.options.steps_per_epoch} steps'
     )
 
-  def _panel_batch(self, streams: data_lib.Streams) -> dict[str, Any]:
-    """Builds the fixed batch that the panel shows."""
-    group = self.options.learn.mixing_group
-    # Images are mixed within groups, so the batch has whole groups.
-    count = -(-evaluation.NUM_PANEL_ROWS // group) * group
-    return {
-      name: data_lib.fixed_panel_batch(stream, count)
-      for name, stream in streams.items()
-    }
-
   def _check_num_classes(self, num_classes: int) -> None:
     try:
       self.options.learn.check_num_classes(num_classes)
     except ValueError as error:
       raise errors.UserError(f'config.train.learn.{error}') from error
+
+
+def _panel_batch(streams: data_lib.Streams, group: int) -> dict[str, Any]:
+  """Builds the fixed batch that the panel shows, of whole groups of images."""
+  count = -(-evaluation.NUM_PANEL_ROWS // group) * group
+  return {
+    name: data_lib.fixed_panel_batch(stream, count)
+    for name, stream in streams.items()
+  }

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from segcore.train import update as update_lib
@@ -32,13 +31,13 @@ def split_keys(rng, count):
 
 def prepared(trained):
   """Returns a state whose teacher and statistics differ from the student's."""
-  state = tiny.init_state(trained, step=3)
+  state = tiny.draw_state(trained, step=3)
   scaled = functools.partial(jax.tree.map, lambda x: np.float32(0.8) * x)
-  params, stats = jax.device_get((state.params, state.batch_stats))
+  params, stats = state.params, state.batch_stats
   return state.replace(
     teacher_params=scaled(params),
     teacher_batch_stats=scaled(stats),
-    confidence=jnp.asarray(CONFIDENCE),
+    confidence=CONFIDENCE,
   )
 
 

@@ -22,11 +22,11 @@ OPTIONS = ael.AelOptions(confidence=LEAST, paste=ael_draws.PASTE)
 
 @pytest.fixture(scope='module')
 def stepped():
-  """Returns method, state before, state after, scalars of a step of AEL."""
+  """Returns method, step, states before and after it, and its scalars."""
   trained = tiny.make_method(OPTIONS)
+  step = jax.jit(trained.train_step)
   state = ael_draws.prepared(trained)
-  after, scalars = jax.jit(trained.train_step)(state, tiny.draw_batch())
-  return trained, state, after, scalars
+  return trained, step, state, *step(state, tiny.draw_batch())
 
 
 class Expected(NamedTuple):
@@ -56,11 +56,20 @@ def numpy_targets(trained, state, batch):
   paste_rng, box_rng, *_ = ael_draws.split_keys(teacher_rng, 4)
   labeled, labels = ael_draws.numpy_pasted(state, batch, paste_rng)
   _, unlabeled = tiny.symmetric_images(batch)
+
+  @jax.jit
+  def forward(stats, images):
+    outputs, stats = trained.forward(state.teacher_params, stats, images, rng)
+    return outputs['logits'], stats
+
+  def teacher(stats, images):
+    logits, stats = jax.device_get(forward(stats, images))
+    return u2pl_reference.bilinear(logits, (S, S)), stats
+
   # Its statistics go on from pass to pass.
-  teacher = functools.partial(tiny.forward, trained, state.teacher_params)
-  scores, stats = teacher(state.teacher_batch_stats, labeled, rng)
+  scores, stats = teacher(state.teacher_batch_stats, labeled)
   targets = [reference.targets(scores, LEAST)]
-  scores, stats = teacher(stats, unlabeled, rng)
+  scores, stats = teacher(stats, unlabeled)
   predicted = scores.argmax(-1)
   mixed, scores = ael_draws.numpy_mixed(
     batch, predicted, box_rng, unlabeled, scores
@@ -73,13 +82,21 @@ def numpy_targets(trained, state, batch):
   )
 
 
+@pytest.fixture(scope='module')
+def expected(stepped):
+  trained, _, state, *_ = stepped
+  return numpy_targets(trained, state, tiny.draw_batch())
+
+
 def make_student(trained, state, images):
   """Returns a function that pulls gradients of logits back to parameters."""
 
   def student(images, params):
     both, stats = [], state.batch_stats
     for each in images:
-      outputs, stats = trained.forward(params, stats, each, state.rng)
+      outputs, stats = trained.forward(
+        params, stats, each, jax.random.PRNGKey(0)
+      )
       both.append(aligned(outputs['logits']))
     return tuple(both), stats
 
@@ -107,11 +124,9 @@ def aligned(logits):
   )
 
 
-def test_a_whole_step_equals_the_reference(stepped):
+def test_a_whole_step_equals_the_reference(stepped, expected):
   """Computes losses in numpy, and the update from numpy's gradients."""
-  trained, state, after, scalars = stepped
-  batch = tiny.draw_batch()
-  expected = numpy_targets(trained, state, batch)
+  trained, _, state, after, scalars = stepped
   labels = expected.labels
   assert tiny.difference(after.teacher_batch_stats, expected.teacher_stats) < (
     1e-5
@@ -158,8 +173,8 @@ def test_a_whole_step_equals_the_reference(stepped):
   assert tiny.difference(after.params, params) < 2e-3 * moved
 
 
-def test_the_teacher_follows_and_sees_the_classes(stepped):
-  trained, state, after, _ = stepped
+def test_the_teacher_follows_and_sees_the_classes(stepped, expected):
+  _, _, state, after, _ = stepped
   batch = tiny.draw_batch()
   decay = semi_reference.ema_decay(3)
   assert decay < 0.99
@@ -169,17 +184,14 @@ def test_the_teacher_follows_and_sees_the_classes(stepped):
     after.params,
   )
   assert tiny.difference(after.teacher_params, followed) < 1e-5
-  predicted = numpy_targets(trained, state, batch).predicted
-  shown = reference.shown_after(
-    np.asarray(state.shown), batch['unlabeled']['index'], predicted, 0.01
-  )
+  index = batch['unlabeled']['index']
+  shown = reference.shown_after(state.shown, index, expected.predicted, 0.01)
   np.testing.assert_array_equal(after.shown, shown)
   assert 0 < shown.mean() < 0.6
 
 
 def test_images_are_drawn_by_what_is_known_at_an_epochs_start(stepped):
-  trained, state, after, _ = stepped
-  step = jax.jit(trained.train_step)
+  trained, step, state, after, _ = stepped
   assert int(after.step) == trained.steps_per_epoch
   np.testing.assert_array_equal(after.sampling.shown, after.shown)
   np.testing.assert_allclose(
@@ -188,7 +200,7 @@ def test_images_are_drawn_by_what_is_known_at_an_epochs_start(stepped):
     rtol=1e-5,
   )
   # Not before.
-  earlier, _ = step(state.replace(step=jnp.int32(1)), tiny.draw_batch())
+  earlier, _ = step(state.replace(step=np.int32(1)), tiny.draw_batch())
   assert not np.any(earlier.sampling.shown) and np.any(earlier.shown)
   np.testing.assert_array_equal(
     earlier.sampling.probabilities, state.sampling.probabilities

@@ -176,7 +176,7 @@ def test_a_whole_step_equals_the_reference(drop):
   options = dataclasses.replace(CONTRAST, entropy_drop=drop)
   trained, batch = tiny.make_method(options), tiny.draw_batch()
   # After 2 of 10 epochs.
-  state = ael_draws.prepared(trained).replace(step=jnp.int32(8))
+  state = ael_draws.prepared(trained).replace(step=np.int32(8))
   after, scalars = jax.jit(trained.train_step)(state, batch)
   passes = run_networks(trained, state, batch)
   labels = passes.labels
