@@ -146,6 +146,12 @@ def test_inference_is_as_published():
     *((name, s) for name in ('u2pl_voc', 'u2pl_shapes') for s in SYSTEMS + AEL),
     ('u2pl_voc', 'cct,batch=8'),  # of 8 devices
     ('u2pl_shapes', 'cct'),
+    ('u2pl_voc', 'gct,implementation=cps'),
+    ('u2pl_shapes', 'gct'),
+    ('u2pl_voc', 'pseudoseg'),
+    ('u2pl_shapes', 'pseudoseg'),
+    ('u2pl_voc', 'pc2seg'),
+    ('u2pl_shapes', 'pc2seg'),
   ],
 )
 def test_each_system_builds(name, system):
@@ -236,15 +242,57 @@ def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
   assert [learn.decoders[name] for name in names] == [2, 2, 2, 2, 2, 0]
   assert again.network.decoder.num_refinements == 2
   assert (again.train.heads.kind, again.train.heads.kernel) == ('conv', 1)
+  listed = loading.load('u2pl_voc', 'system=cps,scales=listed').train.crop
+  assert (listed.scales, again.train.crop.scales) == (
+    (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
+    (0.5, 2.0),
+  )
   # On Cityscapes the authors of CPS alone have results.
   city = loading.load('u2pl_cityscapes', 'system=cct')
   assert city.train.learn.annealing == 0.99
   assert city.evaluate.protocol.window == (800, 800)
 
 
+def test_settings_of_gct_are_those_of_its_authors_or_of_cps():
+  own = loading.load('u2pl_voc', 'system=gct,labels=662,partition=blender')
+  recipe, learn = own.train.recipe, own.train.learn
+  assert (recipe.batch_size, own.train.crop.size) == (2, (513, 513))
+  assert recipe.num_steps == 45 * (10_582 - 662) // 2
+  assert recipe.optimizer.weight_decay == 5e-4
+  assert (own.network.decoder.name, learn.joint) == ('psp', True)
+  assert (learn.ramp_epochs, learn.detector.schedule) == (5, 'poly')
+  again = loading.load(
+    'u2pl_voc',
+    'system=gct,implementation=cps,labels=662,partition=blender',
+  )
+  learn = again.train.learn
+  assert again.train.recipe.num_steps == 39_680
+  assert (learn.joint, learn.ramp_epochs) == (False, 3)
+  assert learn.detector.schedule == 'constant' and learn.detector.after_update
+  city = loading.load('u2pl_cityscapes', 'system=gct').train.learn
+  assert city.detector.learning_rate == 8e-4
+  assert city.supervised.kind == 'ohem'
+
+
+def test_pseudoseg_and_pc2seg_have_30_000_steps_of_64_images():
+  for system in ('pseudoseg', 'pc2seg'):
+    for labels in (92, 183, 366, 732, 1464):
+      config = loading.load('u2pl_voc', f'system={system},labels={labels}')
+      recipe = config.train.recipe
+      assert recipe.batch_size == 64
+      assert abs(recipe.num_steps - 30_000) < 60
+    assert rates(config)['heads'] == 7e-3
+    assert config.evaluate.protocol.padding_mode == 'mean'
+  assert config.train.heads.representation == 128
+  with pytest.raises(ValueError, match='confidence=0.5: expected one of the'):
+    loading.load('u2pl_shapes', 'system=pseudoseg,confidence=0.5')
+
+
 @pytest.mark.parametrize(
   ('name', 'argument', 'message'),
   [
+    ('voc', 'system=unimatch,scales=listed', 'system=unimatch have a range'),
+    ('voc', 'scales=listed', 'authors of system=u2pl_plus have a range'),
     ('voc', 'system=cps,implementation=own', 'there is one implementation of'),
     (
       'cityscapes',
@@ -253,8 +301,6 @@ def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
     ),
   ],
 )
-def test_an_implementation_that_there_is_not_is_refused(
-  name, argument, message
-):
+def test_settings_that_there_are_not_are_refused(name, argument, message):
   with pytest.raises(ValueError, match=message):
     loading.load(f'u2pl_{name}', argument)

@@ -212,11 +212,12 @@ class Cct(method.SemiSupervised):
 
       own = params['heads'][name]
       if kind == 'vat':
+        # In float32: bfloat16 features would swallow noise this small.
         fixed = jax.lax.stop_gradient(own)
         perturbed = z + cct_perturbations.adversarial_noise(
           lambda x, fixed=fixed, decode=decode: decode(x, fixed),
           *(z, draws, options.vat_xi, options.vat_epsilon),
-        ).astype(z.dtype)
+        )
       else:
         perturbation = cct_perturbations.PERTURBATIONS[kind]
         perturbed = perturbation(z, draws, foreground)

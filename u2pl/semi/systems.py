@@ -10,7 +10,10 @@ from u2pl.semi import (
   ael,
   cct,
   cps,
+  gct,
   mean_teacher,
+  pc2seg,
+  pseudoseg,
   u2pl_ael,
   unimatch,
   unimatch_v2,
@@ -24,6 +27,9 @@ METHODS: Mapping[
   options_lib.LearnOptions: mean_teacher.MeanTeacher,
   cps.CpsOptions: cps.Cps,
   cct.CctOptions: cct.Cct,
+  gct.GctOptions: gct.Gct,
+  pseudoseg.PseudoSegOptions: pseudoseg.PseudoSeg,
+  pc2seg.Pc2SegOptions: pc2seg.Pc2Seg,
   unimatch.UniMatchOptions: unimatch.UniMatch,
   unimatch_v2.UniMatchV2Options: unimatch_v2.UniMatchV2,
   ael.AelOptions: ael.Ael,
@@ -35,6 +41,9 @@ Options = (
   options_lib.LearnOptions
   | cps.CpsOptions
   | cct.CctOptions
+  | gct.GctOptions
+  | pseudoseg.PseudoSegOptions
+  | pc2seg.Pc2SegOptions
   | unimatch.UniMatchOptions
   | unimatch_v2.UniMatchV2Options
   | ael.AelOptions

@@ -19,6 +19,9 @@ from u2pl.semi import (
   ael,
   cct,
   cps,
+  gct,
+  pc2seg,
+  pseudoseg,
   strong_views,
   systems,
   u2pl_ael,
@@ -32,6 +35,9 @@ OPTIONS = {
   'cps': cps.CpsOptions(),
   'cps_cutmix': cps.CpsOptions(cutmix=True),
   'cct': cct.CctOptions(decoders=cct.DecoderCounts(*[1] * 7), annealing=0.99),
+  'gct': gct.GctOptions(detector=gct.flaw_detector.DetectorOptions(4, 2)),
+  'pseudoseg': pseudoseg.PseudoSegOptions(),
+  'pc2seg': pc2seg.Pc2SegOptions(num_cells=6, num_negatives=10),
   'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
   'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
   'ael': ael.AelOptions(confidence=0.22),
@@ -41,9 +47,15 @@ OPTIONS = {
 }
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
-ON_POINTWISE = {'cct': 24}
-# Without images of partners.
-UNMIXED = ('cps', 'cct')
+ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
+# Collectives beside sums: of images and labels of partners on another device,
+# and of the features of all cells.
+MOVED = {
+  'cps_cutmix': {'collective-permute'},
+  'pc2seg': {'all-gather'},
+  'unimatch': {'collective-permute'},
+  'unimatch_v2': {'collective-permute'},
+}
 
 
 def test_each_class_of_options_has_a_method():
@@ -81,7 +93,7 @@ def test_eight_devices_are_one_in_float64(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIONS)
 def test_collectives_of_a_step(name):
-  """Sums, and images and labels of partners on another device."""
+  """Sums, and what else a system moves between devices."""
   mesh = sharding.make_mesh()
   with jax.enable_x64(name in ON_POINTWISE):
     trained, state, [batch, _] = make(name, jnp.float32)
@@ -94,10 +106,7 @@ def test_collectives_of_a_step(name):
       .compile()
     )
   kinds = {c.kind for c in communication.list_collectives(compiled)}
-  expected = {'all-reduce', 'collective-permute'}
-  assert kinds == (
-    expected - {'collective-permute'} if name in UNMIXED else expected
-  )
+  assert kinds == {'all-reduce'} | MOVED.get(name, set())
 
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -147,5 +156,5 @@ def test_panels_show_the_images_that_are_learned(name):
   shown = labels >= 0
   assert ((labels == own) | (labels == partners))[shown].mean() > 0.999
   changed = np.abs(np.asarray(output.images) - weak).max() > 0.1
-  assert changed == (name not in UNMIXED)
+  assert changed == (name not in ('cps', 'cct'))
   assert np.asarray(output.entropy).max() <= np.log(tiny.CLASSES) + 1e-5
