@@ -7,7 +7,6 @@ same bits as an uninterrupted one.
 
 import contextlib
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from segcore.distributed import sharding
 from segcore.train import (
   callbacks,
   checkpoint,
+  feed,
   run_log,
   tensorboard,
   train_state,
@@ -115,6 +115,7 @@ class TrainingSpec:
     summary: text for the first line of the log: the optimizer.
     hparams: settings that TensorBoard shows beside the curves.
     zero_terms_until: last step at which a term of the loss may be 0 by design.
+    refresh: part of the state that is computed anew between steps, or None.
   """
 
   method: method_lib.Method
@@ -128,6 +129,7 @@ class TrainingSpec:
   summary: str = ''
   hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   zero_terms_until: int = 0
+  refresh: callbacks.Refresh | None = None
 
 
 def run_training_loop(
@@ -165,11 +167,13 @@ def run_training_loop(
         training.hparams,
         training.zero_terms_until,
       ) as log,
-      training.loader.start(start) as batches,
+      feed.BatchFeed(
+        training.loader,
+        training.num_steps,
+        sharding.make_batch_sharder(mesh),
+        log.record_ids if operation.record_ids else None,
+      ) as batches,
     ):
-      batches = itertools.islice(batches, training.num_steps - start)
-      if operation.record_ids:
-        batches = log.record_ids(batches, start)
       step_fn, nonfinite_steps = build_jitted_train_step(
         training.method, mesh, state, spec
       )
@@ -185,9 +189,7 @@ def run_training_loop(
           state,
           step_fn,
           jax.device_put(nonfinite_steps, sharding.replicated_sharding(mesh)),
-          loader_lib.prefetch_batches(
-            batches, sharding.make_batch_sharder(mesh)
-          ),
+          batches,
           start,
         )
 
@@ -214,7 +216,8 @@ class _Run:
     periodic = self._callbacks()
     for step in range(start + 1, self.training.num_steps + 1):
       with self.log.meter.timed('input'):
-        batch = next(batches)
+        batch = batches.next(state, step - 1)
+      state = self._refresh(state, step - 1)
       is_first = step == start + 1
       with self._timing_start(step) if is_first else contextlib.nullcontext():
         state, nonfinite_steps, metrics = step_fn(state, nonfinite_steps, batch)
@@ -240,6 +243,14 @@ class _Run:
         )
     self.checkpoints.wait()
     return state
+
+  def _refresh(self, state: train_state.TrainState, num_finished: int):
+    """Returns the state with the part computed anew that is due, if one is."""
+    refresh = self.training.refresh
+    if refresh is None or not refresh.is_due(num_finished):
+      return state
+    with self.log.progress.paused(), self.log.meter.timed('refresh'):
+      return refresh.compute(state)
 
   @contextlib.contextmanager
   def _timing_start(self, step: int) -> Iterator[None]:
