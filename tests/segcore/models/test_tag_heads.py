@@ -43,10 +43,10 @@ def test_the_gradient_of_the_maximum_is_that_of_one_cell():
   x[0, 1, 0] = 2.0
   x[0, 0, 1, 2] = 2.0
   head = heads.TagHead(1)
-  variables = {'params': {'kernel': np.ones((3, 1), np.float32)}}
-  gradient = jax.jit(jax.grad(lambda x: head.apply(variables, x).logits[0, 0]))(
-    x
-  )
+  kernel = np.ones((3, 1), np.float32)
+  gradient = jax.jit(
+    jax.grad(lambda x, w: head.apply({'params': {'kernel': w}}, x).logits[0, 0])
+  )(x, kernel)
   expected = np.zeros_like(x)
   expected[0, 1, 0, :2] = expected[0, 0, 1, 2] = 1.0
   np.testing.assert_array_equal(gradient, expected)
