@@ -24,7 +24,8 @@ class Settings(NamedTuple):
     fill: padding of crops.
     architecture: 'light', the DeepLabv3+ of UniMatch; 'cps', that of CPS; the
       same with the blocks of the classifier in the decoder ('cps_features');
-      or pyramid pooling ('psp'), also with CCT's classifier ('psp_shuffle').
+      or pyramid pooling ('psp'), also with CCT's classifier ('psp_shuffle');
+      or network, heads and crops of U2PL ('u2pl').
     scales: range of the scale of images before they are cropped.
     listed_scales: scales of which the authors take one; () for a range.
     padded_to: multiple of pixels to which whole images are padded; 0 for none.

@@ -39,6 +39,22 @@ def _unimatch(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
   return {'name': options.system, 'views': views, **teacher, **fields, **view}
 
 
+def _ael(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of AEL, or of U2PL on AEL."""
+  fields.pop('group', 0)
+  if hasattr(options, 'ema'):
+    # A block replaces the default as a whole.
+    if teacher := unlabeled.teacher(options):
+      fields['teacher'] = {'copy_epochs': 0, **teacher}
+    fields |= unlabeled.student_view(options)
+    if options.system == 'u2pl_ael':
+      fields['contrast_start'] = 0  # That is, after the warm-up.
+  if options.network == 'transunet':
+    # The auxiliary head reads a map that it does not have.
+    fields['supervised'] = {**fields['supervised'], 'auxiliary': 0.0}
+  return {'name': options.system, **fields}
+
+
 # Flaw detector of GCT for images of 64 pixels.
 SMALL_DETECTOR = {'width': 16, 'num_levels': 2}
 
@@ -67,6 +83,8 @@ LOSSES = {
   'pc2seg': _unmixed,
   'unimatch': _unimatch,
   'unimatch_v2': _unimatch,
+  'ael': _ael,
+  'u2pl_ael': _ael,
 }
 
 _CPS_VOC = Settings(
@@ -195,6 +213,34 @@ _UNIMATCH_V2_CITYSCAPES = _UNIMATCH_V2_VOC._replace(
   stride=532,
   average='probs',
 )
+# Of 100,000 pixels of the two images of one GPU, as in U2PL on Cityscapes.
+_AUXILIARY_HARD = {'kind': 'ohem', 'auxiliary': 0.4}
+_AEL_VOC = Settings(
+  size=513,
+  group=2,
+  batch=16,
+  epochs=80,
+  lr=1.25e-3,  # 0.01 of the released config, divided by its 8 GPUs
+  losses={
+    'supervised': _AUXILIARY_HARD,
+    'confidence': 0.7,
+    'paste': {'num_draws': 1},
+    'boxes': {'component': 0.03, 'image': 0.03},
+  },
+  head_lr=10.0,
+  architecture='u2pl',
+)
+_AEL_CITYSCAPES = _AEL_VOC._replace(
+  size=769,
+  epochs=200,
+  losses={
+    'supervised': _AUXILIARY_HARD,
+    # Road, sidewalk, building, vegetation and sky.
+    'paste': {'excluded': (0, 1, 2, 8, 10)},
+  },
+  stride=513,
+  average='probs',
+)
 # By data set, then by option `system` and, where the authors of CPS have
 # implemented it again, option `implementation`.
 PUBLISHED: dict[str, dict[str, Settings]] = {
@@ -209,6 +255,8 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'pc2seg': _PSEUDOSEG_VOC._replace(representation=128),
     'unimatch': _UNIMATCH_VOC,
     'unimatch_v2': _UNIMATCH_V2_VOC,
+    'ael': _AEL_VOC,
+    'u2pl_ael': _AEL_VOC,
   },
   'cityscapes': {
     'cps': _CPS_CITYSCAPES,
@@ -229,6 +277,8 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'pc2seg': _PSEUDOSEG_CITYSCAPES._replace(representation=128),
     'unimatch': _UNIMATCH_CITYSCAPES,
     'unimatch_v2': _UNIMATCH_V2_CITYSCAPES,
+    'ael': _AEL_CITYSCAPES,
+    'u2pl_ael': _AEL_CITYSCAPES._replace(average='logits'),
   },
 }
 
@@ -318,10 +368,15 @@ def paper_blocks(
   # Maps of other networks have no odd sides.
   is_odd = settings.size % 2 and options.network == 'transunet'
   size = settings.size - int(is_odd)
-  return {
+  blocks = {
     'size': size,
     'losses': losses,
     'optimizer': {'learning_rate': options.lr, **settings.optimizer},
+    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
+  }
+  if settings.architecture == 'u2pl':
+    return blocks
+  return blocks | {
     'network': network(options.network, settings.architecture),
     'heads': {
       **_heads(options.network, settings.architecture),
@@ -336,7 +391,6 @@ def paper_blocks(
       'fill': settings.fill if options.pad_label == 'paper' else 'mean',
       'label_resize': options.label_resize,
     },
-    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
   }
 
 

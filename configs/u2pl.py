@@ -349,6 +349,8 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
     train.learn.contrast.update(
       num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )
+  if train.learn.get('name') == 'u2pl_ael':
+    train.learn.contrast_start = 2
   train.recipe.batch_size = 8
   # Padding stays where the experiment of the paper pads.
   padded = 'padding_mode' in config.evaluate.protocol

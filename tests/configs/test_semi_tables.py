@@ -16,6 +16,8 @@ LABELS = {
   'PseudoSeg and PC2Seg': [92, 183, 366, 732, 1464],
   'UniMatch': [92, 183, 366, 732, 1464],
   'UniMatch on Cityscapes': [186, 372, 744, 1488],
+  'AEL': [662, 1323, 2646, 5291],
+  'AEL on Cityscapes': [186, 372, 744, 1488],
 }
 
 
@@ -28,6 +30,8 @@ def test_all_tables_are_there():
     'PseudoSeg and PC2Seg': 2,
     'UniMatch': 3,
     'UniMatch on Cityscapes': 3,
+    'AEL': 1,
+    'AEL on Cityscapes': 4,
   }
 
 
@@ -50,10 +54,17 @@ def test_a_row_is_the_experiment_that_it_names(row):
     'GCT': 'gct',
     'PseudoSeg': 'pseudoseg',
     'PC2Seg-like': 'pc2seg',
+    'AEL': 'ael',
+    'U2PL on AEL': 'u2pl_ael',
+    'U2PL+ on AEL': 'u2pl_ael',
   }.get(name, 'cps')
   assert (configs[0].network.decoder.name == 'psp') == ('PSPNet' in row.name)
   if learn.name == 'cps':
     assert learn.cutmix == ('CutMix' in name)
+  if learn.name == 'u2pl_ael':
+    assert (learn.denoise == 'raw') == ('U2PL+' in name)
+    released = learn.entropy_drop == 'lowest_released'
+    assert released == ('as released' in row.name)
   encoder = configs[0].network.encoder
   assert (encoder.name == 'vit') == ('ViT' in row.name)
   if encoder.name != 'vit':

@@ -51,7 +51,7 @@ def test_a_killed_run_resumes_bit_for_bit(discs, whole, tmp_path):
   'system',
   [
     *('cps_cutmix', 'unimatch', 'unimatch_v2'),
-    *('cct', 'gct', 'pseudoseg', 'pc2seg'),
+    *('cct', 'gct', 'pseudoseg', 'pc2seg', 'ael', 'u2pl_ael'),
   ],
 )
 def test_a_killed_run_of_each_system_resumes_bit_for_bit(

@@ -7,12 +7,14 @@ method. A new one is a file with a class of each kind, and two lines here.
 from collections.abc import Mapping
 
 from u2pl.semi import (
+  ael,
   cct,
   cps,
   gct,
   mean_teacher,
   pc2seg,
   pseudoseg,
+  u2pl_ael,
   unimatch,
   unimatch_v2,
 )
@@ -30,6 +32,8 @@ METHODS: Mapping[
   pc2seg.Pc2SegOptions: pc2seg.Pc2Seg,
   unimatch.UniMatchOptions: unimatch.UniMatch,
   unimatch_v2.UniMatchV2Options: unimatch_v2.UniMatchV2,
+  ael.AelOptions: ael.Ael,
+  u2pl_ael.U2plAelOptions: u2pl_ael.U2plAel,
 }
 
 # Blocks that a config may have; the first one is that without a name.
@@ -42,4 +46,6 @@ Options = (
   | pc2seg.Pc2SegOptions
   | unimatch.UniMatchOptions
   | unimatch_v2.UniMatchV2Options
+  | ael.AelOptions
+  | u2pl_ael.U2plAelOptions
 )

@@ -13,8 +13,10 @@ from segcore.distributed import sharding
 from segcore.ops import color_augment
 from tests.support import meshes
 from tests.transcriptions import u2pl as u2pl_reference
+from tests.u2pl import inputs
 from tests.u2pl.semi import pointwise, tiny
 from u2pl.semi import (
+  ael,
   cct,
   cps,
   gct,
@@ -22,6 +24,7 @@ from u2pl.semi import (
   pseudoseg,
   strong_views,
   systems,
+  u2pl_ael,
   unimatch,
   unimatch_v2,
 )
@@ -37,6 +40,10 @@ OPTIONS = {
   'pc2seg': pc2seg.Pc2SegOptions(num_cells=6, num_negatives=10),
   'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
   'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
+  'ael': ael.AelOptions(confidence=0.22),
+  'u2pl_ael': u2pl_ael.U2plAelOptions(
+    contrast=inputs.CONTRAST, contrast_start=0, reverse=0.1, denoise='raw'
+  ),
 }
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
