@@ -67,6 +67,7 @@ class OptimizerOptions:
       after the warm-up alone, as in AFA: there the rate drops from the peak.
     poly_power: exponent of the poly schedules.
     final_learning_rate: learning rate at the end of the schedule.
+    schedule_steps: length of the schedule if longer than that of the training.
     warmup_steps: steps of the linear warm-up to the peak.
     warmup_start: learning rate at step 0 as a fraction of the peak.
     weight_decay: coefficient for every parameter, biases and norms included,
@@ -94,6 +95,7 @@ class OptimizerOptions:
   schedule: str = 'cosine'
   poly_power: float = 0.9
   final_learning_rate: float = 0.0
+  schedule_steps: int = 0
   warmup_steps: int = 0
   warmup_start: float = 0.0
   weight_decay: float = 0.0
@@ -111,10 +113,9 @@ class OptimizerOptions:
     _check_number('learning_rate', self.learning_rate, above=0.0)
     _check_number('poly_power', self.poly_power, above=0.0)
     _check_number(
-      'final_learning_rate',
-      self.final_learning_rate,
-      most=self.learning_rate,
+      'final_learning_rate', self.final_learning_rate, most=self.learning_rate
     )
+    _check_number('schedule_steps', self.schedule_steps)
     _check_number('b1', self.b1, below=1.0)
     _check_number('b2', self.b2, below=1.0)
     _check_number('eps', self.eps, above=0.0)
@@ -193,6 +194,7 @@ def learning_rate_schedule(
   """
   if num_steps < 1:
     _refuse('num_steps', num_steps, '>= 1')
+  num_steps = max(options.schedule_steps, num_steps)
   warmup = options.warmup_steps
   if warmup >= num_steps:
     _refuse('warmup_steps', warmup, f'fewer than num_steps = {num_steps}')
@@ -306,6 +308,7 @@ def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
     warmup = f'warm-up of {options.warmup_steps:,} steps'
     start = options.warmup_start * options.learning_rate
     parts.append(f'{warmup} from {start:g}' if start else warmup)
+  num_steps = max(options.schedule_steps, num_steps)
   end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
   is_poly = options.schedule in ('poly', *_POLYS_FROM_STEP_0)
   power = f' {options.poly_power:g}' if is_poly else ''
