@@ -47,7 +47,7 @@ def get_config(argument=None):
     maps=['classes', 'subcategories'],  # of SC-CAM, that segment
     retrain=False,  # fine-tune on labels of training images; not in the paper
     seed=0,
-    tiny=False,  # 60 steps a stage, on generated images
+    tiny=False,  # 60 steps a stage, 2 of AdvCAM, on generated images
   )
   _check(options)
   base = {'s50': pass_imagenet_s50, 'shapes': pass_shapes}[
@@ -56,6 +56,8 @@ def get_config(argument=None):
   drawn = options.tiny or options.data == 'shapes'
   start = _start(options, drawn)
   inference = {'short_side': 64, 'size_multiple': 8} if drawn else {}
+  if options.tiny:
+    inference['batch_size'] = 40
   trained = _classifiers(options, drawn, start)
   config = shared.block(
     program='pass_luss.main',
@@ -134,9 +136,10 @@ def _stages(options, trained):
 def _climbing(options):
   if options.method != 'advcam':
     return None
+  steps = {'num_steps': 2} if options.tiny else {}
   if options.classifier == 'plain':
-    return {}
-  return {'num_steps': 8, 'weight': 2.0, 'accumulate': 'evidence'}
+    return steps
+  return {'num_steps': 8, 'weight': 2.0, 'accumulate': 'evidence', **steps}
 
 
 def _classifiers(options, drawn, start):

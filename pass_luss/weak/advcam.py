@@ -20,6 +20,7 @@ from pass_luss.weak import image_classifier
 from runtime import options as options_lib
 from segcore import types
 from segcore.models.layers import standardize
+from segcore.ops import losses
 from segcore.train import train_state
 
 _EPSILON = 1e-12
@@ -104,7 +105,7 @@ def climb(
   def objective(x, first, is_first):
     images = standardize.destandardize_by_imagenet(x)
     maps = method.feature_maps(variables, images)
-    features = maps.deepest.array.astype(jnp.float32)
+    features = losses.at_least_float32(maps.deepest.array)
     regions = class_regions(method, params, features, doubled)
     first = jnp.where(is_first, jax.lax.stop_gradient(regions), first)
     scores = jax.nn.relu(method.class_scores(params, features))
