@@ -39,6 +39,7 @@ PACKAGES = [
   'u2pl.adapt',
   'u2pl.semi',
   'u2pl.stages',
+  'u2pl.weak',
 ]
 
 REQUIRED = [

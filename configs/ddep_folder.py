@@ -2,7 +2,8 @@
 
 Data:  a folder of images, masks of the same names and a class list: see
        docs/own_data.md. With unlabeled=same some images may have no mask, with
-       unlabeled=FOLDER there are further images: denoising trains on them, too.
+       unlabeled=FOLDER there are further images: denoising trains on them, too;
+       init=supervised and none leave out images without a mask.
 Run:   python -m ddep.main \
          --config=configs/ddep_folder.py:source=roads,ignore=255
 Cost:  about 3 minutes a stage on 2 CPU cores.
@@ -21,7 +22,9 @@ def get_config(argument=None):
   network = ddep.photo_network(options)
   data, unlabeled = shared.folder(options), shared.unlabeled_images(options)
   crop = shared.folder_crop(options, network.size_multiple, network.max_area)
-  if unlabeled and options.init in ('supervised', 'none'):
+  denoises = options.init not in ('supervised', 'none')
+  # With unlabeled=same, images without a mask are left out.
+  if unlabeled and unlabeled['data'] != data and not denoises:
     raise ValueError(
       f'config option unlabeled={options.unlabeled}: expected init=ddep or '
       f'dep, as init={options.init} trains on images with masks alone'
@@ -39,7 +42,7 @@ def get_config(argument=None):
       data,
       crop,
       noise=ddep.noise(options, gamma=0.95),
-      also=(unlabeled,) if unlabeled else (),
+      also=(unlabeled,) if unlabeled and denoises else (),
     ),
     finetune={
       'data': data,

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import luss, networks, shared
+from configs import luss, luss_objectives, networks, shared
 from configs import options as options_lib
 
 _OPTIONS = {
@@ -57,7 +57,7 @@ def experiment(
   Raises:
     ValueError: options contradict each other, or `on` is no smaller size.
   """
-  options = options_lib.parse(argument, **_OPTIONS)
+  options = luss.resolve(options_lib.parse(argument, **_OPTIONS))
   num_steps = 20 * (num_images // _BATCH)  # Without partial batches.
   config = shared.block(
     program='pass_luss.main',
@@ -108,20 +108,39 @@ def _pretraining(
 ) -> dict[str, Any]:
   """Builds the pretraining of the representation (spec §2.1)."""
   steps_per_epoch = num_images // _BATCH
-  return {
+  clusters = {**queue, 'queue_from_step': 15 * steps_per_epoch}
+  block = {
     'data': {'name': data},
-    'learn': luss.objectives(
-      options, {**queue, 'queue_from_step': 15 * steps_per_epoch}
-    ),
     'widths': widths,
-    **_views(options, multi_crop),
     'start': luss.start(options),
-    'recipe': shared.recipe(
-      _BATCH,
-      epochs * steps_per_epoch,
-      _pretraining_optimizer(options, steps_per_epoch),
-      evaluate_every=5_000,
-    ),
+  }
+  if options.objective == 'pass':
+    return {
+      **block,
+      'learn': luss.objectives(options, clusters),
+      **_views(options, multi_crop),
+      'recipe': shared.recipe(
+        _BATCH,
+        epochs * steps_per_epoch,
+        _pretraining_optimizer(options, steps_per_epoch),
+        evaluate_every=5_000,
+      ),
+    }
+  # ImageNet-S has a class 'other' before its own, ImageNet has none.
+  name, _, variant = data.partition('/')
+  num_classes, first_class = (
+    (1000, 0) if name == 'imagenet' else (int(variant), 1)
+  )
+  setting = luss_objectives.pretraining(
+    options,
+    luss_objectives.Images(num_images, num_classes, first_class, epochs),
+  )
+  return {
+    **block,
+    'learn': luss.objectives(options, clusters, compared=setting.fields),
+    'large': luss.large_views(options, 224, (setting.min_area, 1.0)),
+    'colors': {'large': setting.colors},
+    'recipe': setting.recipe,
   }
 
 
@@ -132,6 +151,7 @@ def _attention(
   return {
     'clusters': {'queue': 3840},
     'shared': options.shared_attention,
+    **luss.fresh_projection(options),
     'large': luss.views('large', 2, 224, (0.08, 1.0)),
     'colors': _colors('swav'),
     'recipe': shared.recipe(
@@ -176,8 +196,7 @@ def _colors(branch: str) -> dict[str, Any]:
   if branch == 'swav':
     every = luss.jitter()
     return {'large': (every, every), 'small': every, 'red_deviation': 0.228}
-  first = luss.jitter(0.5, saturation=0.2, hue=0.1, blur=1.0)
-  second = {**first, 'blur': 0.1, 'solarize': 0.2}
+  first, second = luss.byol_colors()
   return {'large': (first, second), 'small': first}
 
 
@@ -266,6 +285,8 @@ def _describe_submissions(
 ) -> None:
   """Sets the descriptions of the method that evaluation servers ask for."""
   name = {'swav': 'PASSs', 'pixpro': 'PASSp'}[options.branch]
+  if options.objective != 'pass':
+    name = luss_objectives.TITLES[options.objective]
   images = f'ImageNet-S{num_classes} train'
   if config.represent.data.name == 'imagenet/1k':
     images = f'ImageNet-1k train, {images}'
@@ -326,12 +347,16 @@ def _generate_images(
   config.network = networks.small_pass()
   config.images.data.name = config.represent.data.name = 'shapes/single'
   pretraining = config.represent
+  compared = None
+  if options.objective != 'pass':
+    compared = luss_objectives.small_fields(options, 16, 64)
   pretraining.learn = shared.block(
     **luss.objectives(
       options,
       {'queue': 64, 'queue_from_step': 10, 'frozen_steps': 5},
       pixpro={'hidden': 64, 'size': 32},
       alignment={'grid': 5},
+      compared=compared,
     )
   )
   pretraining.widths.update(hidden=64, embedding=16, prototypes=30)

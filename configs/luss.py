@@ -10,25 +10,41 @@ import ml_collections
 
 from configs import shared
 
+# Objectives that PASS is compared with, see `configs.luss_objectives`.
+_COMPARED = (
+  *('supervised', 'simclr', 'moco', 'byol'),
+  *('simsiam', 'densecl', 'pcl', 'adco'),
+)
 # Options of every experiment.
 PASS = {
   'branch': ['swav', 'pixpro'],  # PASSs or PASSp
-  'clusters': True,  # SwAV; false leaves PixPro and P2P
+  # In place of PASS, one that it is compared with; P2P, and SwAV with D2S, can
+  # be added.
+  'objective': ['pass', *_COMPARED],
+  # Of the objective: for the paper's batch of 256, or that of its authors.
+  'setting': ['luss', 'official'],
+  # SwAV; false leaves PixPro and P2P. auto: of other objectives, if D2S or P2P
+  # needs it.
+  'clusters': ['auto', 'true', 'false'],
   # unsupervised: from images to segments; distance: pretraining, judged by
   # nearest labeled regions; semi: pretraining, and fine-tuning on masks of ten
   # images of each class.
   'protocol': ['unsupervised', 'distance', 'semi'],
-  'p2p': ['regression', 'clustering', 'contrastive', 'off'],
+  # auto: regression, of other objectives than PASS off.
+  'p2p': ['auto', 'regression', 'clustering', 'contrastive', 'off'],
   'project': True,  # project pixels before P2P
   # Batch statistics of P2P's predictor: of both views (released code), or each.
   'predictor_statistics': ['joint', 'per_view'],
-  'd2s': ['auto', '3', '32', 'off'],  # stages; auto: 3, of pixpro 3 and 2
+  # Stages; auto: 3, of pixpro 3 and 2, of other objectives than PASS off.
+  'd2s': ['auto', '3', '32', 'off'],
   'd2s_targets': ['deep', 'own'],  # features whose assignments are the targets
   'd2s_view': ['other', 'same'],  # view of the targets
   'combine': ['mean', 'sum'],  # losses of SwAV and D2S: as in the code or paper
   'untrained': False,  # random features, as a baseline
   'shared_attention': False,  # one attention map for all channels
-  'cluster': ['attended', 'image', 'pixel'],  # features that are clustered
+  # Features that are clustered; auto: attended, or image if pretraining brings
+  # no prototypes for the attention.
+  'cluster': ['auto', 'attended', 'image', 'pixel'],
   'threshold': '',  # of attention or saliency; '': as `choose` says
   # val: the best on val; published: that of the paper, and 0.5 of saliency.
   'choose': ['val', 'published'],
@@ -46,11 +62,80 @@ _SALIENCY_THRESHOLD = 0.5
 TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 
 
+def resolve(options: SimpleNamespace) -> SimpleNamespace:
+  """Returns options in which nothing is left to be chosen by 'auto'.
+
+  Args:
+    options: parsed options, among them those of `PASS`.
+
+  Raises:
+    ValueError: an option is none of the objective's.
+  """
+  is_pass = options.objective == 'pass'
+  _check_objective(options)
+  needs_clusters = options.d2s in ('3', '32') or options.p2p == 'clustering'
+  resolved = SimpleNamespace(**vars(options))
+  resolved.clusters = {
+    'true': True,
+    'false': False,
+    'auto': is_pass or needs_clusters,
+  }[options.clusters]
+  if options.p2p == 'auto':
+    resolved.p2p = 'regression' if is_pass else 'off'
+  if options.d2s == 'auto':
+    stages_of_pass = '32' if options.branch == 'pixpro' else '3'
+    is_used = is_pass and resolved.clusters
+    resolved.d2s = stages_of_pass if is_used else 'off'
+  if options.cluster == 'auto':
+    has_prototypes = is_pass or resolved.clusters
+    resolved.cluster = 'attended' if has_prototypes else 'image'
+  if not is_pass:
+    _check_additions(resolved)
+  return resolved
+
+
+def _check_additions(options: SimpleNamespace) -> None:
+  """Raises ValueError for options of P2P, D2S or SwAV where it is not added."""
+  for name, default, is_used, needed in (
+    ('project', True, options.p2p != 'off', 'p2p=regression'),
+    ('d2s_targets', 'deep', options.d2s != 'off', 'd2s=3'),
+    ('d2s_view', 'other', options.d2s != 'off', 'd2s=3'),
+    ('combine', 'mean', options.d2s != 'off', 'd2s=3'),
+  ):
+    value = getattr(options, name)
+    if value != default and not is_used:
+      raise ValueError(
+        f'config option {name}={value}: objective={options.objective} does not '
+        f'have it by itself, expected it with {needed}'
+      )
+
+
+def _check_objective(options: SimpleNamespace) -> None:
+  """Raises ValueError for options that the objective does not have."""
+  if options.objective == 'pass':
+    if options.setting != 'luss':
+      raise ValueError(
+        f'config option setting={options.setting}: expected luss with '
+        'objective=pass, which has one setting'
+      )
+    return
+  if options.objective == 'supervised' and options.setting != 'luss':
+    raise ValueError(
+      f'config option setting={options.setting}: expected luss with '
+      'objective=supervised, which has one setting'
+    )
+  if options.branch != 'swav':
+    raise ValueError(
+      f'config option branch={options.branch}: expected none with objective='
+      f'{options.objective}, which replaces the branches of PASS'
+    )
+
+
 def stages(options: SimpleNamespace) -> tuple[str, ...]:
   """Returns the stages of a protocol, in order.
 
   Args:
-    options: parsed options, among them those of `PASS`.
+    options: options that `resolve` has resolved.
 
   Raises:
     ValueError: attention needs clusters, and there are none.
@@ -61,7 +146,7 @@ def stages(options: SimpleNamespace) -> tuple[str, ...]:
     return ('represent', 'semi', 'segment_semi')
   if options.cluster != 'attended':
     return ('represent', 'cluster', 'label', 'finetune', 'segment')
-  if not options.clusters:
+  if not options.clusters and options.objective == 'pass':
     raise ValueError(
       'config option clusters=false: attention is trained by clusters, '
       'expected it with protocol=distance, protocol=semi or cluster=image'
@@ -69,32 +154,46 @@ def stages(options: SimpleNamespace) -> tuple[str, ...]:
   return ('represent', 'attend', 'cluster', 'label', 'finetune', 'segment')
 
 
+def fresh_projection(options: SimpleNamespace) -> dict[str, bool]:
+  """Builds the field of an attention whose encoder brings no projection.
+
+  Args:
+    options: options that `resolve` has resolved.
+  """
+  if options.clusters or options.objective == 'pass':
+    return {}
+  return {'fresh_projection': True}
+
+
 def objectives(
   options: SimpleNamespace,
   clusters: dict[str, int],
   pixpro: dict[str, Any] | None = None,
   alignment: dict[str, Any] | None = None,
+  compared: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Builds the objectives of pretraining.
 
   Args:
-    options: parsed options, among them those of `PASS`.
+    options: options that `resolve` has resolved.
     clusters: queue of SwAV (embeddings of each large view, over all devices),
       the step from which it fills, and the step from which prototypes train.
     pixpro: sizes of PixPro that differ from the defaults.
     alignment: fields of P2P that differ from the defaults.
+    compared: fields of the objective that replaces those of PASS, if one does.
 
   Raises:
     ValueError: no objective is left, D2S without clusters, or statistics of a
       predictor without P2P.
   """
   has_pixpro = options.branch == 'pixpro'
-  if not options.clusters and not has_pixpro:
+  is_pass = options.objective == 'pass'
+  if is_pass and not options.clusters and not has_pixpro:
     raise ValueError(
       'config option clusters=false: branch=swav has no other objective, '
       'expected it with branch=pixpro'
     )
-  if not options.clusters and options.d2s not in ('auto', 'off'):
+  if not options.clusters and options.d2s != 'off':
     raise ValueError(
       f'config option d2s={options.d2s}: needs clusters=true, whose '
       'assignments are the targets'
@@ -104,12 +203,6 @@ def objectives(
       f'config option predictor_statistics={options.predictor_statistics}: '
       'p2p=off has no predictor, expected it with p2p=regression'
     )
-  d2s_stages = {
-    'auto': (3, 2) if has_pixpro else (3,),
-    '3': (3,),
-    '32': (3, 2),
-    'off': (),
-  }
   p2p = {
     'kind': options.p2p,
     'project': options.project,
@@ -120,11 +213,12 @@ def objectives(
     'clusters': clusters if options.clusters else None,
     'alignment': None if options.p2p == 'off' else p2p,
     'shallow': {
-      'stages': d2s_stages[options.d2s] if options.clusters else (),
+      'stages': {'3': (3,), '32': (3, 2), 'off': ()}[options.d2s],
       'targets': options.d2s_targets,
       'view': options.d2s_view,
     },
     'pixpro': (pixpro or {}) if has_pixpro else None,
+    **({} if is_pass else {options.objective: compared or {}}),
     'combine': options.combine,
   }
 
@@ -140,6 +234,21 @@ def views(
     'area': area,
     'antialias': True,
   }
+
+
+def large_views(
+  options: SimpleNamespace, size: int, area: tuple[float, float]
+) -> dict[str, Any]:
+  """Builds the large views: two, or the one of supervised training alone.
+
+  Args:
+    options: options that `resolve` has resolved.
+    size: side of a view, in pixels.
+    area: range of its area, as a fraction of the image's.
+  """
+  is_alone = options.p2p == 'off' and not options.clusters
+  count = 1 if options.objective == 'supervised' and is_alone else 2
+  return views('large', count, size, area)
 
 
 def crop(size: int, min_area: float) -> dict[str, Any]:
@@ -164,6 +273,19 @@ def jitter(strength: float = 1.0, **fields: Any) -> dict[str, Any]:
     'blur': 0.5,
     **fields,
   }
+
+
+def byol_colors() -> tuple[dict[str, Any], dict[str, Any]]:
+  """Builds the augmentation of BYOL's two views, which PixPro has, too."""
+  first = jitter(0.5, saturation=0.2, hue=0.1, blur=1.0)
+  return first, {**first, 'blur': 0.1, 'solarize': 0.2}
+
+
+def constant_rate(objective: str) -> dict[str, Any]:
+  """Builds the field of parameters whose learning rate has no schedule."""
+  if objective != 'simsiam':
+    return {}
+  return {'constant_rate': '^heads/simsiam/predictor/'}
 
 
 def larc(learning_rate: float, **fields: Any) -> dict[str, Any]:
@@ -221,16 +343,21 @@ def finish(
   """Returns the config with what `seed`, `untrained` and `tiny` choose."""
   for name in TRAININGS:
     config[name].recipe.seed = options.seed
+  if options.objective == 'simsiam':
+    # Residual branches start as 0 (spec §2.6).
+    config.network.encoder.zero_init = True
   if options.untrained:
     # One step that changes nothing.
     config.represent.recipe.num_steps = 1
     config.represent.recipe.optimizer = shared.block(**larc(1e-30))
   if options.tiny:
-    _shorten(config)
+    _shorten(config, options)
   return config
 
 
-def _shorten(config: ml_collections.ConfigDict) -> None:
+def _shorten(
+  config: ml_collections.ConfigDict, options: SimpleNamespace
+) -> None:
   """Cuts every training to 60 steps."""
   for name in TRAININGS:
     recipe = config[name].recipe
@@ -239,6 +366,13 @@ def _shorten(config: ml_collections.ConfigDict) -> None:
       recipe.evaluate_every = 30
     if 'warmup_steps' in recipe.optimizer:
       recipe.optimizer.warmup_steps = min(recipe.optimizer.warmup_steps, 5)
+  optimizer = config.represent.recipe.optimizer
+  if 'milestones' in optimizer:
+    optimizer.milestones = (20, 40, 50)
+  if 'schedule_interval' in optimizer:
+    optimizer.schedule_interval = min(optimizer.schedule_interval, 15)
+  if options.objective == 'pcl':
+    config.represent.learn.pcl.update(from_step=15, every=15)
   clusters = config.represent.learn.clusters
   if clusters:
     clusters.update(queue_from_step=10, frozen_steps=5)

@@ -6,7 +6,7 @@ Run:   python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 Cost:  8 minutes on 2 CPU cores, 3 of them for the longest stage.
 """
 
-from configs import luss, networks, shared
+from configs import luss, luss_objectives, networks, shared
 from configs import options as options_lib
 
 # Gray, as color says nothing about a shape and would be most of what features
@@ -15,21 +15,23 @@ _GRAY = luss.jitter(0.5, saturation=0.0, hue=0.0, gray=1.0, blur=0.0)
 # Colors of photographs do say something.
 _JITTER = luss.jitter(0.5, blur=0.0)
 # By option `data`: the variant of `shapes`, the sides of images and of views in
-# pixels, and the augmentation of their colors.
+# pixels, the augmentation of their colors, and the number of classes.
 _DATA = {
-  'single': ('single', 64, 48, _GRAY),
-  'natural': ('natural_single', 64, 48, _JITTER),
-  'natural_128': ('natural_single_128', 128, 96, _JITTER),
+  'single': ('single', 64, 48, _GRAY, 8),
+  'natural': ('natural_single', 64, 48, _JITTER, 10),
+  'natural_128': ('natural_single_128', 128, 96, _JITTER, 10),
 }
 
 
 def get_config(argument=None):
-  options = options_lib.parse(
-    argument,
-    data=[*_DATA],  # drawn images of one object
-    **luss.PASS,
+  options = luss.resolve(
+    options_lib.parse(
+      argument,
+      data=[*_DATA],  # drawn images of one object
+      **luss.PASS,
+    )
   )
-  name, side, view_side, jitter = _DATA[options.data]
+  name, side, view_side, jitter, _ = _DATA[options.data]
   data = {'name': f'shapes/{name}'}
   views = {
     # Both views show most of the shape.
@@ -42,7 +44,7 @@ def get_config(argument=None):
     program='pass_luss.main',
     network=networks.small_pass(),
     images={'data': data},
-    represent={'data': data, **_represent(options), **views},
+    represent={'data': data, **views, **_represent(options)},
     stages=luss.stages(options),
     distance={
       **inference,
@@ -83,6 +85,7 @@ def _attend(options):
   return {
     'clusters': {'queue': 512},
     'shared': options.shared_attention,
+    **luss.fresh_projection(options),
     # LARC moves a weight by less than a thousandth of its length in a step:
     # nothing would be learned in so few.
     'recipe': shared.recipe(64, 300, shared.adam(5e-3)),
@@ -90,12 +93,18 @@ def _attend(options):
 
 
 def _represent(options):
+  _, side, view_side, _, num_classes = _DATA[options.data]
+  compared = None
+  if options.objective != 'pass':
+    compared = luss_objectives.small_fields(options, 64, side, num_classes)
   return {
     'learn': luss.objectives(
       options,
       {'queue': 512, 'queue_from_step': 600, 'frozen_steps': 100},
       pixpro={'hidden': 256, 'size': 64},
+      compared=compared,
     ),
+    'large': luss.large_views(options, view_side, (0.5, 1.0)),
     # More prototypes than channels, or embeddings can avoid all of them; but
     # few, as many would separate backgrounds and sizes.
     'widths': {'hidden': 128, 'embedding': 16, 'prototypes': 40},
@@ -103,7 +112,11 @@ def _represent(options):
     'recipe': shared.recipe(
       64,
       1000,
-      shared.adam(options.lr or 2e-3, warmup_steps=20),
+      shared.adam(
+        options.lr or 2e-3,
+        warmup_steps=20,
+        **luss.constant_rate(options.objective),
+      ),
       evaluate_every=500,
     ),
   }

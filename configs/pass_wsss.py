@@ -41,18 +41,18 @@ def get_config(argument=None):
     labels=['truth', 'clusters'],  # classes of images, or clusters of features
     data=['s50', 'shapes'],
     classifier=['seam', 'plain'],  # that AdvCAM reads
-    # Stage or weight file of the encoder; '': weights/resnet18.pth, and with
-    # labels=clusters SwAV of PASS, which is trained first.
+    # Encoder: of a stage or weight file; '' for weights/resnet18.pth, unless it
+    # is trained first: 'swav', 'moco' or 'supervised' (by 'auto', 'swav' with
+    # labels=clusters).
     encoder='',
+    pretraining=['auto', 'swav', 'moco', 'supervised'],
     maps=['classes', 'subcategories'],  # of SC-CAM, that segment
     retrain=False,  # fine-tune on labels of training images; not in the paper
     seed=0,
     tiny=False,  # 60 steps a stage, 2 of AdvCAM, on generated images
   )
   _check(options)
-  base = {'s50': pass_imagenet_s50, 'shapes': pass_shapes}[
-    options.data
-  ].get_config(f'seed={options.seed}' + (',tiny' if options.tiny else ''))
+  base = _base(options)
   drawn = options.tiny or options.data == 'shapes'
   start = _start(options, drawn)
   inference = {'short_side': 64, 'size_multiple': 8} if drawn else {}
@@ -105,11 +105,36 @@ def _check(options):
       f'method={options.method}'
     )
 
+  if options.encoder and options.pretraining != 'auto':
+    raise ValueError(
+      f'config option pretraining={options.pretraining}: expected none with '
+      f'encoder={options.encoder}'
+    )
+
+
+def _pretrains(options):
+  """Returns whether the encoder is trained first."""
+  is_chosen = options.pretraining != 'auto' or options.labels == 'clusters'
+  return is_chosen and not options.encoder
+
+
+def _base(options):
+  """Builds the config of PASS with images, network and pretraining."""
+  arguments = [f'seed={options.seed}']
+  if options.tiny:
+    arguments.append('tiny')
+  if options.pretraining in ('moco', 'supervised'):
+    arguments.append(f'objective={options.pretraining}')
+  else:
+    arguments.append('p2p=off,d2s=off')  # SwAV alone.
+  module = {'s50': pass_imagenet_s50, 'shapes': pass_shapes}[options.data]
+  return module.get_config(','.join(arguments))
+
 
 def _start(options, drawn):
   if options.encoder:
     path = options.encoder
-  elif options.labels == 'clusters':
+  elif _pretrains(options):
     path = 'represent'
   elif drawn:
     return {}
@@ -121,9 +146,9 @@ def _start(options, drawn):
 
 def _stages(options, trained):
   stages = []
+  if _pretrains(options):
+    stages.append('represent')
   if options.labels == 'clusters':
-    if not options.encoder:
-      stages.append('represent')
     stages.append('cluster_images')
   for i, name in enumerate(trained):
     stages += [f'subdivide{i}', name] if i else [name]

@@ -270,15 +270,27 @@ def folder_crop(
     'max_area': max_area,
   }
   if options.size:
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', options.size)
-    if not match:
-      raise ValueError(
-        f'config option size={options.size}: expected HEIGHTxWIDTH, as 96x144'
-      )
-    fields['size'] = (int(match[1]), int(match[2]))
+    fields['size'] = parse_size(options.size)
   if options.crop:
     fields['area'] = parse_range('crop', options.crop, '0.4-1')
   return {'name': 'fitted', **fields}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """Parses the option size, HEIGHTxWIDTH in pixels.
+
+  Args:
+    text: value of the option.
+
+  Raises:
+    ValueError: the text has another form.
+  """
+  match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+  if not match:
+    raise ValueError(
+      f'config option size={text}: expected HEIGHTxWIDTH, as 96x144'
+    )
+  return int(match[1]), int(match[2])
 
 
 def parse_range(option: str, text: str, example: str) -> tuple[float, float]:

@@ -8,6 +8,7 @@ A batch is a dict of arrays with leading axis B:
   tags   bool   [B, C]        image-level labels: the classes that occur
   mask   bool   [B]           False on rows that only pad the batch
   size   int32  [B, 2]        height and width of the original image
+  index  int32  [B]           place of the image in its split, where it is read
   id     bytes  [B]           name of the image; stays on the host
 
 In labeled images ignored padding has a negative label, so `valid` is for

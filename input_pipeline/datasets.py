@@ -58,24 +58,8 @@ _BUILDERS = {
   'imagenet_s': ('imagenet_s', 'ImagenetS'),
   'image_folder': ('folders', 'ImageFolder'),
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
+  'image_tag_folder': ('tag_folders', 'ImageTagFolder'),
 }
-
-# Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = (
-  *('masks', 'classes', 'ignore', 'without_mask', 'mask_codes'),
-  'mask_suffix',
-)
-_READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
-_FOLDER_FIELDS = (
-  'images',
-  'image_suffix',
-  *_MASK_FIELDS,
-  *_READING_FIELDS,
-  'val_fraction',
-  'split_seed',
-  'on_bad_example',
-)
-_FILE_FIELDS = ('source', *_FOLDER_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +72,9 @@ class DataOptions:
     source: folder of the files the data set is made from; '' is
       $SEG_DATA_DIR/NAME.
     images: folder of the images in `source`; folders only.
-    masks: folder of the masks in `source`; image_mask_folder only.
+    masks: folder of the masks in `source`; not of image_folder.
+    tags: table of the labels of whole images, or folder of text files, in
+      `source`; '' for a folder for each class; image_tag_folder only.
     classes: file with the class list; image_mask_folder only.
     ignore: value or color of pixels without a class, '255' or '255,255,255' or
       '#ffffff'; '' if there are none; image_mask_folder only.
@@ -125,6 +111,7 @@ class DataOptions:
   max_megapixels: int = image_files.MAX_MEGAPIXELS
   image_suffix: str = ''
   mask_suffix: str = ''
+  tags: str = options_lib.location_option(default='')
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -133,9 +120,7 @@ class DataOptions:
         f'name: expected a data set of {", ".join(_BUILDERS)}, got '
         f'{self.name!r}'
       )
-    unread = {'shapes': _FILE_FIELDS, 'image_folder': _MASK_FIELDS}.get(
-      name, () if name == 'image_mask_folder' else _FOLDER_FIELDS
-    )
+    unread = folder_options.list_unread_fields(name)
     for field in dataclasses.fields(self):
       if field.name in unread and getattr(self, field.name) != field.default:
         raise errors.UserError(
@@ -147,7 +132,7 @@ class DataOptions:
   def reading(self) -> image_files.ImageOptions:
     """Returns the options that define the pixels of image files."""
     return image_files.ImageOptions(
-      **{name: getattr(self, name) for name in _READING_FIELDS}
+      **{name: getattr(self, name) for name in folder_options.READING_FIELDS}
     )
 
 
@@ -300,7 +285,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
     if not path.is_file():
       return None
     return len(class_list.read_class_list(path, ignored).names)
-  if name in ('imagenet', 'image_folder'):
+  if name in ('imagenet', 'image_folder', 'image_tag_folder'):
     return None
   if name == 'imagenet_s':
     return cls.builder_configs[config].num_classes + 1  # With 'other'.

@@ -27,7 +27,14 @@ from typing import Any
 from absl import logging
 from etils import epy
 
-from input_pipeline import crop_scale, datasets, report, splits, transforms
+from input_pipeline import (
+  crop_scale,
+  datasets,
+  folder_options,
+  report,
+  splits,
+  transforms,
+)
 from input_pipeline.builders import class_list
 from input_pipeline.builders import shards as shards_lib
 from input_pipeline.importers import conversion
@@ -218,7 +225,7 @@ def _report_name(
   options: datasets.DataOptions, data_set: 'base.Builder'
 ) -> str:
   """Returns a name of the picture, another for every state of a folder."""
-  if not options.name.startswith(('image_folder', 'image_mask_folder')):
+  if not options.name.startswith(folder_options.FOLDERS):
     return options.name.replace('/', '-')
   folder = pathlib.Path(options.source).expanduser().resolve().name
   name = f'{options.name}-{folder}-{data_set.builder_config.name}'
@@ -332,6 +339,7 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     help='file in the source with a class per line: NAME, NAME R,G,B or '
     'NAME #rrggbb',
   )
+  parser.add_argument('--tags', default='', help='table or folder of tags')
   parser.add_argument(
     '--ignore',
     default='',

@@ -34,6 +34,22 @@ class Selection(Sequence[records.Record]):
     return f'Selection({len(self)} records)'
 
 
+class IndexedRecords(Sequence[records.Record]):
+  """The records of another sequence, each with its `index` there."""
+
+  def __init__(self, source: Sequence[records.Record]):
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i) -> records.Record:
+    return {**self._source[i], 'index': i}
+
+  def __repr__(self) -> str:
+    return f'IndexedRecords({len(self)} records)'
+
+
 class Concatenation(Sequence[records.Record]):
   """The records of several sequences, one after the other."""
 

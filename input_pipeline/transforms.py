@@ -200,17 +200,17 @@ class Decode:
     num_classes: number of classes, the length of `tags`.
     keep: kinds of label to decode if the record has them, 'label' and 'tags';
       'valid' adds a map of the pixels of the image, which crops extend by
-      their padding: False where it is ignored.
+      their padding: False where it is ignored. 'index' keeps the place of the
+      image in its split, which `record_views.IndexedRecords` provides.
   """
 
   num_classes: int
   keep: tuple[str, ...] = ('label',)
 
   def __post_init__(self):
-    if not set(self.keep) <= {'label', 'tags', 'valid'}:
-      raise ValueError(
-        f"keep: expected some of ('label', 'tags', 'valid'), got {self.keep}"
-      )
+    kinds = 'label', 'tags', 'valid', 'index'
+    if not set(self.keep) <= {*kinds}:
+      raise ValueError(f'keep: expected some of {kinds}, got {self.keep}')
 
   def __call__(
     self, record: Example, rng: np.random.Generator | None = None
@@ -235,6 +235,8 @@ class Decode:
       tags = np.zeros(self.num_classes, bool)
       tags[np.asarray(record['tags'], np.int64)] = True
       example['tags'] = tags
+    if 'index' in self.keep:
+      example['index'] = np.int32(record['index'])
     if crop_content.REQUIRED in record:
       example[crop_content.REQUIRED] = record[crop_content.REQUIRED]
     return example

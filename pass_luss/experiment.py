@@ -84,16 +84,32 @@ class Experiment(program_lib.Experiment):
 
   def __post_init__(self):
     self._require_blocks()
-    if 'attend' in self.stages and not self.represent.learn.clusters:
-      raise ValueError(
-        "stages: 'attend' needs represent.learn.clusters, got None"
-      )
+    self._check_attention()
     unsupervised, semi = (x and x.split for x in (self.finetune, self.semi))
     if unsupervised or semi == '':
       raise ValueError(
         "expected finetune.split='' for pseudo-labels and a split with masks "
         f'in semi.split, got finetune.split={unsupervised!r} and '
         f'semi.split={semi!r}'
+      )
+
+  def _check_attention(self) -> None:
+    """Raises ValueError unless attention has a projection and prototypes."""
+    if 'attend' not in self.stages:
+      return
+    is_fresh, clusters = (
+      self.attend.fresh_projection,
+      self.represent.learn.clusters,
+    )
+    if not clusters and not is_fresh:
+      raise ValueError(
+        "stages: 'attend' needs represent.learn.clusters, got None; or "
+        'attend.fresh_projection=True'
+      )
+    if clusters and is_fresh:
+      raise ValueError(
+        'attend.fresh_projection: expected False, as represent.learn.clusters '
+        'trains a projection, got True'
       )
 
   def _require_blocks(self) -> None:

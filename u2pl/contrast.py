@@ -30,8 +30,8 @@ _LEAST_NORM = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
-class ContrastOptions:
-  """Options of the contrastive loss.
+class PairOptions:
+  """Options of the contrastive loss, whatever its candidates are.
 
   Attributes:
     weight: weight λ_c of this loss in the total loss.
@@ -39,6 +39,58 @@ class ContrastOptions:
     num_anchors: number M of anchors drawn for each class, with replacement.
     num_negatives: number N of negatives drawn for each anchor, with
       replacement.
+    bank: whether negatives of earlier steps are kept.
+    capacity: number of rows of the bank for each class.
+    first_capacity: number of rows for class 0, the background; 0 for
+      `capacity`.
+    max_push: largest number of rows that a step enqueues for each class, a
+      uniform sample of its negatives.
+    dtype: dtype of the rows in the bank.
+  """
+
+  weight: float = 0.1
+  temperature: float = 0.5
+  num_anchors: int = 256
+  num_negatives: int = 50
+  bank: bool = True
+  capacity: int = 30000
+  first_capacity: int = 50000
+  max_push: int = 4096
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+
+  def __post_init__(self):
+    for name in ('num_anchors', 'num_negatives', 'capacity', 'max_push'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: expected >= 1, got {getattr(self, name)}')
+    if self.temperature <= 0:
+      raise ValueError(
+        f'temperature: expected more than 0, got {self.temperature}'
+      )
+    if self.weight < 0:
+      raise ValueError(f'weight: expected 0 or more, got {self.weight}')
+    smallest = min(self.capacity, self.first_capacity or self.capacity)
+    if smallest < self.num_negatives:
+      raise ValueError(
+        f'capacity: expected at least num_negatives = {self.num_negatives}, '
+        f'got {smallest}'
+      )
+    if smallest < self.max_push:
+      raise ValueError(
+        f'max_push: expected at most the smallest capacity of {smallest}, got '
+        f'{self.max_push}'
+      )
+
+  def capacities(self, num_classes: int) -> tuple[int, ...]:
+    """Returns the bank's number of rows for each class."""
+    first = self.first_capacity or self.capacity
+    return (first, *[self.capacity] * (num_classes - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastOptions(PairOptions):
+  """Options of the contrastive loss of labels and probabilities.
+
+  Attributes:
     anchor_threshold: δ_p of Eq. 22, in [0, 1): probability of the class, by the
       teacher, that an anchor must exceed.
     anchor_entropy: unlabeled cells that may be anchors and positives: those
@@ -54,68 +106,29 @@ class ContrastOptions:
       unlabeled one of every class except its most probable one.
     negatives: unlabeled cells that may be negatives: the 'unreliable' ones (the
       method), the 'reliable' ones, 'all', or 'none' (Table III).
-    bank: whether negatives of earlier steps are kept.
-    capacity: number of rows of the bank for each class.
-    first_capacity: number of rows for class 0, the background; 0 for
-      `capacity`.
-    max_push: largest number of rows that a step enqueues for each class, a
-      uniform sample of its negatives.
-    dtype: dtype of the rows in the bank.
   """
 
-  weight: float = 0.1
-  temperature: float = 0.5
-  num_anchors: int = 256
-  num_negatives: int = 50
   anchor_threshold: float = 0.3
   anchor_entropy: Literal['paper', 'released'] = 'paper'
   low_rank: int = 3
   high_rank: int = 20
   by_rank: bool = True
   negatives: Literal['unreliable', 'reliable', 'all', 'none'] = 'unreliable'
-  bank: bool = True
-  capacity: int = 30000
-  first_capacity: int = 50000
-  max_push: int = 4096
-  dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
-    for name in (
-      'num_anchors',
-      'num_negatives',
-      'low_rank',
-      'capacity',
-      'max_push',
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}: expected >= 1, got {getattr(self, name)}')
-    if self.temperature <= 0:
-      raise ValueError(
-        f'temperature: expected more than 0, got {self.temperature}'
-      )
+    super().__post_init__()
+    if self.low_rank < 1:
+      raise ValueError(f'low_rank: expected >= 1, got {self.low_rank}')
     if not 0 <= self.anchor_threshold < 1:
       raise ValueError(
         f'anchor_threshold: expected 0 <= threshold < 1, got '
         f'{self.anchor_threshold}'
       )
-    if self.weight < 0:
-      raise ValueError(f'weight: expected 0 or more, got {self.weight}')
     if self.low_rank >= self.high_rank:
       raise ValueError(
         f'low_rank and high_rank: expected low_rank < high_rank, got '
         f'{self.low_rank} and {self.high_rank}: no unlabeled pixel would be a '
         'negative'
-      )
-    smallest = min(self.capacity, self.first_capacity or self.capacity)
-    if smallest < self.num_negatives:
-      raise ValueError(
-        f'capacity: expected at least num_negatives = {self.num_negatives}, '
-        f'got {smallest}'
-      )
-    if smallest < self.max_push:
-      raise ValueError(
-        f'max_push: expected at most the smallest capacity of {smallest}, got '
-        f'{self.max_push}'
       )
 
   def check_classes(self, num_classes: int) -> None:
@@ -125,11 +138,6 @@ class ContrastOptions:
         f'low_rank: expected less than the {num_classes} classes, got '
         f'{self.low_rank}: the contrastive loss would be 0'
       )
-
-  def capacities(self, num_classes: int) -> tuple[int, ...]:
-    """Returns the bank's number of rows for each class."""
-    first = self.first_capacity or self.capacity
-    return (first, *[self.capacity] * (num_classes - 1))
 
 
 class Candidates(NamedTuple):

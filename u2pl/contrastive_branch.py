@@ -63,7 +63,7 @@ class BranchOptions:
     needs_representations: whether the loss or denoising needs the branch.
   """
 
-  contrast: contrast.ContrastOptions | None
+  contrast: contrast.PairOptions | None
   prototype_momentum: float
   needs_representations: bool
 
@@ -142,7 +142,7 @@ class ContrastiveBranch:
 
   num_classes: int
   feature_size: int
-  options: contrast.ContrastOptions | None
+  options: contrast.PairOptions | None
   prototype_momentum: float = 0.0
   align_corners: bool = True
 

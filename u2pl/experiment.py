@@ -7,15 +7,17 @@ from segcore.experiment import program as program_lib
 from segcore.experiment.reporting import EvaluateOptions
 from u2pl.stages.adapt import AdaptOptions
 from u2pl.stages.train import TrainOptions
+from u2pl.stages.weak import WeakOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(program_lib.Experiment):
-  """A whole U2PL config, with a block for one of the two trainings.
+  """A whole U2PL config, with a block for one of the trainings.
 
   Attributes:
     train: semi-supervised training of student and teacher.
     adapt: training from one domain to another.
+    weak: training on tags of images.
     evaluate: the reported evaluation.
   """
 
@@ -23,11 +25,14 @@ class Experiment(program_lib.Experiment):
   stages: tuple[str, ...] = ('train', 'evaluate')
   train: TrainOptions | None = None
   adapt: AdaptOptions | None = None
+  weak: WeakOptions | None = None
   evaluate: EvaluateOptions
 
   def __post_init__(self):
-    if (self.train is None) == (self.adapt is None):
-      given = 'none' if self.train is None else 'both'
+    blocks = ('train', 'adapt', 'weak')
+    given = [name for name in blocks if getattr(self, name) is not None]
+    if len(given) != 1:
       raise ValueError(
-        f'expected a block in either train or adapt, got {given}'
+        f'expected a block in one of {", ".join(blocks)}, got '
+        f'{" and ".join(given) or "none"}'
       )

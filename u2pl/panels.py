@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
 from segcore.eval import panels
+from segcore.models import segmenter as segmenter_lib
 from segcore.train import tensorboard, train_state
 from u2pl import pseudo_labels
-from u2pl.semi import method as method_lib
 
 # Of the images before mixing, then of the strong view.
 _TITLES = (
@@ -28,23 +29,59 @@ _TITLES = (
 )
 
 
+class PanelOutput(NamedTuple):
+  """Pseudo-labels of unlabeled images, as pictures of a training show them.
+
+  Attributes:
+    weak_labels: pseudo-labels of the images as they are.
+    images: images that the student learns, in [-1, 1].
+    labels: pseudo-labels of these; negative where they are not learned.
+    entropy: entropy of the prediction for these, in nats.
+  """
+
+  weak_labels: Int[Array, 'B H W']
+  images: Float[Array, 'B H W 3']
+  labels: Int[Array, 'B H W']
+  entropy: Float[Array, 'B H W']
+
+
+@runtime_checkable
+class HasPanels(Protocol):
+  """Method whose pseudo-labels are shown.
+
+  Attributes:
+    segmenter: network of student and teacher.
+    num_classes: number C of classes.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  num_classes: int
+
+  def panel_output(
+    self, state: train_state.TrainState, batch: batch_lib.Batch, rng: Array
+  ) -> PanelOutput:
+    """Computes pseudo-labels of unlabeled images, and of what is learned."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TeacherPanels:
   """Draws panels of unlabeled images; every host draws the same.
 
   Attributes:
     trained: the method.
-    batch: streams 'labeled' and 'unlabeled', as in training.
+    batch: streams of labeled and unlabeled images, as in training.
     palette: colors of the classes.
     num_pictures: largest number of rows of a panel.
     mesh: devices; each of them processes the whole batch.
+    stream: name of the stream of unlabeled images.
   """
 
-  trained: method_lib.SemiSupervised
+  trained: HasPanels
   batch: Mapping[str, Any]
   palette: tuple[panels.Color, ...]
   num_pictures: int
   mesh: Mesh
+  stream: str = 'unlabeled'
 
   def __call__(self, state: train_state.TrainState) -> tensorboard.Summaries:
     """Returns the image 'teacher/panels'.
@@ -57,7 +94,7 @@ class TeacherPanels:
     for i in range(min(self.num_pictures, len(outputs['student']))):
       rows.append(
         [
-          self.batch['unlabeled']['image'][i],
+          self.batch[self.stream]['image'][i],
           panels.colorize_label_map(outputs['weak_labels'][i], self.palette),
           panels.colorize_label_map(outputs['student'][i], self.palette),
           batch_lib.batch_images_to_uint8(outputs['images'][i]),
@@ -74,7 +111,7 @@ class TeacherPanels:
     def compute(state, batch):
       # A fixed key: panels of different steps show the same mixing.
       output = self.trained.panel_output(state, batch, jax.random.PRNGKey(0))
-      images = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
+      images = batch_lib.batch_images_to_symmetric(batch[self.stream]['image'])
       logits = self.trained.segmenter.apply(
         train_state.train_state_variables(state), images, heads=('logits',)
       )['logits']

@@ -233,13 +233,17 @@ class ImageFolder(files.FileBuilder):
     """Lists the files of each split."""
     return _list_splits(self._options)
 
+  def settings(self) -> Mapping[str, Any]:
+    """Returns the options that determine records, beside files and classes."""
+    return _settings(self._options)
+
   def _config(self) -> FolderConfig:
     """Describes the state of the folder."""
     listings = self.listings()
     classes = self._read_classes()
     name = folder_state.folder_state_digest(
       pathlib.Path(self._options.source).expanduser(),
-      _settings(self._options),
+      self.settings(),
       classes,
       listings,
       self._digests,

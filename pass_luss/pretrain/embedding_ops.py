@@ -48,3 +48,14 @@ def prototype_similarities(
   They are cosines where both sides are L2-normalized.
   """
   return jnp.einsum('...d,dk->...k', embeddings, prototypes, precision=EXACT)
+
+
+def cosine_similarities(
+  a: Float[Array, '*shape D'], b: Float[Array, '*shape D']
+) -> Float[Array, '*shape']:
+  """Computes a·b / max(|a| |b|, 1e-8); 0, with a gradient of 0, at a = 0."""
+  a, b = losses.at_least_float32(a), losses.at_least_float32(b)
+  # The floor is applied to the product of squares, whose root it then is: the
+  # gradient of a root at 0 would be infinite.
+  squares = jnp.sum(jnp.square(a), axis=-1) * jnp.sum(jnp.square(b), axis=-1)
+  return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))

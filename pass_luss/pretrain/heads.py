@@ -5,8 +5,6 @@ their methods in training, since views of several sizes share a head.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pass_luss.pretrain import embedding_ops
+from pass_luss.pretrain import embedding_ops, head_layers
 from segcore.models.layers import norm
 
 
@@ -47,52 +45,6 @@ class EncoderHead:
   map_name: str | None = None
 
 
-def _fan_in_uniform(fan_in: int) -> Callable[..., Array]:
-  """Builds PyTorch's initializer of dense layers and of all biases.
-
-  It is uniform in ±1/sqrt(fan_in).
-  """
-  bound = 1.0 / math.sqrt(fan_in)
-
-  def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
-
-
-def _dense(fan_in: int, size: int, dtype: DTypeLike, name: str) -> nn.Dense:
-  """Builds a dense layer with PyTorch's default initialization."""
-  # Kernels, too: PASS initializes convolutions only, and leaves these alone.
-  init = _fan_in_uniform(fan_in)
-  return nn.Dense(
-    size, kernel_init=init, bias_init=init, dtype=dtype, name=name
-  )
-
-
-def _conv(
-  fan_in: int, size: int, dtype: DTypeLike, name: str, use_bias: bool = False
-) -> nn.Conv:
-  """Builds a 1x1 convolution with Kaiming-normal fan-out initialization."""
-  return nn.Conv(
-    size,
-    (1, 1),
-    use_bias=use_bias,
-    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-    bias_init=_fan_in_uniform(fan_in),
-    dtype=dtype,
-    name=name,
-  )
-
-
-def _wide(dtype: DTypeLike) -> DTypeLike:
-  """Returns float32 for narrower types.
-
-  Last layers run in it: the norm or the loss after them subtracts a mean that
-  may be large, which in bfloat16 would leave few correct digits.
-  """
-  return jnp.promote_types(dtype, jnp.float32)
-
-
 class Projection(nn.Module):
   """Projects pooled maps to L2-normalized embeddings: P of §2.4.
 
@@ -113,10 +65,10 @@ class Projection(nn.Module):
     self, x: Float[Array, 'B D'], train: bool = False
   ) -> Float[Array, 'B E']:
     """Embeds each row of pooled features."""
-    x = _dense(x.shape[-1], self.hidden, self.dtype, 'dense1')(x)
+    x = head_layers.dense(x.shape[-1], self.hidden, self.dtype, 'dense1')(x)
     x = norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x)
-    dtype = _wide(self.dtype)
-    x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
+    dtype = head_layers.wide(self.dtype)
+    x = head_layers.dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
     # The last norm is PASS's addition to the head of SwAV (spec §2.4).
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
     return embedding_ops.l2_normalize_embeddings(x)
@@ -145,8 +97,8 @@ class PixelProjection(nn.Module):
     """Projects the features of each pixel."""
     # No biases: the mean that the norm subtracts would cancel them.
     for i, size in enumerate((self.hidden, self.hidden, self.size), start=1):
-      dtype = self.dtype if i < 3 else _wide(self.dtype)
-      x = _conv(x.shape[-1], size, dtype, f'conv{i}')(x)
+      dtype = self.dtype if i < 3 else head_layers.wide(self.dtype)
+      x = head_layers.conv(x.shape[-1], size, dtype, f'conv{i}')(x)
       x = norm.batch_norm(
         train=train, dtype=dtype, name=f'bn{i}', affine=i < 3
       )(x)
@@ -174,7 +126,9 @@ class Clusters(EncoderHead, nn.Module):
     self.projection = Projection(self.hidden, self.size, self.dtype)
     # Transposed with respect to PyTorch's linear layer, [K, E].
     self.prototypes = self.param(
-      'prototypes', _fan_in_uniform(self.size), (self.size, self.num_prototypes)
+      'prototypes',
+      head_layers.fan_in_uniform(self.size),
+      (self.size, self.num_prototypes),
     )
 
   def __call__(
@@ -294,9 +248,11 @@ class Predictor(nn.Module):
   ) -> Float[Array, 'B h w E']:
     """Maps each pixel; the number of channels stays."""
     size = x.shape[-1]
-    x = _conv(size, size, self.dtype, 'conv1')(x)
+    x = head_layers.conv(size, size, self.dtype, 'conv1')(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
-    return _conv(size, size, _wide(self.dtype), 'conv2', use_bias=True)(x)
+    return head_layers.conv(
+      size, size, head_layers.wide(self.dtype), 'conv2', use_bias=True
+    )(x)
 
 
 class PixproHead(EncoderHead, nn.Module):
@@ -315,8 +271,12 @@ class PixproHead(EncoderHead, nn.Module):
   def setup(self):
     """Builds both parts, with biases everywhere."""
     self.projector = _Projector(self.hidden, self.size, self.dtype)
-    self.transform = _conv(
-      self.size, self.size, _wide(self.dtype), 'transform', use_bias=True
+    self.transform = head_layers.conv(
+      self.size,
+      self.size,
+      head_layers.wide(self.dtype),
+      'transform',
+      use_bias=True,
     )
 
   def __call__(
@@ -347,10 +307,14 @@ class _Projector(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    x = _conv(x.shape[-1], self.hidden, self.dtype, 'conv1', use_bias=True)(x)
+    x = head_layers.conv(
+      x.shape[-1], self.hidden, self.dtype, 'conv1', use_bias=True
+    )(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
-    dtype = _wide(self.dtype)
-    return _conv(self.hidden, self.size, dtype, 'conv2', use_bias=True)(x)
+    dtype = head_layers.wide(self.dtype)
+    return head_layers.conv(
+      self.hidden, self.size, dtype, 'conv2', use_bias=True
+    )(x)
 
 
 class AttentionHead(EncoderHead, nn.Module):
@@ -376,11 +340,11 @@ class AttentionHead(EncoderHead, nn.Module):
     x = embedding_ops.l2_normalize_embeddings(
       embedding_ops.upsample_embeddings(x)
     )
-    x = _conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
+    x = head_layers.conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size
-    dtype = _wide(self.dtype)
-    x = _conv(size, channels, dtype, 'conv2', use_bias=True)(x)
+    dtype = head_layers.wide(self.dtype)
+    x = head_layers.conv(size, channels, dtype, 'conv2', use_bias=True)(x)
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2')(x)
     # θ = 0 at first. LARC does not scale the gradient of a tensor of zeros, so
     # the first step of θ is a plain one (spec §2.9).
@@ -405,6 +369,10 @@ class Classifier(EncoderHead, nn.Module):
   ) -> Float[Array, 'B h w C']:
     """Computes the class scores of each cell."""
     del train
-    return _conv(
-      x.shape[-1], self.num_classes, _wide(self.dtype), 'conv', use_bias=True
+    return head_layers.conv(
+      x.shape[-1],
+      self.num_classes,
+      head_layers.wide(self.dtype),
+      'conv',
+      use_bias=True,
     )(x)

@@ -1,14 +1,15 @@
 """Step 1 of PASS: self-supervised pretraining of the encoder.
 
 An encoder and a list of objectives: SwAV on images or PixPro on pixels or both,
-with pixels of two views aligned (P2P) and shallow features supervised by deep
-ones (D2S). What objectives share is here: the forward passes of the encoder and
-of its momentum average, the queue, the sum of the loss and the update.
+or one that the paper compares with (MoCo v2, BYOL, …), with pixels of two views
+aligned (P2P) and shallow features supervised by deep ones (D2S). What
+objectives share is here: the forward passes of the encoder and of its momentum
+average, the queue, the sum of the loss and the update.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -24,6 +25,9 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
 
+# Numbers of the keys of memories and of targets, folded into those of a run and
+# of a step, from which rows of a batch have the numbers from 0.
+_MEMORY_KEY, _TARGET_KEY = 2**31 - 2, 2**31 - 1
 # Outputs or targets of each objective, by its name.
 ArraysByObjective = Mapping[str, objective_lib.Arrays]
 
@@ -73,6 +77,11 @@ class Pretrain:
     return next((spec for spec in specs if spec), None)
 
   @property
+  def _views(self) -> tuple[int, ...]:
+    """Returns the numbers of the large views that the encoder encodes."""
+    return tuple(sorted({n for o in self.objectives for n in o.views}))
+
+  @property
   def _encodes_by_view(self) -> bool:
     return all(o.encodes_by_view for o in self.objectives)
 
@@ -93,6 +102,9 @@ class Pretrain:
       momentum_batch_stats=(
         momentum.select(state.batch_stats) if momentum else None
       ),
+      memory=_initial_memory(
+        self.objectives, jax.random.fold_in(rng, _MEMORY_KEY)
+      ),
     )
 
   def train_step(
@@ -100,6 +112,7 @@ class Pretrain:
   ) -> tuple[objective_lib.State, types.Metrics]:
     """Updates all parameters once, then the queue and the prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
+    target_rng = jax.random.fold_in(rng, _TARGET_KEY)
     views = self.views(batch, rng)
     for objective in self.objectives:
       state = state.replace(params=objective.prepare(state.params))
@@ -109,7 +122,9 @@ class Pretrain:
     def loss(params):
       outputs, stats = self.forward(params, state.batch_stats, views, batch)
       total, scalars, targets = self._loss(
-        objective_lib.Step(params, state, batch, outputs, momentum_outputs, {})
+        objective_lib.Step(
+          params, state, batch, outputs, momentum_outputs, {}, target_rng
+        )
       )
       return total, (scalars, outputs, targets, stats)
 
@@ -117,9 +132,11 @@ class Pretrain:
       loss, has_aux=True
     )(state.params)
     new = self.update.apply_gradients(state, gradient, stats)
+    if self._momentum and self._momentum.after_update:
+      new = new.replace(momentum_params=self._average(state, new.params))
     # After the update: frozen prototypes are restored, queues take this batch.
     step = objective_lib.Step(
-      state.params, state, batch, outputs, momentum_outputs, targets
+      state.params, state, batch, outputs, momentum_outputs, targets, target_rng
     )
     for objective in self.objectives:
       new = objective.after_update(step, new)
@@ -157,7 +174,7 @@ class Pretrain:
     """
 
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
-      encoded = _encode(net, views, batch, self._encodes_by_view)
+      encoded = _encode(net, views, batch, self._encodes_by_view, self._views)
       return {
         objective.name: objective.outputs(net, encoded)
         for objective in self.objectives
@@ -172,6 +189,8 @@ class Pretrain:
   ) -> tuple[objective_lib.State, ArraysByObjective]:
     """Updates the momentum encoder, then applies it to the large views.
 
+    It stays as it is if it is updated after the encoder.
+
     Returns:
       The state with the updated momentum encoder, and its outputs by objective,
       without a gradient; both unchanged and empty if none is needed.
@@ -179,20 +198,25 @@ class Pretrain:
     momentum = self._momentum
     if momentum is None:
       return state, {}
-    params = momentum.update(
-      state.momentum_params, state.params, state.step, self.update.num_steps
-    )
+    params = state.momentum_params
+    if not momentum.after_update:
+      params = self._average(state, state.params)
+
+    objectives = [o for o in self.objectives if o.needs_momentum is not None]
 
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
       # Training mode here, too, as in PixPro: batch statistics, and running
       # ones of this network's own.
       encoded = _encode(
-        net, {'large': views['large']}, {}, self._encodes_by_view
+        net,
+        {'large': views['large']},
+        {},
+        self._encodes_by_view,
+        objectives[0].momentum_views,
       )
       return {
         objective.name: objective.momentum_outputs(net, encoded)
-        for objective in self.objectives
-        if objective.needs_momentum is not None
+        for objective in objectives
       }
 
     outputs, batch_stats = self._apply(
@@ -202,6 +226,14 @@ class Pretrain:
       momentum_params=params, momentum_batch_stats=batch_stats
     )
     return state, jax.lax.stop_gradient(outputs)
+
+  def _average(
+    self, state: objective_lib.State, params: types.Params
+  ) -> types.Params:
+    """Moves the momentum encoder's parameters toward those of the network."""
+    return self._momentum.update(
+      state.momentum_params, params, state.step, self.update.num_steps
+    )
 
   def _apply(
     self,
@@ -253,13 +285,28 @@ class Pretrain:
     return sum(averaged) / count + others
 
 
+def _initial_memory(
+  objectives: Sequence[objective_lib.Objective], rng: Array
+) -> dict[str, Any] | None:
+  """Builds the memories of the objectives; None if none has one."""
+  memories = {each.name: each.initial_memory(rng) for each in objectives}
+  return {n: m for n, m in memories.items() if m is not None} or None
+
+
 def _encode(
   net: segmenter_lib.Segmenter,
   views: Mapping[str, Float[Array, 'B V h w 3']],
   batch: batch_lib.Batch,
   by_view: bool,
+  numbers: tuple[int, ...],
 ) -> objective_lib.EncodedViews:
-  """Applies the encoder in training mode to each group of views, or view."""
+  """Applies the encoder in training mode to each group of views, or view.
+
+  Of the large views only those of the given numbers are encoded.
+  """
+  large = views['large']
+  if len(numbers) < large.shape[1]:
+    large = large[:, numbers[0] : numbers[-1] + 1]
 
   def encode(images: Float[Array, 'N h w 3']) -> features_lib.Features:
     return net.features(images, decode=False, train=True)['encoder']
@@ -268,8 +315,12 @@ def _encode(
     view_axis.apply_to_each_view if by_view else view_axis.apply_to_all_views
   )
   return objective_lib.EncodedViews(
-    {group: apply(encode, images) for group, images in views.items()},
+    {
+      group: apply(encode, images)
+      for group, images in {**views, 'large': large}.items()
+    },
     batch,
-    len(views['large']),
+    len(large),
     by_view,
+    numbers,
   )

@@ -1,7 +1,8 @@
 """The momentum encoder: an exponential moving average (EMA) of the encoder.
 
 An objective asks for it (`Objective.needs_momentum`); the state holds its
-parameters and its batch statistics. Before each forward pass
+parameters and its batch statistics. Before each forward pass, or after each
+update of the encoder,
 
   θ_k ← m θ_k + (1 - m) θ_q
 
@@ -26,10 +27,13 @@ class MomentumSpec:
     decay: function from the step and the number of steps to m.
     head_modules: names of the modules of each head that the momentum encoder
       has, too.
+    after_update: whether the average takes up the parameters that a step has
+      just updated (BYOL), not those before the step's forward pass (MoCo).
   """
 
-  decay: Callable[[Array, int], types.Scalar]
+  decay: Callable[[Array, int], types.Scalar | float]
   head_modules: Mapping[str, tuple[str, ...]]
+  after_update: bool = False
 
   def select(self, tree: types.Params) -> types.Params:
     """Selects the encoder and the shared head modules.
@@ -74,6 +78,12 @@ class MomentumSpec:
       momentum_params,
       self.select(params),
     )
+
+
+def constant_decay(step: Array, num_steps: int, decay: float) -> float:
+  """Returns m = `decay`, whatever the step is."""
+  del step, num_steps
+  return decay
 
 
 def momentum_encoder_decay(

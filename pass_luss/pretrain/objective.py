@@ -40,11 +40,14 @@ class State(train_state.TrainState):
       if no objective needs them.
     momentum_batch_stats: running statistics of the momentum encoder, which are
       not averages of the encoder's: its own forward passes update them.
+    memory: what objectives keep themselves, by objective: rings of keys,
+      negatives, prototypes; None if none of them does.
   """
 
   queue: Any
   momentum_params: Any
   momentum_batch_stats: Any
+  memory: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +61,38 @@ class EncodedViews:
     batch_size: number B of images.
     by_view: whether each view was encoded by itself, with batch statistics of
       its own, and heads are to do the same.
+    numbers: numbers of the large views that were encoded.
   """
 
   maps: Mapping[str, features.Features]
   batch: batch_lib.Batch
   batch_size: int
   by_view: bool = False
+  numbers: tuple[int, ...] = (0, 1)
 
   @property
   def large(self) -> features.Features:
-    """Returns the maps of the two large views."""
+    """Returns the maps of the large views that were encoded."""
     return self.maps['large']
+
+  def view(self, number: int) -> Float[Array, 'B h w D']:
+    """Returns the deepest map of one large view."""
+    return self.split(self.large.deepest.array)[:, self.numbers.index(number)]
 
   def split(self, rows: Array) -> Array:
     """Reshapes [B·V, …] to [B, V, …]."""
     return view_axis.split_view_axis(rows, self.batch_size)
 
-  def apply(self, function: Callable[[Array], Array], rows: Array) -> Array:
-    """Applies a head in training mode to rows [B·V, …] of the large views."""
+  def apply(self, function: Callable[[Array], Any], rows: Array) -> Any:
+    """Applies a head in training mode to rows [B·V, …] of the large views.
+
+    Args:
+      function: function from rows [N, …] to a tree of arrays [N, …].
+      rows: rows of all views.
+
+    Returns:
+      The tree, of arrays [B·V, …].
+    """
     views = self.split(rows)
     if self.by_view:
       return view_axis.apply_to_each_view(function, views)
@@ -104,6 +121,7 @@ class Step:
     momentum_outputs: outputs computed from the momentum encoder, by objective.
     targets: targets by objective; while targets are computed, only those of the
       objectives listed earlier.
+    rng: PRNG key of what targets draw in this step.
   """
 
   params: types.Params
@@ -112,6 +130,7 @@ class Step:
   outputs: Mapping[str, Arrays]
   momentum_outputs: Mapping[str, Arrays]
   targets: Mapping[str, Arrays]
+  rng: Array | None = None
 
 
 class LossTerms(NamedTuple):
@@ -126,6 +145,25 @@ class LossTerms(NamedTuple):
   scalars: types.Metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSpec:
+  """When embeddings of all images are computed by the momentum encoder.
+
+  Attributes:
+    first: number of finished steps before which they are not.
+    every: number of steps between them: those of an epoch.
+    num_images: number of images of the training split.
+    short_side: short side of the resized images, in pixels.
+    crop: side of their center crop, in pixels.
+  """
+
+  first: int
+  every: int
+  num_images: int
+  short_side: int
+  crop: int
+
+
 class Objective:
   """One pretraining objective; a subclass is a frozen dataclass of options.
 
@@ -135,11 +173,24 @@ class Objective:
       §2.8); else they are added to that average.
     encodes_by_view: whether, where it is the only objective, each view is
       encoded by itself, with batch statistics of its own.
+    keeps: labels of the images that its batches have: 'tags', or 'index', the
+      place in the data set.
   """
 
   name: ClassVar[str]
   averaged: ClassVar[bool] = False
   encodes_by_view: ClassVar[bool] = False
+  keeps: ClassVar[tuple[str, ...]] = ()
+
+  @property
+  def views(self) -> tuple[int, ...]:
+    """Returns the numbers of the large views that the encoder encodes."""
+    return (0, 1)
+
+  @property
+  def momentum_views(self) -> tuple[int, ...]:
+    """Returns the numbers of those that the momentum encoder encodes."""
+    return (0, 1)
 
   @property
   def needs_queue(self) -> queue.QueueSpec | None:
@@ -151,9 +202,22 @@ class Objective:
     """Returns the momentum encoder that it compares with, or None."""
     return None
 
+  @property
+  def needs_embeddings(self) -> EmbeddingSpec | None:
+    """Returns when it needs embeddings of all images, or None for never."""
+    return None
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises ValueError if its memory does not fit the global batch size."""
+    del batch_size
+
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds its heads, by the names of their parameters."""
     raise NotImplementedError
+
+  def initial_memory(self, rng: Array) -> Any:
+    """Builds what it keeps from step to step; None if it keeps nothing."""
+    del rng
 
   def prepare(self, params: types.Params) -> types.Params:
     """Returns the parameters as the forward pass takes them."""

@@ -59,8 +59,8 @@ class PretrainPanels:
       console.print_line(warning)
     count = min(self.num_pictures, len(views['large']))
     rows = [self._draw_views(views, i) for i in range(count)]
-    titles = ['first view', 'second view']
-    titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
+    titles = ['first view', 'second view'][: views['large'].shape[1]]
+    titles += [f'small {k + 1}' for k in range(len(rows[0]) - len(titles))]
     panel = panels.draw_picture_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
@@ -68,16 +68,16 @@ class PretrainPanels:
     self, views: Mapping[str, np.ndarray], index: int
   ) -> list[UInt8[np.ndarray, '_ _ 3']]:
     """Draws the views of an image, the overlap marked in the large ones."""
-    corners = view_overlap_corners(
-      np.asarray(self.batch['box_large'][index]),
-      np.asarray(self.batch['flip_large'][index]),
-    )
-    pictures = [
-      draw_overlap_rectangle(
-        batch_lib.batch_images_to_uint8(views['large'][index, view]),
-        corners[view],
+    large = views['large'][index]
+    corners = [None]  # One view overlaps with nothing.
+    if len(large) == 2:
+      corners = view_overlap_corners(
+        np.asarray(self.batch['box_large'][index]),
+        np.asarray(self.batch['flip_large'][index]),
       )
-      for view in (0, 1)
+    pictures = [
+      draw_overlap_rectangle(batch_lib.batch_images_to_uint8(view), corner)
+      for view, corner in zip(large, corners, strict=True)
     ]
     size = pictures[0].shape[1::-1]
     if 'small' in views:

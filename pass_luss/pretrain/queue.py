@@ -1,6 +1,8 @@
-"""The queue: embeddings of the most recent steps, first in, first out.
+"""Embeddings of the most recent steps, first in, first out.
 
-An objective asks for it (`Objective.needs_queue`); the state holds it.
+`Queue` is that of SwAV: an objective asks for it (`Objective.needs_queue`), and
+the state has it. `Ring` is that of MoCo, written by position: part of the
+memory of an objective (`Objective.initial_memory`).
 """
 
 import dataclasses
@@ -10,6 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from pass_luss.pretrain import embedding_ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +69,62 @@ def enqueue_embeddings(
     (0, 0, 0),
   )
   return Queue(rows, jnp.minimum(queue.count + len(embeddings), length))
+
+
+@flax.struct.dataclass
+class Ring:
+  """The most recent embeddings, in a list that is written round and round.
+
+  Attributes:
+    rows: float32 [L, D], L2-normalized.
+    position: int32 [], place of the next row.
+  """
+
+  rows: Any
+  position: Any
+
+
+def random_ring(rng: Array, length: int, size: int) -> Ring:
+  """Returns a ring of L2-normalized Gaussian noise, to be written from row 0.
+
+  The first L / B steps thus contrast with noise, as in MoCo's code.
+
+  Args:
+    rng: random key.
+    length: number L of rows.
+    size: number D of values of a row.
+  """
+  rows = jax.random.normal(rng, (length, size))
+  rows = embedding_ops.l2_normalize_embeddings(rows)
+  return Ring(rows, jnp.zeros((), jnp.int32))
+
+
+def write_ring(ring: Ring, embeddings: Float[Array, 'B D']) -> Ring:
+  """Overwrites the B oldest rows with a batch; no gradient.
+
+  The length must be a multiple of B (`check_ring_length`), so that no batch is
+  written across the end.
+  """
+  length = len(ring.rows)
+  # Only the new rows move between devices, as in `enqueue_embeddings`.
+  rows = jax.lax.dynamic_update_slice(
+    ring.rows,
+    jax.lax.stop_gradient(embeddings).astype(ring.rows.dtype),
+    (ring.position, jnp.zeros_like(ring.position)),
+  )
+  return Ring(rows, (ring.position + len(embeddings)) % length)
+
+
+def check_ring_length(name: str, length: int, batch_size: int) -> None:
+  """Raises ValueError unless a length is a multiple of the batch size.
+
+  Args:
+    name: name of the field, for the message.
+    length: number of rows of a ring.
+    batch_size: global number of rows that a step writes.
+  """
+  if length % batch_size:
+    raise ValueError(
+      f'{name}: expected a multiple of the batch of {batch_size} images, got '
+      f'{length}'
+    )

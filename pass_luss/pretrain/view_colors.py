@@ -60,10 +60,11 @@ def augment_view_colors(
     Views by group: 'large', and 'small' if there are any.
   """
   keys = update_lib.row_prng_keys(rng, len(batch['views_large']))
-  first, second = colors.large
+  # Supervised pretraining has one view.
+  large = colors.large[: batch['views_large'].shape[1]]
   views = {}
   for group, options, first_view in (
-    ('large', (first,) if first == second else (first, second), 0),
+    ('large', large[:1] if large[0] == large[-1] else large, 0),
     ('small', (colors.small,), 2),
   ):
     if f'views_{group}' not in batch:

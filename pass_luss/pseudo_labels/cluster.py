@@ -10,7 +10,6 @@ from jaxtyping import Float32, Int32
 from pass_luss.pseudo_labels import features, kmeans
 from runtime import console, files, json_files
 from runtime import options as options_lib
-from segcore.distributed import sharding
 from segcore.train import workspace as workspace_lib
 
 # Outputs in the stage's folder: the cluster of each row, from 0; the objective,
@@ -107,14 +106,9 @@ def write_clustering(
     clustering: centroids and the cluster of every row.
     num_rows: number of rows without the padding.
   """
-  replicated = sharding.replicated_sharding(
-    clustering.assignments.sharding.mesh
-  )
-  assignments = jax.device_put(clustering.assignments, replicated)
+  assignments = kmeans.gather_assignments(clustering, num_rows)
   if jax.process_index() == 0:
-    features.write_feature_array(
-      folder / ASSIGNMENTS, np.asarray(assignments)[:num_rows]
-    )
+    features.write_feature_array(folder / ASSIGNMENTS, assignments)
     json_files.write_json(
       folder / SCORES,
       {'objective': clustering.objective, 'num_rows': num_rows},

@@ -185,6 +185,18 @@ def fit_kmeans(
   return Clustering(best_centroids, best, assignments)
 
 
+def gather_assignments(
+  clustering: Clustering, num_rows: int
+) -> Int[np.ndarray, 'N']:
+  """Returns the cluster of every row, without the padding, on every host."""
+  replicated = sharding.replicated_sharding(
+    clustering.assignments.sharding.mesh
+  )
+  return np.asarray(jax.device_put(clustering.assignments, replicated))[
+    :num_rows
+  ]
+
+
 def assign_to_centroids(
   features: Float[Array, 'N D'],
   centroids: Float[Array, 'K D'],

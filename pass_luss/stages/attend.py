@@ -25,6 +25,8 @@ class AttendOptions:
   Attributes:
     clusters: options of the targets, their loss and the queue.
     shared: whether all channels share one attention map.
+    fresh_projection: whether the projection is trained, too, from random
+      values: of encoders that were pretrained without one and prototypes.
     large: group of the two large views.
     colors: color augmentation of the views.
     recipe: batch size, number of steps, optimizer.
@@ -32,6 +34,7 @@ class AttendOptions:
 
   clusters: swav.SwavOptions
   shared: bool = False
+  fresh_projection: bool = False
   large: views.ViewGroup
   colors: view_colors.ViewColors
   recipe: update_lib.RecipeOptions
@@ -62,10 +65,10 @@ class AttendStage(base.ViewsStage):
     return {**super().settings(), 'images': self.experiment.images}
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images, and the pretrained encoder and projection."""
+    """Returns the images, and the pretrained encoder and its projection."""
+    heads = () if self.options.fresh_projection else ('heads/clusters',)
     return experiment_stage.Inputs(
-      (self.image_input(),),
-      start_lib.Start('represent', ('encoder', 'heads/clusters')),
+      (self.image_input(),), start_lib.Start('represent', ('encoder', *heads))
     )
 
   def method(
@@ -75,14 +78,15 @@ class AttendStage(base.ViewsStage):
     del num_classes
     block, pretrained = self.options, self.experiment.represent
     dtype = jnp.dtype(context.network.dtype)
-    clusters = swav.Swav(pretrained.learn.clusters, pretrained.widths)
+    clusters = swav.Swav(block.clusters, pretrained.widths)
     heads = {
       **clusters.heads(dtype),
       'attention': heads_lib.AttentionHead(block.shared, dtype=dtype),
     }
+    frozen = () if block.fresh_projection else (attention.FROZEN_PROJECTION,)
     optimizer = dataclasses.replace(
       block.recipe.optimizer,
-      groups=(attention.FROZEN_PROJECTION, *block.recipe.optimizer.groups),
+      groups=(*frozen, *block.recipe.optimizer.groups),
     )
     recipe = dataclasses.replace(block.recipe, optimizer=optimizer)
     return attention.AttentionMethod(

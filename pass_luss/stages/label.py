@@ -110,11 +110,19 @@ class LabelStage(cluster.ClusteredStage):
       results.write_panel('attention', panel)
     written = results.write(
       stage='label',
-      protocol=block.describe(self.experiment.cluster.kind),
+      protocol=self._describe_protocol(),
       step=step,
       **chosen.summary(),
     )
     return [*outputs, *written]
+
+  def _describe_protocol(self) -> str:
+    """Describes the protocol in words for results.json."""
+    kind = self.experiment.cluster.kind
+    text = self.options.describe(kind)
+    if kind == 'attended' and self.experiment.attend.fresh_projection:
+      text += '; attention trained with a projection of its own'
+    return text
 
   def build_labeler(
     self, workspace: workspace_lib.Workspace

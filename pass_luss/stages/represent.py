@@ -2,20 +2,24 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from input_pipeline import datasets, views
 from pass_luss.pretrain import heads as heads_lib
 from pass_luss.pretrain import method as pretrain_method
+from pass_luss.pretrain import objective as objective_lib
 from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pretrain import panels, view_colors
-from pass_luss.stages import base
+from pass_luss.stages import base, pcl_clustering
+from runtime import errors
+from segcore import types
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import network
-from segcore.train import loop
+from segcore.train import callbacks, loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 
@@ -28,11 +32,12 @@ class RepresentOptions:
   """Options of self-supervised pretraining.
 
   Attributes:
-    data: images; their labels are not read.
+    data: images; their labels are read by the supervised objective alone.
     split: name of the training split.
     learn: options of the objectives.
     widths: widths of the heads.
-    large: group of the two views that all objectives use.
+    large: group of the two views that all objectives use; of one view if only
+      the supervised objective does.
     small: group of further views, for SwAV only; None for none.
     colors: color augmentation of the views.
     recipe: batch size, number of steps, optimizer.
@@ -50,7 +55,13 @@ class RepresentOptions:
   start: start_lib.Start = start_lib.Start()
 
   def __post_init__(self):
-    check_large_views(self.large)
+    objectives = self.objectives
+    numbers = {n for each in objectives for n in each.views}
+    for each in objectives:
+      numbers.update(each.momentum_views if each.needs_momentum else ())
+    check_large_views(self.large, 1 + max(numbers))
+    for each in objectives:
+      each.check_batch_size(self.recipe.batch_size)
     if self.small and self.small.name != 'small':
       raise ValueError(f"small.name: expected 'small', got {self.small.name!r}")
     if self.small and not self.learn.clusters:
@@ -65,12 +76,28 @@ class RepresentOptions:
     groups = (self.large, self.small) if self.small else (self.large,)
     return views.MultiCrop(groups)
 
+  @property
+  def objectives(self) -> tuple[objective_lib.Objective, ...]:
+    """Builds the objectives."""
+    return pretrain_options.build_objectives(self.learn, self.widths)
+
+  @property
+  def keep(self) -> tuple[str, ...]:
+    """Returns the labels of images that the objectives read."""
+    return tuple(kind for each in self.objectives for kind in each.keeps)
+
 
 class RepresentStage(base.ViewsStage):
   """Trains the encoder on images alone."""
 
   name = 'represent'
   options: RepresentOptions
+
+  @property
+  def zero_terms_until(self) -> int:
+    """Returns the last step at which there are no prototypes yet."""
+    specs = [o.needs_embeddings for o in self.options.objectives]
+    return max((spec.first for spec in specs if spec), default=0)
 
   @property
   def follows_num_steps(self) -> bool:
@@ -91,7 +118,8 @@ class RepresentStage(base.ViewsStage):
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images, and the source of the initial parameters."""
     block = self.options
-    images = experiment_stage.SplitInput(block.data, block.split)
+    kind = 'tags' if 'tags' in block.keep else ''
+    images = experiment_stage.SplitInput(block.data, block.split, kind)
     return experiment_stage.Inputs((images,), block.start)
 
   def method(
@@ -100,7 +128,7 @@ class RepresentStage(base.ViewsStage):
     """Builds the pretraining method; classes play no role."""
     del num_classes
     block = self.options
-    objectives = pretrain_options.build_objectives(block.learn, block.widths)
+    objectives = block.objectives
     heads = pretrain_options.build_objective_heads(
       objectives, jnp.dtype(context.network.dtype)
     )
@@ -117,7 +145,56 @@ class RepresentStage(base.ViewsStage):
     """Opens the images as a stream of views."""
     block = self.options
     split = self.context.open(block.data, block.split)
-    return {'': data_lib.ViewStream(split, block.crop)}
+    return {'': data_lib.ViewStream(split, block.crop, block.keep)}
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of views, and of the labels of images that are read."""
+    rows = self.options.recipe.batch_size
+    labels = {
+      'tags': jax.ShapeDtypeStruct((rows, num_classes), jnp.bool_),
+      'index': jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+    read = {kind: labels[kind] for kind in self.options.keep}
+    return {**super().batch_spec(num_classes), **read}
+
+  def check_data(self) -> None:
+    """Refuses images of other numbers than the objectives are built for."""
+    block = self.options
+    split = self.context.open(block.data, block.split)
+    pcl_clustering.check_num_images(self.path, block.objectives, len(split))
+    supervised = block.learn.supervised
+    if supervised:
+      expected = len(split.classes) - supervised.first_class
+      if supervised.num_classes != expected:
+        raise errors.UserError(
+          f'{self.path}.learn.supervised.num_classes: expected {expected}, the '
+          f'classes of {split.name}, got {supervised.num_classes}'
+        )
+
+  def refresh(
+    self,
+    trained: pretrain_method.Pretrain,
+    streams: data_lib.Streams,
+    workspace: workspace_lib.Workspace,
+  ) -> callbacks.Refresh | None:
+    """Returns the clustering between epochs, if an objective needs one."""
+    for each in trained.objectives:
+      spec = each.needs_embeddings
+      if spec:
+        return callbacks.Refresh(
+          spec.first,
+          spec.every,
+          pcl_clustering.EpochClustering(
+            each,
+            self.method(self.exact_context).segmenter,
+            streams[''].split,
+            self.options.recipe.batch_size,
+            self.context.mesh,
+            self.context.operation.reading,
+            workspace,
+          ),
+        )
+    return None
 
   def evaluation(
     self, trained: pretrain_method.Pretrain, streams: data_lib.Streams
@@ -133,11 +210,11 @@ class RepresentStage(base.ViewsStage):
     )
 
 
-def check_large_views(large: views.ViewGroup) -> None:
-  """Raises ValueError unless there are two views named 'large'."""
-  if (large.name, large.count) != ('large', 2):
+def check_large_views(large: views.ViewGroup, count: int = 2) -> None:
+  """Raises ValueError unless there are as many views, named 'large'."""
+  if (large.name, large.count) != ('large', count):
     raise ValueError(
-      f"large: expected 2 views named 'large', got {large.count} named "
+      f"large: expected {count} views named 'large', got {large.count} named "
       f'{large.name!r}'
     )
 

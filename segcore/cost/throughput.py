@@ -25,7 +25,7 @@ from segcore.cost import topology
 # Work of the host other than starting steps. 'start': restoring or
 # initializing, and compiling; 'checkpoint': copying the state, which is then
 # written while the training goes on.
-Kind = Literal['start', 'input', 'checkpoint', 'evaluate']
+Kind = Literal['start', 'input', 'checkpoint', 'evaluate', 'refresh']
 
 # Dense bfloat16 operations per second, by jax's name of a device; names of GPUs
 # have more words before and after.

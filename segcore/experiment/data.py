@@ -12,6 +12,7 @@ from input_pipeline import (
   datasets,
   loader,
   long_side_crop,
+  record_views,
   samplers,
   splits,
   transforms,
@@ -109,10 +110,13 @@ class ViewStream:
   Attributes:
     split: images to augment.
     crop: random crops that cut the views from an image.
+    keep: labels of the image in the examples: 'tags', or 'index', the place of
+      the image in the split.
   """
 
   split: datasets.Split
   crop: views.MultiCrop
+  keep: tuple[str, ...] = ()
 
   @property
   def size(self) -> tuple[int, int]:
@@ -122,12 +126,15 @@ class ViewStream:
   @property
   def transform(self) -> transforms.Transform:
     """Builds the transform that decodes and augments a record."""
-    decode = transforms.Decode(len(self.split.classes), ())
+    decode = transforms.Decode(len(self.split.classes), self.keep)
     return transforms.Compose((decode, self.crop))
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
-    return loader.Stream(self.split.records, self.transform)
+    stored = self.split.records
+    if 'index' in self.keep:
+      stored = record_views.IndexedRecords(stored)
+    return loader.Stream(stored, self.transform)
 
 
 # The streams of a training by name; a single one has the name ''.
@@ -172,11 +179,9 @@ def fixed_panel_batch(
   """
   # Evenly spaced: in a split with repeated entries, the first ones may all be
   # the same image.
-  records = stream.split.records
+  stored = stream.open().records
   examples = [
-    stream.transform(
-      records[i * len(records) // count], np.random.default_rng(i)
-    )
+    stream.transform(stored[i * len(stored) // count], np.random.default_rng(i))
     for i in range(count)
   ]
   return loader.drop_host_only_keys(loader.stack_examples(examples))

@@ -31,7 +31,7 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import dry_run, extension, fitting, placement, stage
 from segcore.experiment import start as start_lib
 from segcore.models import network as network_lib
-from segcore.train import loop, optimizers
+from segcore.train import callbacks, loop, optimizers
 from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
 
@@ -376,6 +376,16 @@ class TrainingStage(ExperimentStage):
     del trained, streams
     return None
 
+  def refresh(
+    self,
+    trained: method_lib.Method,
+    streams: data_lib.Streams,
+    workspace: workspace_lib.Workspace,
+  ) -> callbacks.Refresh | None:
+    """Returns the part of the state computed anew between steps, or None."""
+    del trained, streams, workspace
+    return None
+
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
@@ -450,27 +460,23 @@ class TrainingStage(ExperimentStage):
       summary=optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps),
       hparams=options.options_to_dict(self.options),
       zero_terms_until=self.zero_terms_until,
+      refresh=self.refresh(trained, streams, workspace),
     )
     loop.run_training_loop(training, workspace, context.operation, context.mesh)
-    folders = [workspace.directory / name for name in ('checkpoints', 'best')]
-    return [
-      *folders,
-      workspace.directory / 'metrics.jsonl',
-      *self.write_outputs(workspace, streams),
-    ]
+    names = 'checkpoints', 'best', 'metrics.jsonl'
+    outputs = [workspace.directory / name for name in names]
+    return [*outputs, *self.write_outputs(workspace, streams)]
 
   def workload(self) -> dry_run.Workload:
     """Describes the training, as far as the config decides it without data."""
     recipe, data = self.options.recipe, self.num_classes_from
-    notes = self._describe_fitting()
+    notes = fitting.describe_fitted_crop(self.options, self.size)
     notes += [optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps)]
     num_classes = datasets.known_dataset_num_classes(data)
     if num_classes is None:
       num_classes = _ASSUMED_CLASSES
-      notes.append(
-        f'only the files of {data.name} tell its classes: {num_classes} are '
-        'assumed'
-      )
+      unknown = f'only the files of {data.name} tell its classes'
+      notes.append(f'{unknown}: {num_classes} are assumed')
     return dry_run.Workload(
       build=lambda remat: self.method(
         self.context.with_network(remat=remat), num_classes
@@ -485,13 +491,6 @@ class TrainingStage(ExperimentStage):
       notes=tuple(notes),
       first_step=self.zero_terms_until,
     )
-
-  def _describe_fitting(self) -> list[str]:
-    """Returns a line about a crop that only the data decide."""
-    if not fitting.is_fitted_crop(getattr(self.options, 'crop', {})):
-      return []
-    height, width = self.size
-    return [f'the data decide the size of crops: {height}x{width} is assumed']
 
   def dry_run(
     self, compiles: bool, topology: topology_lib.Topology | None

@@ -73,6 +73,19 @@ def is_fitted_crop(crop: Any) -> bool:
   return hasattr(crop, 'items') and dict(crop.items()).get('name') == _FITTED
 
 
+def describe_fitted_crop(block: Any, size: tuple[int, int]) -> list[str]:
+  """Returns a line about a crop that only the data decide, if it is one.
+
+  Args:
+    block: options of a stage.
+    size: height and width that are assumed, in pixels.
+  """
+  if not is_fitted_crop(getattr(block, 'crop', {})):
+    return []
+  height, width = size
+  return [f'the data decide the size of crops: {height}x{width} is assumed']
+
+
 def _has_fitted_crop(config: ml_collections.ConfigDict, name: str) -> bool:
   return (
     name in config

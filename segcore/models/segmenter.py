@@ -136,7 +136,7 @@ class Segmenter(nn.Module):
     train: bool | tuple[str, ...] = False,
     condition: Float[Array, 'B'] | None = None,
     perturb: Perturbation | None = None,
-  ) -> dict[str, Array]:
+  ) -> dict[str, Any]:
     """Computes the outputs of heads; the decoder runs only if one reads it.
 
     Args:
@@ -194,7 +194,7 @@ class Segmenter(nn.Module):
     features: Mapping[str, features_lib.Features],
     size: resize.Size,
     train: bool | tuple[str, ...] = False,
-  ) -> dict[str, Array]:
+  ) -> dict[str, Any]:
     """Computes the outputs of heads from the maps of encoder and decoder.
 
     Args:

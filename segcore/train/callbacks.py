@@ -78,3 +78,25 @@ class Callback:
     if is_last or periodic or (stopping and self.on_preemption):
       return True
     return self.timer is not None and self.timer.is_over(step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+  """Computes a part of the state anew, before steps at regular intervals.
+
+  The result depends on the state alone: a run that was killed before the step
+  repeats it when it resumes.
+
+  Attributes:
+    first: number of finished steps before which it does not run.
+    every: number of steps between runs.
+    compute: function from a state to one of equal shapes and shardings.
+  """
+
+  first: int
+  every: int
+  compute: Callable[[train_state.TrainState], train_state.TrainState]
+
+  def is_due(self, num_finished: int) -> bool:
+    """Returns whether it runs after this number of finished steps."""
+    return num_finished >= self.first and num_finished % self.every == 0

@@ -115,6 +115,7 @@ class TrainingSpec:
     summary: text for the first line of the log: the optimizer.
     hparams: settings that TensorBoard shows beside the curves.
     zero_terms_until: last step at which a term of the loss may be 0 by design.
+    refresh: part of the state that is computed anew between steps, or None.
   """
 
   method: method_lib.Method
@@ -128,6 +129,7 @@ class TrainingSpec:
   summary: str = ''
   hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   zero_terms_until: int = 0
+  refresh: callbacks.Refresh | None = None
 
 
 def run_training_loop(
@@ -215,6 +217,7 @@ class _Run:
     for step in range(start + 1, self.training.num_steps + 1):
       with self.log.meter.timed('input'):
         batch = next(batches)
+      state = self._refresh(state, step - 1)
       is_first = step == start + 1
       with self._timing_start(step) if is_first else contextlib.nullcontext():
         state, nonfinite_steps, metrics = step_fn(state, nonfinite_steps, batch)
@@ -240,6 +243,14 @@ class _Run:
         )
     self.checkpoints.wait()
     return state
+
+  def _refresh(self, state: train_state.TrainState, num_finished: int):
+    """Returns the state with the part computed anew that is due, if one is."""
+    refresh = self.training.refresh
+    if refresh is None or not refresh.is_due(num_finished):
+      return state
+    with self.log.progress.paused(), self.log.meter.timed('refresh'):
+      return refresh.compute(state)
 
   @contextlib.contextmanager
   def _timing_start(self, step: int) -> Iterator[None]:

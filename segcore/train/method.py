@@ -119,7 +119,7 @@ def training_forward_pass(
   rng: Array | None,
   condition: Float[Array, 'B'] | None = None,
   perturb: segmenter_lib.Perturbation | None = None,
-) -> tuple[dict[str, Array], types.Params]:
+) -> tuple[dict[str, Any], types.Params]:
   """Applies the network in training mode.
 
   Args:

@@ -12,21 +12,16 @@ LARC combines adaptation and decay.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from segcore.train import field_checks, layer_adaptation, tree_paths
 from segcore.types import Params
 
 # (pattern of paths, learning-rate factor, weight-decay factor).
 ParamGroup = tuple[str, float, float]
-
-# Added to the divisor of layer-wise adaptation.
-_ADAPTATION_EPS = 1e-8
 
 # Share of the learning rate when a fraction `left` of the decay remains.
 _DECAY_SHAPES = {
@@ -37,7 +32,11 @@ _DECAY_SHAPES = {
   'switched_poly': lambda left, power: jnp.power(left, power),
   'linear': lambda left, _: left,
   'constant': lambda left, _: jnp.ones_like(left),
+  # Its milestones are steps, so it does not depend on what is left.
+  'steps': None,
 }
+# Factor of the learning rate at each milestone of the schedule 'steps'.
+_MILESTONE_FACTOR = 0.1
 
 # Schedules whose decay is counted from step 0, not from the warm-up's end.
 _POLYS_FROM_STEP_0 = ('warmed_poly', 'switched_poly')
@@ -60,16 +59,27 @@ class OptimizerOptions:
       mode of weight decay must be l2, and lars decays only what it adapts.
     trust_coefficient: ratio of the norm of an adapted gradient to the norm of
       its parameter, without weight decay.
+    adaptation_eps: ε that layer-wise adaptation adds to its divisor.
+    momentum_of: quantity that the momentum of sgd averages: 'gradients', which
+      the learning rate multiplies after it, as in torch; or 'updates', which
+      have been multiplied by the learning rate of their step.
     learning_rate: peak of the schedule, at the end of the warm-up.
     schedule: cosine, poly, linear or constant, which start after the warm-up;
-      warmed_poly, a poly that starts at step 0 and that the warm-up multiplies,
-      as in mmcv; or switched_poly, which starts at step 0 as well but is used
-      after the warm-up alone, as in AFA: there the rate drops from the peak.
+      steps, a tenth of the rate from each milestone on; warmed_poly, a poly
+      that starts at step 0 and that the warm-up multiplies, as in mmcv; or
+      switched_poly, which starts at step 0 as well but is used after the
+      warm-up alone, as in AFA: there the rate drops from the peak.
+    schedule_interval: number of steps for which the rate stays the same after
+      the warm-up: those of an epoch, for a schedule by epochs.
+    milestones: steps of the schedule steps.
+    constant_rate: pattern of the paths of parameters whose learning rate stays
+      at the peak, whatever the schedule; '' for none.
     poly_power: exponent of the poly schedules.
     final_learning_rate: learning rate at the end of the schedule.
     schedule_steps: length of the schedule if longer than that of the training.
     warmup_steps: steps of the linear warm-up to the peak.
-    warmup_start: learning rate at step 0 as a fraction of the peak.
+    warmup_start: learning rate at step 0 as a fraction of the peak; 1 for a
+      constant rate before the schedule starts.
     weight_decay: coefficient for every parameter, biases and norms included,
       unless a group changes it.
     weight_decay_mode: decoupled (learning rate x decay x parameter is
@@ -91,8 +101,13 @@ class OptimizerOptions:
   nesterov: bool = False
   adaptation: str = 'none'
   trust_coefficient: float = 0.001
+  adaptation_eps: float = 1e-8
+  momentum_of: str = 'gradients'
   learning_rate: float
   schedule: str = 'cosine'
+  schedule_interval: int = 1
+  milestones: tuple[int, ...] = ()
+  constant_rate: str = ''
   poly_power: float = 0.9
   final_learning_rate: float = 0.0
   schedule_steps: int = 0
@@ -104,51 +119,88 @@ class OptimizerOptions:
   groups: tuple[ParamGroup, ...] = ()
 
   def __post_init__(self):
-    _check_word('name', self.name, ('adam', 'sgd'))
-    _check_word('adaptation', self.adaptation, ('none', 'larc', 'lars'))
-    _check_word('schedule', self.schedule, tuple(_DECAY_SHAPES))
-    _check_word(
+    field_checks.check_word('name', self.name, ('adam', 'sgd'))
+    field_checks.check_word(
+      'adaptation', self.adaptation, ('none', 'larc', 'lars')
+    )
+    field_checks.check_word('schedule', self.schedule, tuple(_DECAY_SHAPES))
+    field_checks.check_word(
+      'momentum_of', self.momentum_of, ('gradients', 'updates')
+    )
+    field_checks.check_word(
       'weight_decay_mode', self.weight_decay_mode, ('decoupled', 'l2')
     )
-    _check_number('learning_rate', self.learning_rate, above=0.0)
-    _check_number('poly_power', self.poly_power, above=0.0)
-    _check_number(
-      'final_learning_rate', self.final_learning_rate, most=self.learning_rate
+    field_checks.check_number('learning_rate', self.learning_rate, above=0.0)
+    field_checks.check_number('poly_power', self.poly_power, above=0.0)
+    field_checks.check_number(
+      'final_learning_rate',
+      self.final_learning_rate,
+      most=self.learning_rate,
     )
-    _check_number('schedule_steps', self.schedule_steps)
-    _check_number('b1', self.b1, below=1.0)
-    _check_number('b2', self.b2, below=1.0)
-    _check_number('eps', self.eps, above=0.0)
-    _check_number('momentum', self.momentum, below=1.0)
-    _check_number('trust_coefficient', self.trust_coefficient, above=0.0)
-    _check_number('warmup_start', self.warmup_start, below=1.0)
-    _check_number('weight_decay', self.weight_decay)
-    _check_number('clip_norm', self.clip_norm)
+    field_checks.check_number('schedule_steps', self.schedule_steps)
+    field_checks.check_number('b1', self.b1, below=1.0)
+    field_checks.check_number('b2', self.b2, below=1.0)
+    field_checks.check_number('eps', self.eps, above=0.0)
+    field_checks.check_number('momentum', self.momentum, below=1.0)
+    field_checks.check_number(
+      'trust_coefficient', self.trust_coefficient, above=0.0
+    )
+    field_checks.check_number('adaptation_eps', self.adaptation_eps)
+    field_checks.check_number('warmup_start', self.warmup_start, most=1.0)
+    field_checks.check_number('weight_decay', self.weight_decay)
+    field_checks.check_number('clip_norm', self.clip_norm)
     if type(self.warmup_steps) is not int or self.warmup_steps < 0:
-      _refuse('warmup_steps', self.warmup_steps, 'an integer >= 0')
+      field_checks.refuse('warmup_steps', self.warmup_steps, 'an integer >= 0')
+    self._check_schedule()
     if self.warmup_start and not self.warmup_steps:
-      _refuse('warmup_start', self.warmup_start, '0 without warmup_steps')
-    if self.schedule == 'constant' and self.final_learning_rate:
-      _refuse(
-        'final_learning_rate',
-        self.final_learning_rate,
-        "0 with schedule='constant'",
+      field_checks.refuse(
+        'warmup_start', self.warmup_start, '0 without warmup_steps'
       )
     if self.nesterov and (self.name != 'sgd' or not self.momentum):
-      _refuse(
+      field_checks.refuse(
         'nesterov', self.nesterov, "False unless name='sgd' and momentum > 0"
       )
     if self.adaptation != 'none':
       if self.name != 'sgd':
-        _refuse('adaptation', self.adaptation, f'none with name={self.name!r}')
+        field_checks.refuse(
+          'adaptation', self.adaptation, f'none with name={self.name!r}'
+        )
       if self.weight_decay and self.weight_decay_mode != 'l2':
-        _refuse(
+        field_checks.refuse(
           'weight_decay_mode',
           self.weight_decay_mode,
           f'l2 with adaptation={self.adaptation!r}, which decays gradients',
         )
     for index, group in enumerate(self.groups):
-      _check_group(f'groups[{index}]', group)
+      field_checks.check_group(f'groups[{index}]', group)
+
+  def _check_schedule(self) -> None:
+    """Raises ValueError for fields that the schedule does not have."""
+    if self.schedule in ('constant', 'steps') and self.final_learning_rate:
+      field_checks.refuse(
+        'final_learning_rate',
+        self.final_learning_rate,
+        f'0 with schedule={self.schedule!r}',
+      )
+    if (self.schedule == 'steps') != bool(self.milestones):
+      expected = 'steps' if self.schedule == 'steps' else '()'
+      field_checks.refuse(
+        'milestones',
+        self.milestones,
+        f'{expected} with schedule={self.schedule!r}',
+      )
+    if list(self.milestones) != sorted({*self.milestones}):
+      field_checks.refuse('milestones', self.milestones, 'increasing steps')
+    if self.schedule_interval < 1:
+      field_checks.refuse(
+        'schedule_interval', self.schedule_interval, 'an integer >= 1'
+      )
+    if self.momentum_of == 'updates' and (
+      self.name != 'sgd' or not self.momentum
+    ):
+      field_checks.refuse(
+        'momentum_of', self.momentum_of, "gradients unless name='sgd'"
+      )
 
   def factors(self, path: str) -> tuple[float, float]:
     """Returns the learning-rate and weight-decay factor of a parameter."""
@@ -182,7 +234,8 @@ def learning_rate_schedule(
   last update uses step num_steps - 1, one before the final rate, as in torch.
   A warmed_poly decays with (num_steps - step) / num_steps instead; the rate at
   steps before w is multiplied by the share of the warm-up. A switched_poly
-  decays alike, and before w its rate is that of the others.
+  decays alike, and before w its rate is that of the others. With an interval,
+  step - w is rounded down to a multiple of it in the decay.
 
   Raises:
     ValueError: `num_steps` is below 1, or not above the warm-up.
@@ -193,11 +246,13 @@ def learning_rate_schedule(
   [0.5, 0.25, 0.0]
   """
   if num_steps < 1:
-    _refuse('num_steps', num_steps, '>= 1')
+    field_checks.refuse('num_steps', num_steps, '>= 1')
   num_steps = max(options.schedule_steps, num_steps)
   warmup = options.warmup_steps
   if warmup >= num_steps:
-    _refuse('warmup_steps', warmup, f'fewer than num_steps = {num_steps}')
+    field_checks.refuse(
+      'warmup_steps', warmup, f'fewer than num_steps = {num_steps}'
+    )
   peak, final = options.learning_rate, options.final_learning_rate
   decay_shape = _DECAY_SHAPES[options.schedule]
   is_warmed = options.schedule == 'warmed_poly'
@@ -205,8 +260,14 @@ def learning_rate_schedule(
 
   def learning_rate(step) -> Float[Array, '*shape']:
     step = jnp.clip(jnp.asarray(step, jnp.int32), 0, num_steps)
-    left = (num_steps - jnp.maximum(step, first)) / (num_steps - first)
-    share = decay_shape(left, options.poly_power)
+    if options.schedule == 'steps':
+      passed = sum((step >= each).astype(int) for each in options.milestones)
+      share = jnp.power(_MILESTONE_FACTOR, passed)
+    else:
+      done = jnp.maximum(step, first) - first
+      done = done // options.schedule_interval * options.schedule_interval
+      left = (num_steps - first - done) / (num_steps - first)
+      share = decay_shape(left, options.poly_power)
     # Not final + (peak - final) x share, which need not round to the peak.
     decayed = peak * share + final * (1.0 - share)
     if not warmup:
@@ -250,7 +311,7 @@ def build_optimizer(
   Raises:
     ValueError: a group matches no parameter.
   """
-  paths = list(_paths(params))
+  paths = list(tree_paths.list_paths(params))
   _check_groups(options.groups, paths)
   factors = {path: options.factors(path) for path in paths}
   learning_rates = {lr for lr, _ in factors.values()}
@@ -259,20 +320,30 @@ def build_optimizer(
   if options.clip_norm:
     steps.append(optax.clip_by_global_norm(options.clip_norm))
   if options.adaptation == 'larc':
-    steps.append(_scale_by_larc(options))
+    steps.append(
+      layer_adaptation.scale_by_larc(
+        options.trust_coefficient,
+        options.adaptation_eps,
+        lambda path: options.weight_decay * options.factors(path)[1],
+      )
+    )
   elif options.weight_decay and options.weight_decay_mode == 'l2':
     steps.append(_add_decayed_weights(options))
   if options.adaptation == 'lars':
-    steps.append(_scale_by_lars(options))
+    steps.append(
+      layer_adaptation.scale_by_lars(
+        options.trust_coefficient, options.adaptation_eps
+      )
+    )
   if options.name == 'adam':
     steps.append(optax.scale_by_adam(options.b1, options.b2, options.eps))
-  elif options.momentum:
+  elif options.momentum and options.momentum_of == 'gradients':
     steps.append(optax.trace(options.momentum, options.nesterov))
   if options.weight_decay and options.weight_decay_mode == 'decoupled':
     steps.append(_add_decayed_weights(options))
-  steps.append(
-    optax.scale_by_learning_rate(learning_rate_schedule(options, num_steps))
-  )
+  steps.append(_scale_by_rate(options, num_steps, paths))
+  if options.momentum_of == 'updates':
+    steps.append(optax.trace(options.momentum, options.nesterov))
   if learning_rates - {0.0, 1.0}:
     steps.append(_scale_by_group(options))
   trained = optax.chain(*steps)
@@ -280,7 +351,7 @@ def build_optimizer(
     return trained
   return optax.partition(
     {'trained': trained, 'frozen': optax.set_to_zero()},
-    lambda tree: _map_paths(
+    lambda tree: tree_paths.map_with_paths(
       lambda path, _: 'trained' if options.factors(path)[0] else 'frozen', tree
     ),
   )
@@ -314,8 +385,15 @@ def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
   power = f' {options.poly_power:g}' if is_poly else ''
   if options.schedule == 'constant':
     parts.append(f'constant for {num_steps:,} steps')
+  elif options.schedule == 'steps':
+    steps = ', '.join(f'{step:,}' for step in options.milestones)
+    parts.append(f'a tenth of it from each of the steps {steps} on')
   else:
     parts.append(f'{options.schedule}{power} {end}')
+  if options.schedule_interval > 1:
+    parts.append(f'the same for {options.schedule_interval:,} steps each')
+  if options.constant_rate:
+    parts.append(f'{options.constant_rate!r} at the peak')
   if options.weight_decay:
     adapted = options.adaptation != 'none'
     mode = options.adaptation if adapted else options.weight_decay_mode
@@ -342,88 +420,49 @@ def _add_decayed_weights(
 
     def decay_leaf(path, update, param):
       # LARS decays only what it adapts: neither biases nor norms.
-      if options.adaptation == 'lars' and not _is_matrix_like(param):
+      if options.adaptation == 'lars' and not layer_adaptation.is_matrix_like(
+        param
+      ):
         return update
       coefficient = options.weight_decay * options.factors(path)[1]
       return update + coefficient * param if coefficient else update
 
-    return _map_paths(decay_leaf, updates, params)
+    return tree_paths.map_with_paths(decay_leaf, updates, params)
 
   return optax.stateless(decay)
 
 
-def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
-  """Builds LARC: gradients with norms in proportion to those of parameters.
+def _scale_by_rate(
+  options: OptimizerOptions, num_steps: int, paths: list[str]
+) -> optax.GradientTransformation:
+  """Builds the multiplication by minus the learning rate.
 
-  g becomes trust·|w|·(g + λw) / (|g| + λ|w| + ε), where λ is the weight decay.
-  If w or g is zero, g is unchanged and not decayed. Source: Apex's LARC without
-  clipping, after You et al. 2017 (LARS), Eq. 6.
+  Raises:
+    ValueError: no path matches `constant_rate`.
   """
-
-  def adapt(updates, params):
-    if params is None:
-      raise ValueError('larc needs params: call update(…, params)')
-
-    def adapt_leaf(path, update, param):
-      decay = options.weight_decay * options.factors(path)[1]
-      param_norm, grad_norm = optax.tree.norm(param), optax.tree.norm(update)
-      ratio = (
-        options.trust_coefficient
-        * param_norm
-        / (grad_norm + decay * param_norm + _ADAPTATION_EPS)
-      )
-      # Decay belongs inside of the norm, so it is not a step of its own: the
-      # ratio bounds the whole update by the norm of the parameter.
-      adapted = ratio * (update + decay * param)
-      return jnp.where((param_norm > 0) & (grad_norm > 0), adapted, update)
-
-    return _map_paths(adapt_leaf, updates, params)
-
-  return optax.stateless(adapt)
-
-
-def _scale_by_lars(options: OptimizerOptions) -> optax.GradientTransformation:
-  """Builds LARS: the decayed gradient g becomes trust·|w|·g / (|g| + ε).
-
-  If w or g is zero, g is unchanged; so it is for parameters of fewer than two
-  axes. Source: You et al. 2017, with the decay inside of the norm, as in the
-  release of PixPro (Xie et al. 2021).
-  """
-  return optax.masked(
-    optax.scale_by_trust_ratio(
-      trust_coefficient=options.trust_coefficient, eps=_ADAPTATION_EPS
-    ),
-    lambda params: jax.tree.map(_is_matrix_like, params),
+  scale = optax.scale_by_learning_rate(
+    learning_rate_schedule(options, num_steps)
   )
-
-
-def _is_matrix_like(param: Array) -> bool:
-  """Returns whether a parameter has two axes or more: no bias or norm scale."""
-  return param.ndim > 1
+  pattern = options.constant_rate
+  if not pattern:
+    return scale
+  if not any(re.search(pattern, path) for path in paths):
+    field_checks.refuse('constant_rate', pattern, 'a pattern of parameters')
+  return optax.partition(
+    {'scheduled': scale, 'constant': optax.scale(-options.learning_rate)},
+    lambda tree: tree_paths.map_with_paths(
+      lambda path, _: 'constant' if re.search(pattern, path) else 'scheduled',
+      tree,
+    ),
+  )
 
 
 def _scale_by_group(options: OptimizerOptions) -> optax.GradientTransformation:
   return optax.stateless(
-    lambda updates, _: _map_paths(
+    lambda updates, _: tree_paths.map_with_paths(
       lambda path, update: options.factors(path)[0] * update, updates
     )
   )
-
-
-def _map_paths(function: Callable, tree: Any, *rest: Any) -> Any:
-  """Maps a function of (path, *leaves) over trees; paths joined by '/'."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: function(_join(path), *leaves), tree, *rest
-  )
-
-
-def _paths(tree: Any) -> Iterator[str]:
-  for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-    yield _join(path)
-
-
-def _join(path: tuple) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _check_groups(groups: tuple[ParamGroup, ...], paths: list[str]) -> None:
@@ -445,56 +484,3 @@ def _check_groups(groups: tuple[ParamGroup, ...], paths: list[str]) -> None:
       f'groups[{index}]: expected a pattern of parameters, got {pattern!r}, '
       f'which matches none of the {len(paths)} parameters, such as {examples}'
     )
-
-
-def _check_group(field: str, group: Any) -> None:
-  if not isinstance(group, tuple) or len(group) != 3:
-    _refuse(field, group, '(pattern, learning-rate and weight-decay factor)')
-  pattern, learning_rate, weight_decay = group
-  try:
-    re.compile(pattern)
-  except (re.error, TypeError) as error:
-    _refuse(f'{field} pattern', pattern, f'a regular expression ({error})')
-  _check_number(f'{field} learning-rate factor', learning_rate)
-  _check_number(f'{field} weight-decay factor', weight_decay)
-
-
-def _check_word(field: str, value: Any, words: tuple[str, ...]) -> None:
-  if value not in words:
-    _refuse(field, value, f'one of {", ".join(words)}')
-
-
-def _check_number(
-  field: str,
-  value: Any,
-  above: float | None = None,
-  below: float | None = None,
-  most: float | None = None,
-) -> None:
-  """Raises ValueError unless a value is a finite number within bounds.
-
-  Args:
-    field: name of the field, for the message.
-    value: the value.
-    above: exclusive lower bound; None for the inclusive bound 0.
-    below: exclusive upper bound.
-    most: inclusive upper bound.
-  """
-  expected = 'a number >= 0' if above is None else f'a number > {above:g}'
-  if below is not None:
-    expected += f' and < {below:g}'
-  if most is not None:
-    expected += f' and <= {most:g}'
-  if (
-    isinstance(value, bool)
-    or not isinstance(value, int | float)
-    or not math.isfinite(value)
-    or (value < 0 if above is None else value <= above)
-    or (below is not None and value >= below)
-    or (most is not None and value > most)
-  ):
-    _refuse(field, value, expected)
-
-
-def _refuse(field: str, value: Any, expected: str) -> None:
-  raise ValueError(f'{field}: expected {expected}, got {value!r}')

@@ -254,8 +254,11 @@ def test_unlabeled_photographs_are_denoised_too(unlabeled, expected):
 
 
 def test_unlabeled_photographs_need_denoising():
-  with pytest.raises(ValueError, match='unlabeled=same: expected init=ddep or'):
-    loading.load('ddep_folder', 'source=x,init=none,unlabeled=same')
+  with pytest.raises(ValueError, match='unlabeled=more: expected init=ddep or'):
+    loading.load('ddep_folder', 'source=x,init=none,unlabeled=more')
+  # Images without a mask are left out, so that runs compare.
+  config = loading.load('ddep_folder', 'source=x,init=none,unlabeled=same')
+  assert config.finetune.data.without_mask == 'unlabeled'
 
 
 def test_options_of_a_folder_define_how_its_files_are_read():

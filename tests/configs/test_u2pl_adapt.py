@@ -247,7 +247,7 @@ def test_a_config_without_training_is_refused():
   config = loading.load('u2pl_adapt_shapes', 'tiny')
   with config.unlocked():
     config.adapt = None
-  with pytest.raises(errors.UserError, match='either train or adapt, got none'):
+  with pytest.raises(errors.UserError, match='train, adapt, weak, got none'):
     u2pl_main.PROGRAM.build(config)
 
 

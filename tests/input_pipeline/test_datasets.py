@@ -201,7 +201,7 @@ def test_an_unknown_data_set_is_refused(name):
   assert messages.message_of(lambda: datasets.DataOptions(name)) == (
     'name: expected a data set of shapes, camvid, voc2012, pascal_context, '
     'ade20k, cityscapes, gta5, synthia, imagenet, imagenet_s, image_folder, '
-    f'image_mask_folder, got {name!r}'
+    f'image_mask_folder, image_tag_folder, got {name!r}'
   )
 
 

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, Int
 from input_pipeline import batch as batch_lib
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
+from segcore.models.layers import resize
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
+from u2pl import panels, pseudo_labels
 from u2pl.adapt import losses, target_teacher
 from u2pl.adapt import options as options_lib
 
@@ -198,6 +200,29 @@ class DAFormer:
     return self.segmenter.apply(
       train_state.train_state_variables(state), images, heads=('logits',)
     )['logits']
+
+  def panel_output(
+    self, state: target_teacher.State, batch: batch_lib.Batch, rng: Array
+  ) -> panels.PanelOutput:
+    """Computes what panels show: gray pixels of mixed images have weight 0."""
+    keys = target_teacher.StepKeys(*jax.random.split(rng, 5))
+    source = batch_lib.batch_images_to_symmetric(batch['source']['image'])
+    labels = batch['source']['label'].astype(jnp.int32)
+    _, targets = self.teacher.teach(
+      state, source, labels, batch['target'], keys
+    )
+    mixed = targets.mixed
+    logits = self.segmenter.apply(
+      self.teacher.ema.variables(state), mixed.images, heads=('logits',)
+    )['logits']
+    return panels.PanelOutput(
+      targets.pseudo_labels,
+      mixed.images,
+      jnp.where(targets.weights > 0, mixed.labels, batch_lib.IGNORE),
+      pseudo_labels.pixel_entropy(
+        resize.resize_bilinear(logits, mixed.labels.shape[1:])
+      ),
+    )
 
   @property
   def teacher(self) -> target_teacher.TargetTeacher:

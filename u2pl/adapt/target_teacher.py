@@ -64,12 +64,14 @@ class MixedTargets(NamedTuple):
     weights: weight of each of their pixels.
     contrastive: targets of the contrastive loss; None without one.
     scalars: scalars to log, by name.
+    pseudo_labels: labels of the target images, as they are.
   """
 
   mixed: mixed_images.MixedImages
   weights: Float[Array, 'B H W']
   contrastive: contrastive_branch.ContrastiveTargets | None
   scalars: types.Metrics
+  pseudo_labels: Int[Array, 'B H W']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +125,13 @@ class TargetTeacher:
       'confident_share': share,
       **losses.pseudo_label_accuracy(pseudo, target.get('label')),
     }
+    weights = self_training.mixed_pixel_weights(
+      mixed.kept, mixed.trusted, share
+    )
+    targets = MixedTargets(mixed, weights, None, scalars, pseudo)
     if not self.options.needs_entropy:
-      weights = self_training.mixed_pixel_weights(
-        mixed.kept, mixed.trusted, share
-      )
-      return state, MixedTargets(mixed, weights, None, scalars)
-    return self.teach_by_entropy(state, source, labels, mixed, scalars, keys)
+      return state, targets
+    return self.teach_by_entropy(state, source, labels, targets, keys)
 
   def pseudo_label(
     self, state: State, images: Float[Array, 'B H W 3']
@@ -155,8 +158,7 @@ class TargetTeacher:
     state: State,
     source: Float[Array, 'B H W 3'],
     labels: Int[Array, 'B H W'],
-    mixed: mixed_images.MixedImages,
-    scalars: types.Metrics,
+    targets: MixedTargets,
     keys: StepKeys,
   ) -> tuple[State, MixedTargets]:
     """Weighs mixed pixels by reliability, and updates the contrastive branch.
@@ -168,10 +170,10 @@ class TargetTeacher:
       state: training state.
       source: source images.
       labels: their ground truth.
-      mixed: mixed images.
-      scalars: scalars to log, among them the confident share.
+      targets: mixed images, and scalars to log, among them the confident share.
       keys: keys of the step.
     """
+    mixed, scalars = targets.mixed, targets.scalars
     outputs, state = self.ema.forward(
       state,
       batch_lib.join_batch_rows([source, mixed.images]),
@@ -206,7 +208,9 @@ class TargetTeacher:
       state = state.replace(**vars(branch))
       if contrastive is not None:
         scalars |= self.branch.scalars(branch, contrastive)
-    return state, MixedTargets(mixed, weights, contrastive, scalars)
+    return state, targets._replace(
+      weights=weights, contrastive=contrastive, scalars=scalars
+    )
 
   def partition_pixels(
     self,

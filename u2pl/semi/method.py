@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -13,6 +13,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
 from u2pl import ema, pseudo_labels
+from u2pl.panels import PanelOutput
 from u2pl.semi import losses
 from u2pl.semi import options as options_lib
 
@@ -26,22 +27,6 @@ def stream_images(
     for name in ('labeled', 'unlabeled')
   )
   return labeled, unlabeled
-
-
-class PanelOutput(NamedTuple):
-  """Pseudo-labels of unlabeled images, as pictures of a training show them.
-
-  Attributes:
-    weak_labels: pseudo-labels of the images as they are.
-    images: images that the student learns, in [-1, 1].
-    labels: pseudo-labels of these; negative where they are not learned.
-    entropy: entropy of the prediction for these, in nats.
-  """
-
-  weak_labels: Int[Array, 'B H W']
-  images: Float[Array, 'B H W 3']
-  labels: Int[Array, 'B H W']
-  entropy: Float[Array, 'B H W']
 
 
 @dataclasses.dataclass(frozen=True)

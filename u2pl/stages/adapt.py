@@ -23,6 +23,7 @@ from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+from u2pl import panels
 from u2pl.adapt import daformer
 from u2pl.adapt import options as adapt_options
 
@@ -270,9 +271,8 @@ class AdaptStage(experiment_stage.TrainingStage):
   def evaluation(
     self, trained: daformer.DAFormer, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
-    """Builds the evaluation of the student on the target during training."""
-    del streams
-    return evaluator.combine_evaluators(
+    """Builds the evaluation on the target, with panels of mixed images."""
+    evaluate = evaluator.combine_evaluators(
       evaluation.build_training_stage_evaluators(
         self.context,
         trained,
@@ -282,6 +282,20 @@ class AdaptStage(experiment_stage.TrainingStage):
         self.name,
       )
     )
+    if TARGET not in streams:
+      return evaluate
+    panel = panels.TeacherPanels(
+      trained,
+      {
+        name: data_lib.fixed_panel_batch(stream, evaluation.NUM_PANEL_ROWS)
+        for name, stream in streams.items()
+      },
+      streams[SOURCE].split.palette,
+      evaluation.NUM_PANEL_ROWS,
+      self.context.mesh,
+      stream=TARGET,
+    )
+    return evaluator.combine_evaluation_summaries(evaluate, panel)
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams

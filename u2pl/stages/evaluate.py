@@ -1,6 +1,7 @@
-"""Stage `evaluate`: reports the network of semi-supervised or adapted training.
+"""Stage `evaluate`: reports a trained network.
 
-Of the former the teacher is reported, of the latter the student.
+Of semi-supervised training the teacher is reported, after adaptation the
+student, in weak supervision the one network that there is.
 """
 
 from collections.abc import Mapping
@@ -8,55 +9,59 @@ from typing import Any
 
 from segcore.eval import protocols
 from segcore.experiment import data as data_lib
-from segcore.experiment import reporting
+from segcore.experiment import experiment_stage, reporting
 from segcore.train import method
-from u2pl.stages import adapt, train
+from u2pl.stages import adapt, train, weak
+from u2pl.weak import afa
 
 # Fields of a checkpoint that the reported network is read from.
 _STUDENT = ('step', 'params', 'batch_stats')
 _TEACHER = ('teacher_params', 'teacher_batch_stats')
+# Trainings, one of which an experiment has.
+_TRAININGS = (train.TrainStage, adapt.AdaptStage, weak.WeakStage)
 
 
 class EvaluateStage(reporting.EvaluateStage):
-  """Evaluates the teacher; the student after adaptation, or in the warm-up."""
+  """Evaluates the teacher or, where there is none, the trained network."""
 
   @property
   def trained_by(self) -> str:
     """Returns the name of the stage that has trained the network."""
-    return 'adapt' if self._adapts else 'train'
+    return self._training_stage.name
 
   @property
   def checkpoint_fields(self) -> tuple[str, ...]:
     """Returns the names of the fields of a checkpoint that are read."""
-    return _STUDENT if self._adapts else (*_STUDENT, *_TEACHER)
+    return (*_STUDENT, *(_TEACHER if self.experiment.train else ()))
 
   @property
   def labeled_data(self) -> data_lib.LabeledData:
-    """Returns the data of training; of the target after adaptation."""
-    experiment = self.experiment
-    return experiment.adapt.evaluated if self._adapts else experiment.train
+    """Returns the data of training; else that of its validation split."""
+    options = self._training_stage.options
+    return options if self.experiment.train else options.evaluated
 
   @property
   def protocol(self) -> protocols.ProtocolOptions:
     """Returns the inference protocol."""
-    if not self._adapts:
+    if self.experiment.train:
       return super().protocol
     crop, _ = self._training_stage.augmentations()
     return self.options.protocol_after(crop)
 
-  def scores(self, num_classes: int) -> method.HeadScores:
-    """Builds the head of the trained network."""
-    return method.HeadScores(
-      self._training_stage.build_network(self.context, num_classes)
-    )
+  def scores(self, num_classes: int) -> method.ScoreModel:
+    """Builds the model whose scores are evaluated."""
+    net = self._training_stage.build_network(self.context, num_classes)
+    if self.experiment.weak:
+      return afa.build_scores(net, self.experiment.weak.learn)
+    return method.HeadScores(net)
 
   def select_variables(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the teacher's variables; else the student's (see the class)."""
-    train_block = self.experiment.train
+    block = self.experiment.train
     has_teacher = (
-      not self._adapts
-      and train_block.learn.has_teacher
-      and fields['step'] > train_block.warmup_steps
+      block is not None
+      and block.learn.has_teacher
+      and fields['step'] > block.warmup_steps
     )
     prefix = 'teacher_' if has_teacher else ''
     return {
@@ -66,11 +71,11 @@ class EvaluateStage(reporting.EvaluateStage):
     }
 
   @property
-  def _adapts(self) -> bool:
-    return self.experiment.adapt is not None
-
-  @property
-  def _training_stage(self) -> train.TrainStage | adapt.AdaptStage:
+  def _training_stage(self) -> experiment_stage.TrainingStage:
     """Returns the stage that has trained the network."""
-    stage = adapt.AdaptStage if self._adapts else train.TrainStage
+    stage = next(
+      each
+      for each in _TRAININGS
+      if getattr(self.experiment, each.name) is not None
+    )
     return stage(self.experiment, self.context)

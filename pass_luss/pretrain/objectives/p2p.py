@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
+  embedding_ops,
   heads,
   objective,
   view_axis,
@@ -172,18 +173,7 @@ def p2p_regression_loss(
   # Without the stopped gradient and the predictor, equal embeddings everywhere
   # would be a minimum that training falls into.
   other = jax.lax.stop_gradient(projected[:, ::-1])
-  return -jnp.mean(_cosine(predicted, other))
-
-
-def _cosine(
-  a: Float[Array, '*shape D'], b: Float[Array, '*shape D']
-) -> Float[Array, '*shape']:
-  """Computes a·b / max(|a| |b|, 1e-8); 0, with a gradient of 0, at a = 0."""
-  a, b = losses.at_least_float32(a), losses.at_least_float32(b)
-  # The floor is applied to the product of squares, whose root it then is: the
-  # gradient of a root at 0 would be infinite.
-  squares = jnp.sum(jnp.square(a), axis=-1) * jnp.sum(jnp.square(b), axis=-1)
-  return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))
+  return -jnp.mean(embedding_ops.cosine_similarities(predicted, other))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,7 @@ def batch_norm(
   epsilon: float = 1e-5,
   zero_scale: bool = False,
   affine: bool = True,
+  shift: bool = True,
 ) -> nn.BatchNorm:
   """Builds a batch norm: batch statistics in training, running ones otherwise.
 
@@ -113,6 +114,7 @@ def batch_norm(
     zero_scale: whether the scale is initialized with 0, for the last norm of a
       residual branch.
     affine: whether parameters scale and shift each channel.
+    shift: whether there is a shift beside the scale.
   """
   init = nn.initializers.zeros if zero_scale else nn.initializers.ones
   return nn.BatchNorm(
@@ -121,7 +123,7 @@ def batch_norm(
     epsilon=epsilon,
     scale_init=init,
     use_scale=affine,
-    use_bias=affine,
+    use_bias=affine and shift,
     dtype=dtype,
     name=name,
   )

@@ -217,6 +217,17 @@ def interval_resize_matrices(
   return jnp.where(row == i, weights, 0.0)
 
 
+def resize_by_matrices(
+  x: Float[Array, 'B h w D'],
+  rows: Float[Array, 'B H h'],
+  columns: Float[Array, 'B W w'],
+) -> Float[Array, 'B H W D']:
+  """Applies the weights of rows and of columns of each image to its map."""
+  exact = jax.lax.Precision.HIGHEST
+  x = jnp.einsum('bih,bhwd->biwd', rows, x, precision=exact)
+  return jnp.einsum('bjw,biwd->bijd', columns, x, precision=exact)
+
+
 def _symbolic_matrix(
   old: Any, new: Any, align_corners: bool, antialias: bool, dtype: DTypeLike
 ) -> Float[Array, 'rows columns']:

@@ -1,5 +1,8 @@
 """Tiny networks, batches and states, for steps of pretraining."""
 
+from typing import Any, ClassVar
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,22 @@ import numpy as np
 from pass_luss.pretrain import heads, view_colors
 from pass_luss.pretrain import method as method_lib
 from pass_luss.pretrain import options as options_lib
+from pass_luss.pretrain.objectives import (
+  adco,
+  byol,
+  densecl,
+  moco,
+  pcl,
+  pixpro,
+  simclr,
+  simsiam,
+  supervised,
+  swav,
+)
 from pass_luss.pretrain.objectives import d2s as d2s_lib
 from pass_luss.pretrain.objectives import p2p as p2p_lib
-from pass_luss.pretrain.objectives import pixpro, swav
+from segcore.models import features, segmenter
+from segcore.models.layers import norm
 from segcore.ops import color_augment
 from segcore.train import optimizers
 from segcore.train import update as update_lib
@@ -27,6 +43,29 @@ PIXPRO = options_lib.ObjectiveOptions(
   shallow=d2s_lib.D2SOptions(stages=(3, 2)),
   pixpro=pixpro.PixproOptions(hidden=8, size=6),
 )
+# Objectives that PASS is compared with, by name.
+_KEYS = {'size': 6, 'decay': 0.9}
+COMPARED = {
+  'supervised': supervised.SupervisedOptions(num_classes=4, first_class=1),
+  'simclr': simclr.SimclrOptions(size=6),
+  'moco': moco.MocoOptions(queue=16, **_KEYS),
+  'byol': byol.ByolOptions(hidden=8, size=6, decay=0.9),
+  'simsiam': simsiam.SimsiamOptions(size=8, hidden=4),
+  'densecl': densecl.DenseclOptions(queue=16, hidden=8, **_KEYS),
+  'pcl': pcl.PclOptions(
+    queue=16,
+    num_images=40,
+    clusters=(12, 16),
+    negatives=3,
+    from_step=2,
+    every=2,
+    restarts=2,
+    short_side=40,
+    crop=32,
+    **_KEYS,
+  ),
+  'adco': adco.AdcoOptions(negatives=16, **_KEYS),
+}
 LARC = optimizers.OptimizerOptions(
   name='sgd',
   learning_rate=0.6,
@@ -45,6 +84,18 @@ COLORS = view_colors.ViewColors(
 )
 
 
+def compared_options(name, **fields):
+  """Builds the options of an objective that PASS is compared with, alone."""
+  alone = {
+    'clusters': None,
+    'alignment': None,
+    'shallow': d2s_lib.D2SOptions(()),
+  }
+  return options_lib.ObjectiveOptions(
+    **{**alone, name: COMPARED[name], **fields}
+  )
+
+
 def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   """Builds a method with a tiny network."""
   objectives = options_lib.build_objectives(options, SIZES)
@@ -55,7 +106,7 @@ def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
 
 
-def make_batch(seed=0, small=True):
+def make_batch(seed=0, small=True, large=LARGE):
   """Draws a batch of two large views, and of two small ones."""
   rng = np.random.default_rng(seed)
 
@@ -74,11 +125,50 @@ def make_batch(seed=0, small=True):
   batch = {
     'size': np.full((BATCH, 2), 64, np.int32),
     'mask': np.ones(BATCH, bool),
-    **group('large', 2, LARGE),
+    'tags': np.eye(5, dtype=bool)[rng.integers(1, 5, BATCH)],
+    'index': rng.permutation(40)[:BATCH].astype(np.int32),
+    **group('large', 2, large),
   }
   if small:
     batch |= group('small', 2, SMALL)
   return jax.device_put(batch)
+
+
+class TinyEncoder(nn.Module):
+  """One convolution of stride 8 and a batch norm: compiled in a second."""
+
+  dtype: Any = jnp.float32
+  size_multiple: ClassVar[int] = 8
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    """Returns one map."""
+    x = nn.Conv(
+      6, (8, 8), (8, 8), use_bias=False, dtype=self.dtype, name='conv'
+    )(images)
+    x = norm.batch_norm(train=train, dtype=self.dtype, name='bn')(x)
+    maps = features.FeatureMap('x4', 8, nn.relu(x))
+    return features.Features((maps,))
+
+
+def make_tiny_method(name, dtype=jnp.float64, num_steps=20, rate=0.1):
+  """Builds an objective that PASS is compared with, on the tiny encoder."""
+  objectives = options_lib.build_objectives(compared_options(name), SIZES)
+  net = segmenter.Segmenter(
+    TinyEncoder(dtype),
+    None,
+    options_lib.build_objective_heads(objectives, dtype),
+  )
+  tx = optimizers.OptimizerOptions(
+    name='sgd', learning_rate=rate, schedule='constant'
+  )
+  colors = view_colors.ViewColors(2 * (color_augment.ColorOptions(),))
+  return method_lib.Pretrain(
+    net,
+    update_lib.Update(('encoder', 'heads'), tx, num_steps),
+    objectives,
+    colors,
+  )
 
 
 def batch_spec(batch):

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline import datasets
 from pass_luss.weak import (
   image_classifier,
   image_tags,
@@ -14,6 +13,7 @@ from pass_luss.weak import (
 )
 from segcore.train import update as update_lib
 from tests.pass_luss.weak import tiny
+from tests.support import fake_data
 from tests.transcriptions import wsss
 
 OPTIONS = sc_cam.ScCamOptions(num_subcategories=2)
@@ -140,9 +140,11 @@ def test_centroids_are_different_rows():
 
 
 def test_tags_of_clusters_and_sub_categories(tmp_path):
-  split = datasets.open_dataset_split(
-    datasets.DataOptions('shapes/single'), 'val', ''
-  ).select(np.arange(3))
+  examples = [
+    fake_data.make_record(i, np.zeros((8, 8, 3)), np.zeros((8, 8), int))
+    for i in range(3)
+  ]
+  split = fake_data.make_split(examples, num_classes=9)
   clusters = image_tags.with_cluster_tags(split, np.array([2, 0, 7]))
   assert clusters.classes[:2] == ('other', 'category 1')
   assert len(clusters.classes) == len(split.classes)

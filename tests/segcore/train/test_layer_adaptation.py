@@ -12,6 +12,7 @@ from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.train import optimizers
 from tests.segcore.train import updates
+from tests.transcriptions import luss_comparators
 
 
 def adapted_options(kind, trust, **fields):
@@ -197,3 +198,61 @@ def test_norms_are_computed_over_all_shards(monkeypatch, kind):
   assert exchanged
   for collective in exchanged:
     assert collective.kind == 'all-reduce' and collective.size <= 8
+
+
+def test_lars_of_simclr(layers):
+  """The momentum averages updates; no epsilon; biases and norms are plain."""
+  gradients = updates.gradients_of(layers)
+  options = updates.sgd_with_l2(
+    learning_rate=5.0,
+    schedule='linear',
+    weight_decay=0.05,
+    adaptation='lars',
+    adaptation_eps=0.0,
+    trust_coefficient=0.02,
+    momentum_of='updates',
+  )
+  rates = updates.linear_rates(5.0)
+  expected = jax.tree.map(
+    lambda p, *gs: luss_comparators.simclr_lars_steps(p, gs, rates, 0.05, 0.02),
+    updates.float64(layers),
+    *map(updates.float64, gradients),
+  )
+  actual = updates.run(options, layers, gradients)
+  updates.assert_close(actual, expected)
+  # It differs from the momentum of gradients, as the rate changes.
+  other = updates.run(
+    dataclasses.replace(options, momentum_of='gradients'), layers, gradients
+  )
+  moved = np.abs(other['conv']['kernel'] - actual['conv']['kernel'])
+  assert moved.max() > 1e-3
+
+
+def test_a_learning_rate_that_does_not_follow_the_schedule(layers):
+  """Of SimSiam's predictor; the other parameters decay."""
+  gradients = updates.gradients_of(layers)
+  options = updates.sgd_with_l2(
+    learning_rate=0.5,
+    schedule='linear',
+    weight_decay=0.05,
+    constant_rate='^still/',
+  )
+
+  def leaf(p, g, memory, rate, step):
+    memory['m'] = 0.9 * memory['m'] + g + 0.05 * p
+    return p - rate * memory['m']
+
+  expected = {
+    **updates.reference(leaf, layers, gradients, updates.linear_rates(0.5)),
+    'still': updates.reference(
+      leaf,
+      layers['still'],
+      [gradient['still'] for gradient in gradients],
+      [0.5] * len(gradients),
+    ),
+  }
+  updates.assert_close(updates.run(options, layers, gradients), expected)
+  with pytest.raises(ValueError, match='constant_rate: expected a pattern'):
+    optimizers.build_optimizer(
+      dataclasses.replace(options, constant_rate='^head/'), 10, layers
+    )

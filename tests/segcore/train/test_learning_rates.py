@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segcore.train import optimizers
-from tests.transcriptions import afa
+from tests.transcriptions import afa, luss_comparators
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,44 @@ def test_a_warmed_poly_starts_at_step_0(power):
     if step < 1500:
       expected *= 1 - (1 - step / 1500) * (1 - 1e-6)
     np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-4)
+
+
+def test_a_schedule_by_epochs_has_one_rate_an_epoch():
+  options = optimizers.OptimizerOptions(
+    learning_rate=0.03, final_learning_rate=6e-4, schedule_interval=7
+  )
+  rate = optimizers.learning_rate_schedule(options, 70)
+  actual = rate(jnp.arange(70))
+  expected = [
+    luss_comparators.epoch_cosine(step, 7, 10, 0.03, 6e-4) for step in range(70)
+  ]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_epochs_are_counted_after_the_first_steps():
+  """Of AdCo, whose rate is constant while the negatives are filled."""
+  options = optimizers.OptimizerOptions(
+    learning_rate=0.03,
+    final_learning_rate=6e-4,
+    schedule_interval=7,
+    warmup_steps=5,
+    warmup_start=1.0,
+  )
+  actual = optimizers.learning_rate_schedule(options, 75)(jnp.arange(75))
+  np.testing.assert_allclose(actual[:5], 0.03, rtol=1e-6)
+  expected = [
+    luss_comparators.epoch_cosine(step, 7, 10, 0.03, 6e-4) for step in range(70)
+  ]
+  np.testing.assert_allclose(actual[5:], expected, rtol=1e-5)
+
+
+def test_milestones():
+  options = optimizers.OptimizerOptions(
+    learning_rate=0.1, schedule='steps', milestones=(3, 6, 9)
+  )
+  actual = optimizers.learning_rate_schedule(options, 10)(jnp.arange(10))
+  expected = [0.1] * 3 + [0.01] * 3 + [1e-3] * 3 + [1e-4]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_a_switched_poly_drops_at_the_end_of_the_warm_up():

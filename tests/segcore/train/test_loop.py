@@ -5,6 +5,7 @@ import json
 import signal
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -317,3 +318,23 @@ def test_term_that_is_always_zero_is_warned_of_once():
   # The tenth log after step 100.
   assert step == 200
   assert 'loss_contrast was exactly 0' in text
+
+
+def test_a_part_that_is_refreshed_is_refreshed_again_after_a_kill(tmp_path):
+  """Before the first step of each interval, from the state alone."""
+  calls = []
+
+  def compute(state):
+    calls.append(int(state.step))
+    total = jax.jit(lambda x: 2 * x + 1)(state.params['sum'])
+    return state.replace(params={'sum': total})
+
+  refresh = callbacks.Refresh(first=4, every=2, compute=compute)
+  whole = run(tmp_path / 'whole', training(num_steps=9, refresh=refresh))
+  assert calls == [4, 6, 8]
+  calls.clear()
+  # Step 4 is saved before the refresh.
+  run(tmp_path / 'killed', training(num_steps=4, refresh=refresh))
+  resumed = run(tmp_path / 'killed', training(num_steps=9, refresh=refresh))
+  assert calls == [4, 6, 8]
+  np.testing.assert_array_equal(resumed.params['sum'], whole.params['sum'])

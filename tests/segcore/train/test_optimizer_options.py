@@ -15,9 +15,8 @@ from segcore.train import optimizers
     ({'name': 'lars'}, "name: expected one of adam, sgd, got 'lars'"),
     (
       {'schedule': 'step'},
-      'schedule: expected one of cosine, poly, warmed_poly, '
-      'switched_poly, linear, constant, '
-      "got 'step'",
+      'schedule: expected one of cosine, poly, warmed_poly, switched_poly, '
+      "linear, constant, steps, got 'step'",
     ),
     (
       {'weight_decay_mode': 'L2'},
@@ -43,6 +42,26 @@ from segcore.train import optimizers
     (
       {'final_learning_rate': 0.5, 'schedule': 'constant'},
       "final_learning_rate: expected 0 with schedule='constant', got 0.5",
+    ),
+    (
+      {'milestones': (3,)},
+      "milestones: expected () with schedule='cosine', got (3,)",
+    ),
+    (
+      {'schedule': 'steps'},
+      "milestones: expected steps with schedule='steps', got ()",
+    ),
+    (
+      {'schedule': 'steps', 'milestones': (5, 3)},
+      'milestones: expected increasing steps, got (5, 3)',
+    ),
+    (
+      {'schedule_interval': 0},
+      'schedule_interval: expected an integer >= 1, got 0',
+    ),
+    (
+      {'momentum_of': 'updates'},
+      "momentum_of: expected gradients unless name='sgd', got 'updates'",
     ),
     ({'b1': 1.0}, 'b1: expected a number >= 0 and < 1, got 1.0'),
     ({'b2': -0.1}, 'b2: expected a number >= 0 and < 1, got -0.1'),
@@ -70,8 +89,8 @@ from segcore.train import optimizers
       'warmup_steps: expected an integer >= 0, got 1.5',
     ),
     (
-      {'warmup_start': 1.0, 'warmup_steps': 5},
-      'warmup_start: expected a number >= 0 and < 1, got 1.0',
+      {'warmup_start': 1.5, 'warmup_steps': 5},
+      'warmup_start: expected a number >= 0 and <= 1, got 1.5',
     ),
     (
       {'warmup_start': 0.01},

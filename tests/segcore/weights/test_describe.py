@@ -112,8 +112,20 @@ def shapes_of_encoder(fields):
 _LONG = ('mit_b3', 'mit_b4', 'mit_b5')
 
 
+# One or two of each family; the others are slow.
+_FAST = (
+  *('resnet18', 'resnet50_deep', 'efficientnet_lite0'),
+  *('vit_b16', 'vit_s14_reg', 'mit_b0'),
+)
+
+
 @pytest.mark.parametrize(
-  'name', [name for name in networks.ENCODERS if name not in _LONG]
+  'name',
+  [
+    pytest.param(name, marks=[] if name in _FAST else [pytest.mark.slow])
+    for name in networks.ENCODERS
+    if name not in _LONG
+  ],
 )
 def test_every_named_network_is_named(name):
   if name == 'efficientnet':

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline import batch as batch_lib
 from segcore.cost import communication
 from segcore.distributed import sharding
 from tests.support import meshes
@@ -77,6 +78,35 @@ def test_the_teacher_is_averaged_before_the_step():
     )
     moved = ema.update(at, at).teacher_params['w']
     np.testing.assert_allclose(moved, expected, rtol=1e-6)
+
+
+def test_panels_show_the_labels_that_have_a_weight():
+  trained = tiny.make_method(NO_DISTANCE, jnp.float32)
+  state, batch = tiny.init_state(trained), tiny.draw_batch()
+
+  @jax.jit
+  def compute(state, batch):
+    rng = jax.random.PRNGKey(0)
+    keys = target_teacher.StepKeys(*jax.random.split(rng, 5))
+    source = batch_lib.batch_images_to_symmetric(batch['source']['image'])
+    _, targets = trained.teacher.teach(
+      state, source, batch['source']['label'], batch['target'], keys
+    )
+    return targets, trained.panel_output(state, batch, rng)
+
+  targets, panel = jax.device_get(compute(state, batch))
+  learned = targets.weights > 0
+  assert 0 < learned.mean() < 1
+  np.testing.assert_array_equal(
+    panel.labels, np.where(learned, targets.mixed.labels, batch_lib.IGNORE)
+  )
+  np.testing.assert_allclose(panel.images, targets.mixed.images, atol=1e-5)
+  # Pseudo-labels are those of the pixels that no source image covers.
+  own = ~targets.mixed.kept
+  np.testing.assert_array_equal(
+    panel.weak_labels[own], targets.mixed.labels[own]
+  )
+  assert np.all((panel.entropy > 0) & (panel.entropy < np.log(tiny.CLASSES)))
 
 
 def test_contrast_without_mixed_images_is_refused():

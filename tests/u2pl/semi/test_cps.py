@@ -25,7 +25,7 @@ def start(request):
   """Returns the method, and a state before a step."""
   options = cps.CpsOptions(cutmix=request.param, weight=1.5)
   trained = tiny.make_method(options)
-  return trained, tiny.init_state(trained, step=3)
+  return trained, tiny.draw_state(trained, step=3)
 
 
 @pytest.fixture(scope='module')

@@ -33,7 +33,7 @@ def taught():
   The teacher is untrained: what it labels does not matter.
   """
   trained = tiny.make_method()
-  state = tiny.init_state(trained, step=9)
+  state = tiny.draw_state(trained, step=9)
   key = jax.random.PRNGKey(3)
   _, output = jax.jit(trained.teacher_output)(state, padded_batch()[0], key)
   return trained, jax.device_get(output), key

@@ -105,7 +105,7 @@ def test_a_whole_step_of_unimatch_equals_the_reference():
   trained = tiny.make_method(
     unimatch.UniMatchOptions(confidence=LEAST, views=VIEWS)
   )
-  state, batch = tiny.init_state(trained, step=3), padded_batch()
+  state, batch = tiny.draw_state(trained, step=3), padded_batch()
   # Only the scalars: the gradient is not compiled.
   scalars = jax.jit(lambda *x: trained.train_step(*x)[1])(state, batch)
   keys, (labeled, weak) = keys_and_images(state, batch)

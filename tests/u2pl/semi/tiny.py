@@ -107,6 +107,24 @@ def init_state(trained, step=0, seed=0):
   return state.replace(step=jnp.int32(step))
 
 
+def draw_state(trained, step=0):
+  """Draws a state in numpy, which takes less time than compiling `init`."""
+  shapes = jax.eval_shape(
+    lambda rng: trained.init(rng, batch_spec(), None), jax.random.PRNGKey(0)
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    if name == 'kernel':
+      scale = (2 / np.prod(leaf.shape[:-1])) ** 0.5
+      return np.float32(scale * rng.normal(size=leaf.shape))
+    return np.full(leaf.shape, name in ('scale', 'var'), leaf.dtype)
+
+  state = jax.tree_util.tree_map_with_path(draw, shapes)
+  return state.replace(step=np.int32(step))
+
+
 def run_steps(trained, state, count, first=0, jitted=None):
   step = jitted or jax.jit(trained.train_step)
   scalars = {}

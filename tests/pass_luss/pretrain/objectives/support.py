@@ -11,7 +11,7 @@ from pass_luss.pretrain import objective
 from segcore.models import features, segmenter
 
 
-def state(step=0, params=None, queue=None):
+def state(step=0, params=None, queue=None, memory=None):
   """Builds a state with only what objectives read."""
   return objective.State(
     step=jnp.asarray(step),
@@ -22,7 +22,20 @@ def state(step=0, params=None, queue=None):
     queue=queue,
     momentum_params=None,
     momentum_batch_stats=None,
+    memory=memory,
   )
+
+
+def layer_weights(params):
+  """Returns the parameters of layers as the transcription names them."""
+  names = {'kernel': 'w', 'bias': 'b'}
+  weights = {}
+  for i in range(1, len(params) + 1):
+    for name, value in params.get(f'dense{i}', {}).items():
+      weights[f'{names[name]}{i}'] = np.asarray(value)
+    for name, value in params.get(f'bn{i}', {}).items():
+      weights[f'{ {"scale": "gamma", "bias": "beta"}[name] }{i}'] = value
+  return weights
 
 
 def bind(name, head, maps, seed=0):
@@ -35,7 +48,9 @@ def bind(name, head, maps, seed=0):
   shapes = jax.eval_shape(head.init, jax.random.PRNGKey(seed), maps)
   rng = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes['params'])
-  stats = jax.tree.map(lambda x: np.zeros(x.shape), shapes['batch_stats'])
+  stats = jax.tree.map(
+    lambda x: np.zeros(x.shape), shapes.get('batch_stats', {})
+  )
 
   def call_method(called, method, *arguments):
     assert called == name
@@ -69,14 +84,18 @@ def step(
   targets=None,
   momentum_outputs=None,
   batch=None,
+  memory=None,
+  number=0,
+  rng=None,
 ):
   """Builds what the targets and the loss of an objective read."""
   params = {'heads': {'clusters': {'prototypes': prototypes}}}
   return objective.Step(
     params=params,
-    state=state(params=params, queue=queue),
+    state=state(number, params=params, queue=queue, memory=memory),
     batch=batch or {},
     outputs=outputs,
     momentum_outputs=momentum_outputs or {},
     targets=targets or {},
+    rng=rng,
   )

@@ -182,6 +182,7 @@ def test_frozen_blocks_are_checked():
   assert efficientnet.EfficientNet().frozen_parameters == ()
 
 
+@pytest.mark.slow
 def test_remat_keeps_results(tiny):
   images = _images((32, 32))
   variables = _initialize(efficientnet.EfficientNet(), images)

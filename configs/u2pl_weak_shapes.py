@@ -1,0 +1,56 @@
+"""AFA and U2PL+ on it, from the classes of generated images of shapes.
+
+Images are drawn by a program: nothing has to be downloaded, and the network
+starts from random values. system=full is training on the masks.
+
+Run:   python -m u2pl.main --config=configs/u2pl_weak_shapes.py:system=afa
+Cost:  about 15 minutes on 2 CPU cores, by an estimate from `tiny`.
+"""
+
+from configs import options as options_lib
+from configs import shared, weak
+
+
+def get_config(argument=None):
+  options = options_lib.parse(
+    argument,
+    encoder='',  # a finished stage, or a weight file
+    steps=3000,
+    lr=1.5e-3,
+    **weak.OPTIONS,
+  )
+  config = shared.block(
+    program='u2pl.main',
+    stages=('weak', 'evaluate'),
+    network=weak.small_mit(),
+    weak={
+      'data': {'name': 'shapes/scenes'},
+      'crop': {
+        'name': 'random',
+        'size': (64, 64),
+        'scales': (0.75, 1.5),
+        'fill': 'black',
+      },
+      'flips': ('horizontal', 'vertical'),
+      'learn': weak.small_losses(options, options.steps),
+      'heads': {'width': 32, 'representation': 32},
+      'start': {'path': options.encoder, 'take': ('encoder',)}
+      if options.encoder
+      else {},
+      'recipe': shared.recipe(
+        16,
+        options.steps,
+        shared.adam(options.lr, warmup_steps=50),
+        evaluate_every=options.steps // 5,
+      ),
+    },
+    evaluate={
+      'splits': ('test', 'val'),
+      'batch_size': 40,
+      'protocol': {'flip': True, 'crf': options.crf},
+    },
+  )
+  config.weak.recipe.seed = options.seed
+  if options.tiny:
+    weak.shorten(config, options)
+  return config

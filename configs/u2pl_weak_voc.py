@@ -1,0 +1,92 @@
+"""AFA and U2PL+ on it, from the classes of images, on VOC 2012.
+
+The tags of an image are the classes of its mask, which is not trained on.
+system=cam is the classifier alone, system=full training on masks.
+
+Paper: Table XIII, U2PL+: 66.4 / 67.0 % mIoU on val / test; AFA: 64.9 / 66.1.
+       docs/methods/u2pl_weak_tables.md has a command for every row.
+Data:  python -m input_pipeline.prepare voc2012 --source=…
+Weights: SegFormer's MiT-B1 of ImageNet-1k, mit_b1.pth
+Run:   python -m u2pl.main --config=configs/u2pl_weak_voc.py:system=afa,crf
+Cost:  20,000 steps of 8 images of 512 pixels, of each six passes for CAMs; see
+       --dry_run.
+"""
+
+from configs import networks, shared, weak
+from configs import options as options_lib
+
+_SIZE = (512, 512)
+
+
+def get_config(argument=None):
+  options = options_lib.parse(
+    argument,
+    network='mit_b1',  # mit_b0 to mit_b5
+    encoder='auto',  # auto: public weights of the network; '': random values
+    batch=8,
+    steps=20_000,
+    lr=6e-5,  # of the encoder; ten times that of decoder and heads
+    **weak.OPTIONS,
+  )
+  encoder = f'weights/{options.network}.pth'
+  if options.encoder != 'auto' or options.tiny:
+    encoder = options.encoder.replace('auto', '')
+  network = networks.named(f'{options.network}+segformer')
+  network.encoder.strides = (4, 2, 2, 1)
+  config = shared.block(
+    program='u2pl.main',
+    without_files=shared.TINY_ADVICE,
+    stages=('weak', 'evaluate'),
+    network=network,
+    weak={
+      'data': {'name': 'voc2012'},
+      'split': 'train_aug',
+      'learn': weak.losses(
+        options,
+        class_steps=options.steps // 10,
+        refined_steps=options.steps * 3 // 10,
+      ),
+      'start': {'path': encoder, 'take': ('encoder',)} if encoder else {},
+      'crop': {
+        'name': 'random',
+        'size': _SIZE,
+        'scales': (0.5, 2.0),
+        'fill': 'black',
+        'antialias': True,
+      },
+      'recipe': shared.recipe(
+        options.batch,
+        options.steps,
+        _optimizer(options.lr),
+        evaluate_every=options.steps // 10,
+      ),
+    },
+    evaluate={
+      'batch_size': 4,
+      'protocol': {
+        'long_side': 512,
+        'scales': (1.0, 0.5, 0.75),
+        'flip': True,
+        'scale_merge': 'max',
+      },
+    },
+  )
+  config.weak.recipe.seed = options.seed
+  if options.tiny:
+    weak.generate_images(config)
+    weak.shorten(config, options)
+  config.evaluate.protocol.crf = options.crf
+  return config
+
+
+def _optimizer(learning_rate):
+  """Builds AdamW; after the warm-up the rate drops to that of the decay."""
+  return {
+    'learning_rate': learning_rate,
+    'schedule': 'switched_poly',
+    'poly_power': 1.0,
+    'warmup_steps': 1500,
+    'warmup_start': 1e-6,
+    'weight_decay': 0.01,
+    'groups': weak.GROUPS,
+  }

@@ -1,0 +1,263 @@
+"""AdCo: MoCo v2 whose negatives are trained to be hard.
+
+Hu et al., arXiv:2011.08435 (spec §2.4):
+
+  d_j = W_j / |W_j|                           negatives
+  l   = [q Kᵀ, q D]                           keys K of the batch, and negatives
+  L   = CE(l / T, own key)                    minimized by the encoder
+  g_j = -∂/∂W_j mean_i -log softmax(l_i / τ)_own
+  V ← 0.9 V + g + 1e-4 W,  W ← W - 3 V        after the step: W maximizes
+
+Symmetric: both views through both networks; L and g are means of the two.
+
+Before that, K / B steps store their keys in W: each is InfoNCE against W alone,
+and after the last the momentum encoder is made equal to the encoder.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pass_luss.pretrain import contrast, embedding_ops, objective
+from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain.objectives import moco
+from runtime import options as options_lib
+from segcore.ops import losses
+from segcore.types import Scalar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdcoOptions(moco.KeyOptions):
+  """Negatives, their training, and the momentum encoder of AdCo.
+
+  Attributes:
+    negatives: number K of negatives, a multiple of the batch size.
+    negative_temperature: temperature τ of the gradient of the negatives.
+    negative_learning_rate: learning rate of the negatives.
+    negative_momentum: momentum of their SGD.
+    negative_weight_decay: weight decay of their SGD.
+    symmetric: whether both views are queries and keys; else view 1 is the
+      query.
+  """
+
+  temperature: float = 0.12
+  negatives: int = 65_536
+  negative_temperature: float = 0.02
+  negative_learning_rate: float = 3.0
+  negative_momentum: float = 0.9
+  negative_weight_decay: float = 1e-4
+  symmetric: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    options_lib.check_options_in_range(self, 'negatives', least=1)
+    options_lib.check_options_positive(
+      self, 'negative_temperature', 'negative_learning_rate'
+    )
+    options_lib.check_options_in_range(
+      self, 'negative_momentum', 'negative_weight_decay', least=0, most=1
+    )
+
+
+@flax.struct.dataclass
+class Negatives:
+  """The trained negatives.
+
+  Attributes:
+    rows: float32 [K, D], W: not normalized.
+    velocity: float32 [K, D], V: momentum of their SGD.
+  """
+
+  rows: Any
+  velocity: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Adco(moco.KeyObjective):
+  """The AdCo objective.
+
+  Attributes:
+    options: negatives and momentum encoder.
+  """
+
+  options: AdcoOptions
+
+  name = 'adco'
+
+  @property
+  def views(self) -> tuple[int, ...]:
+    """Returns the views of the queries."""
+    return (0, 1) if self.options.symmetric else (0,)
+
+  @property
+  def momentum_views(self) -> tuple[int, ...]:
+    """Returns the views of the keys."""
+    return (0, 1) if self.options.symmetric else (1,)
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises ValueError unless batches fill the negatives evenly."""
+    queue_lib.check_ring_length(
+      'adco.negatives', self.options.negatives, batch_size
+    )
+
+  def initial_memory(self, rng: Array) -> Negatives:
+    """Builds negatives of Gaussian noise, at rest."""
+    shape = self.options.negatives, self.options.size
+    return Negatives(jax.random.normal(rng, shape), jnp.zeros(shape))
+
+  def _pairs(
+    self, step: objective.Step
+  ) -> list[tuple[Float[Array, 'B D'], Float[Array, 'B D']]]:
+    """Returns queries and keys of different views; the first is of view 1."""
+    queries = step.outputs[self.name]['queries']
+    keys = step.momentum_outputs[self.name]['keys'][:, ::-1]
+    return [(queries[:, i], keys[:, i]) for i in range(queries.shape[1])]
+
+  def _is_initial(self, step: objective.Step) -> Bool[Array, '']:
+    """Returns whether this step only fills the negatives."""
+    return step.state.step < self._num_initial_steps(step)
+
+  def _num_initial_steps(self, step: objective.Step) -> int:
+    return self.options.negatives // len(step.outputs[self.name]['queries'])
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L, the mean over pairs of views."""
+    negatives = step.state.memory[self.name].rows
+    terms = [
+      adco_loss(
+        queries,
+        keys,
+        negatives,
+        self.options.temperature,
+        ~self._is_initial(step),
+      )
+      for queries, keys in self._pairs(step)
+    ]
+    return objective.LossTerms({'loss_adco': sum(terms) / len(terms)}, {})
+
+  def after_update(
+    self, step: objective.Step, new: objective.State
+  ) -> objective.State:
+    """Updates the negatives; at first, stores the keys in them."""
+    old, is_initial = step.state.memory[self.name], self._is_initial(step)
+    pairs = jax.lax.stop_gradient(self._pairs(step))
+    gradients = [
+      negative_gradient(*pair, old.rows, self.options.negative_temperature)
+      for pair in pairs
+    ]
+    trained = train_negatives(
+      old, sum(gradients) / len(gradients), self.options
+    )
+    keys = pairs[0][1].astype(old.rows.dtype)
+    position = (step.state.step * len(keys), jnp.zeros_like(step.state.step))
+    filled = Negatives(
+      jax.lax.dynamic_update_slice(old.rows, keys, position), old.velocity
+    )
+    negatives = _choose(is_initial, filled, trained)
+    is_last = step.state.step == self._num_initial_steps(step) - 1
+    return new.replace(
+      memory={**new.memory, self.name: negatives},
+      momentum_params=_choose(
+        is_last, self.needs_momentum.select(new.params), new.momentum_params
+      ),
+    )
+
+
+def _choose(condition: Bool[Array, ''], one: Any, other: Any) -> Any:
+  """Returns one of two trees."""
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def adco_logits(
+  queries: Float[Array, 'B D'],
+  keys: Float[Array, 'B D'],
+  negatives: Float[Array, 'K D'],
+) -> Float[Array, 'B B+K']:
+  """Computes l = [q Kᵀ, q D], cosines with the keys and with the negatives.
+
+  Args:
+    queries: L2-normalized queries q.
+    keys: L2-normalized keys of all images of the batch.
+    negatives: negatives W, not normalized.
+  """
+  directions = embedding_ops.l2_normalize_embeddings(negatives)
+  queries = losses.at_least_float32(queries)
+  return jnp.concatenate(
+    [
+      contrast.row_similarities(queries, keys),
+      contrast.row_similarities(queries, directions),
+    ],
+    axis=-1,
+  )
+
+
+def adco_loss(
+  queries: Float[Array, 'B D'],
+  keys: Float[Array, 'B D'],
+  negatives: Float[Array, 'K D'],
+  temperature: float,
+  all_keys: Bool[Array, ''] | bool = True,
+) -> Scalar:
+  """Computes CE(l / T, own key), the mean over the batch.
+
+  Args:
+    queries: L2-normalized queries.
+    keys: L2-normalized keys of all images of the batch.
+    negatives: negatives W, not normalized.
+    temperature: temperature T.
+    all_keys: whether the keys of other images are negatives, too.
+  """
+  logits = adco_logits(queries, keys, negatives) / temperature
+  own = jnp.eye(*logits.shape, dtype=bool)
+  is_other_key = (jnp.arange(logits.shape[1]) < len(keys)) & ~own
+  logits = jnp.where(is_other_key & ~jnp.asarray(all_keys), -jnp.inf, logits)
+  normalizer = jax.scipy.special.logsumexp(logits, axis=-1)
+  # Not the diagonal of the logits, which would gather them from all devices.
+  positive = jnp.sum(losses.at_least_float32(queries) * keys, axis=-1)
+  return jnp.mean(normalizer - positive / temperature)
+
+
+def negative_gradient(
+  queries: Float[Array, 'B D'],
+  keys: Float[Array, 'B D'],
+  negatives: Float[Array, 'K D'],
+  temperature: float,
+) -> Float[Array, 'K D']:
+  """Computes g, minus the gradient of the loss at τ with respect to W.
+
+  g_j = -1 / (τ |W_j|) [mean_i p_ij q_i - (mean_i p_ij q_i·d_j) d_j] with
+  p = softmax(l / τ).
+
+  Args:
+    queries: L2-normalized queries.
+    keys: L2-normalized keys of all images of the batch.
+    negatives: negatives W, not normalized.
+    temperature: temperature τ.
+  """
+  cosines = adco_logits(queries, keys, negatives)
+  probs = jax.nn.softmax(cosines / temperature)[:, len(keys) :]
+  cosines = cosines[:, len(keys) :]
+  directions = embedding_ops.l2_normalize_embeddings(negatives)
+  norms = jnp.linalg.norm(negatives, axis=-1, keepdims=True)
+  pull = jnp.einsum(
+    'ij,id->jd', probs, queries, precision=embedding_ops.EXACT
+  ) / len(queries)
+  along = jnp.mean(probs * cosines, axis=0)[:, None]
+  return -(pull - along * directions) / (temperature * norms)
+
+
+def train_negatives(
+  negatives: Negatives, gradient: Float[Array, 'K D'], options: AdcoOptions
+) -> Negatives:
+  """Computes a step of SGD with momentum and weight decay."""
+  velocity = (
+    options.negative_momentum * negatives.velocity
+    + gradient
+    + options.negative_weight_decay * negatives.rows
+  )
+  rows = negatives.rows - options.negative_learning_rate * velocity
+  return Negatives(rows, velocity)

@@ -1,0 +1,126 @@
+"""BYOL: each view predicts the momentum encoder's projection of the other.
+
+Grill et al., arXiv:2006.07733 (spec §2.5):
+
+  p_v = q(g(pool(f(x_v)))),  z'_v = g'(pool(f'(x_v)))     of both views v
+  L   = mean_b |n(p_1) - n(sg z'_2)|² + |n(p_2) - n(sg z'_1)|²      (Eq. 2)
+  θ'  ← m θ' + (1 - m) θ, after the update of θ            (Eq. 1)
+  m   = 1 - (1 - m_0) (cos(π t/T) + 1) / 2
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pass_luss.pretrain import (
+  embedding_ops,
+  momentum,
+  objective,
+  projection_heads,
+)
+from runtime import options as options_lib
+from segcore.models import segmenter
+from segcore.types import Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class ByolOptions:
+  """Heads and momentum encoder of BYOL.
+
+  Attributes:
+    hidden: width of projector and predictor.
+    size: number of features of a projection.
+    decay: decay m_0 of the momentum encoder at the first step; it rises to 1 at
+      the last.
+  """
+
+  hidden: int = 4096
+  size: int = 256
+  decay: float = 0.99
+
+  def __post_init__(self):
+    options_lib.check_options_positive(self, 'hidden', 'size')
+    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Byol(objective.Objective):
+  """The BYOL objective, on both large views.
+
+  Attributes:
+    options: heads and momentum encoder.
+  """
+
+  options: ByolOptions
+
+  name = 'byol'
+  # Separate forward passes: batch statistics are of one view.
+  encodes_by_view = True
+
+  @property
+  def needs_momentum(self) -> momentum.MomentumSpec:
+    """Returns the average of encoder and projector, updated after them."""
+    decay = functools.partial(
+      momentum.momentum_encoder_decay, initial=self.options.decay
+    )
+    return momentum.MomentumSpec(
+      decay, {'byol': ('projector',)}, after_update=True
+    )
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds the projector g and the predictor q, of the same layers."""
+    layers = (
+      projection_heads.hidden_layer(self.options.hidden, norm='affine'),
+      projection_heads.Layer(self.options.size, bias=False),
+    )
+    head = projection_heads.ProjectionHead(layers, layers, dtype=dtype)
+    return {'byol': head}
+
+  def momentum_outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Projects both views: z' [B, 2, D]."""
+    projections = views.apply(
+      lambda rows: net.heads.call_method('byol', 'project', rows, True),
+      embedding_ops.average_pool_embeddings(views.large.deepest.array),
+    )
+    return {'projections': views.split(projections)}
+
+  def outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Predicts from both views: p [B, 2, D]."""
+
+    def predict(rows: Array) -> Array:
+      rows = net.heads.call_method('byol', 'project', rows, True)
+      return net.heads.call_method('byol', 'predict', rows, True)
+
+    pooled = embedding_ops.average_pool_embeddings(views.large.deepest.array)
+    return {'predictions': views.split(views.apply(predict, pooled))}
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L, of both views."""
+    loss = byol_loss(
+      step.outputs[self.name]['predictions'],
+      step.momentum_outputs[self.name]['projections'],
+    )
+    return objective.LossTerms({'loss_byol': loss}, {})
+
+
+def byol_loss(
+  predictions: Float[Array, 'B 2 D'], projections: Float[Array, 'B 2 D']
+) -> Scalar:
+  """Computes mean_b of 4 - 2 cos(p_1, z'_2) - 2 cos(p_2, z'_1).
+
+  Args:
+    predictions: predictions p of both views.
+    projections: projections z' of both views, constants.
+  """
+  differences = embedding_ops.l2_normalize_embeddings(
+    predictions
+  ) - embedding_ops.l2_normalize_embeddings(projections[:, ::-1])
+  return jnp.mean(jnp.sum(jnp.square(differences), axis=(1, 2)))

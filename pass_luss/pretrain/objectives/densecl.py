@@ -1,0 +1,208 @@
+"""DenseCL: MoCo v2 on images and on the cells of their maps.
+
+Wang et al., arXiv:2011.09157 (spec §2.8):
+
+  F, F'      deepest maps of view 1 (encoder) and of view 2 (momentum encoder)
+  q, q_s     n of the image and of the cell projections of F
+  k, k_t     the same of F'; k̄ = n(mean over t of the projections before n)
+  c(s)       = argmax_t cos(F_s, F'_t)                               (Eq. 4)
+  L = (1 - λ) InfoNCE(q, k, ring) + λ InfoNCE(q_s, k_c(s), ring of k̄)
+                                                                 (Eq. 1-3)
+
+with λ = 1/2; the second term is a mean over images and cells.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pass_luss.pretrain import (
+  contrast,
+  embedding_ops,
+  momentum,
+  objective,
+  projection_heads,
+)
+from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain.objectives import moco
+from runtime import options as options_lib
+from segcore.models import segmenter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseclOptions(moco.MocoOptions):
+  """Head, rings, momentum encoder and weights of DenseCL.
+
+  Attributes:
+    hidden: width of both projections.
+    dense_weight: weight λ of the cells' loss; the images' has 1 - λ.
+  """
+
+  hidden: int = 2048
+  dense_weight: float = 0.5
+
+  def __post_init__(self):
+    super().__post_init__()
+    options_lib.check_options_positive(self, 'hidden')
+    options_lib.check_options_in_range(self, 'dense_weight', least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Densecl(objective.Objective):
+  """The DenseCL objective: queries of view 1, keys of view 2.
+
+  Attributes:
+    options: head, rings, momentum encoder and weights.
+  """
+
+  options: DenseclOptions
+
+  name = 'densecl'
+  encodes_by_view = True
+
+  @property
+  def views(self) -> tuple[int, ...]:
+    """Returns the view of the queries."""
+    return (0,)
+
+  @property
+  def momentum_views(self) -> tuple[int, ...]:
+    """Returns the view of the keys."""
+    return (1,)
+
+  @property
+  def needs_momentum(self) -> momentum.MomentumSpec:
+    """Returns the average of the encoder and of both projections."""
+    decay = functools.partial(momentum.constant_decay, decay=self.options.decay)
+    modules = ('image_projector', 'cell_projector')
+    return momentum.MomentumSpec(decay, {self.name: modules})
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises ValueError unless batches fill the rings evenly."""
+    queue_lib.check_ring_length('densecl.queue', self.options.queue, batch_size)
+
+  def initial_memory(self, rng: Array) -> dict[str, queue_lib.Ring]:
+    """Builds the rings of keys of images and of pooled keys of cells."""
+    sizes = self.options.queue, self.options.size
+    keys = jax.random.split(rng)
+    return {
+      name: queue_lib.random_ring(key, *sizes)
+      for name, key in zip(('images', 'cells'), keys, strict=True)
+    }
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds both projections, dense layers and 1x1 convolutions."""
+    hidden, size = self.options.hidden, self.options.size
+    images, cells = (
+      (
+        projection_heads.Layer(hidden, relu=True, init=init),
+        projection_heads.Layer(size, init=init),
+      )
+      # The official code initializes its dense layers, not the convolutions.
+      for init in ('kaiming', 'fan_in_uniform')
+    )
+    head = projection_heads.DenseHead(images, cells, dtype=dtype)
+    return {self.name: head}
+
+  def momentum_outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds the view of the keys; see `_embed`."""
+    return self._embed(net, views.view(1))
+
+  def outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds the view of the queries; see `_embed`."""
+    return self._embed(net, views.view(0))
+
+  def _embed(
+    self, net: segmenter.Segmenter, maps: Float[Array, 'B h w D']
+  ) -> objective.Arrays:
+    """Embeds a view.
+
+    Returns:
+      L2-normalized 'image' [B, E] and 'cells' [B, h·w, E]; 'pooled' [B, E], the
+      normalized mean of the cells' projections; 'features' [B, h·w, D], the
+      normalized features of the encoder.
+    """
+    image, cells = net.heads.call_method(self.name, 'project', maps, True)
+    flat = (
+      x.reshape(len(x), -1, x.shape[-1]) for x in (cells, jnp.asarray(maps))
+    )
+    cells, features = flat
+    normalize = embedding_ops.l2_normalize_embeddings
+    return {
+      'image': normalize(image),
+      'cells': normalize(cells),
+      'pooled': normalize(jnp.mean(cells, axis=1)),
+      'features': normalize(features),
+    }
+
+  def targets(self, step: objective.Step) -> objective.Arrays:
+    """Returns the key of each cell of the queries' view: k_c(s)."""
+    keys = step.momentum_outputs[self.name]
+    matches = match_cells(step.outputs[self.name]['features'], keys['features'])
+    cells = jnp.take_along_axis(keys['cells'], matches[..., None], axis=1)
+    return {'cells': cells}
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes both terms of L, with their weights."""
+    queries = step.outputs[self.name]
+    keys = step.momentum_outputs[self.name]
+    rings, temperature = step.state.memory[self.name], self.options.temperature
+    images = contrast.info_nce_loss(
+      queries['image'], keys['image'], rings['images'].rows, temperature
+    )
+    size = self.options.size
+    cells = contrast.info_nce_loss(
+      queries['cells'].reshape(-1, size),
+      step.targets[self.name]['cells'].reshape(-1, size),
+      rings['cells'].rows,
+      temperature,
+    )
+    weight = self.options.dense_weight
+    terms = {
+      'loss_densecl_images': (1.0 - weight) * images,
+      'loss_densecl_cells': weight * cells,
+    }
+    return objective.LossTerms(terms, {})
+
+  def after_update(
+    self, step: objective.Step, new: objective.State
+  ) -> objective.State:
+    """Writes this step's keys of images, and its pooled keys of cells."""
+    keys = step.momentum_outputs[self.name]
+    rings: dict[str, Any] = step.state.memory[self.name]
+    written = {
+      'images': queue_lib.write_ring(rings['images'], keys['image']),
+      'cells': queue_lib.write_ring(rings['cells'], keys['pooled']),
+    }
+    return new.replace(memory={**new.memory, self.name: written})
+
+
+def match_cells(
+  features: Float[Array, 'B n D'], key_features: Float[Array, 'B m D']
+) -> Array:
+  """Finds the most similar cell of the other view, the first on a tie.
+
+  Args:
+    features: L2-normalized features of the cells of the queries' view.
+    key_features: those of the keys' view.
+
+  Returns:
+    int32 [B, n], cells of the keys' view.
+  """
+  cosines = jnp.einsum(
+    'bnd,bmd->bnm',
+    jax.lax.stop_gradient(features),
+    key_features,
+    precision=embedding_ops.EXACT,
+  )
+  return jnp.argmax(cosines, axis=-1)

@@ -1,0 +1,175 @@
+"""MoCo v2: the key of another view among the keys of earlier batches.
+
+He et al., arXiv:1911.05722; Chen et al., arXiv:2003.04297 (spec §2.3):
+
+  θ_k ← m θ_k + (1 - m) θ_q               before the step (Eq. 2)
+  q = n(g(pool(f(v_1))))                  queries, of the encoder
+  k = n(g'(pool(f'(v_2))))                keys, of the momentum encoder
+  L = InfoNCE(q, k, ring; T)              (Eq. 1)
+  ring ← k                                after the step
+
+Batch statistics are those of the whole batch, so the keys need no shuffling.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from pass_luss.pretrain import (
+  contrast,
+  embedding_ops,
+  momentum,
+  objective,
+  projection_heads,
+)
+from pass_luss.pretrain import queue as queue_lib
+from runtime import options as options_lib
+from segcore.models import segmenter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyOptions:
+  """Options of all objectives that compare with keys.
+
+  Attributes:
+    size: number of features of queries and keys.
+    temperature: temperature T.
+    decay: decay m of the momentum encoder.
+  """
+
+  size: int = 128
+  temperature: float = 0.2
+  decay: float = 0.999
+
+  def __post_init__(self):
+    options_lib.check_options_positive(self, 'size', 'temperature')
+    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MocoOptions(KeyOptions):
+  """Head, ring and momentum encoder of MoCo v2.
+
+  Attributes:
+    queue: number of keys in the ring, a multiple of the batch size.
+  """
+
+  queue: int = 65_536
+
+  def __post_init__(self):
+    super().__post_init__()
+    options_lib.check_options_in_range(self, 'queue', least=1)
+
+
+def projection_layers(size: int) -> tuple[projection_heads.Layer, ...]:
+  """Builds the layers of the head g, the hidden one as wide as the encoder."""
+  return (projection_heads.hidden_layer(0), projection_heads.Layer(size))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyObjective(objective.Objective):
+  """Base of the objectives with MoCo's head: a query of a view, and a key.
+
+  Attributes:
+    options: options of a subclass of `KeyOptions`.
+  """
+
+  options: Any
+
+  # The official code encodes each view by itself, by a network of its own.
+  encodes_by_view = True
+
+  @property
+  def views(self) -> tuple[int, ...]:
+    """Returns the view of the queries."""
+    return (0,)
+
+  @property
+  def momentum_views(self) -> tuple[int, ...]:
+    """Returns the view of the keys."""
+    return (1,)
+
+  @property
+  def needs_momentum(self) -> momentum.MomentumSpec:
+    """Returns the average of the encoder and of the whole head."""
+    decay = functools.partial(momentum.constant_decay, decay=self.options.decay)
+    return momentum.MomentumSpec(decay, {self.name: ('projector',)})
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds the head g."""
+    layers = projection_layers(self.options.size)
+    return {self.name: projection_heads.ProjectionHead(layers, dtype=dtype)}
+
+  def momentum_outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds the other view: keys k, L2-normalized [B, V, D]."""
+    return {'keys': self._embed(net, views, self.momentum_views)}
+
+  def outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds one view: queries q, L2-normalized [B, V, D]."""
+    return {'queries': self._embed(net, views, self.views)}
+
+  def _embed(
+    self,
+    net: segmenter.Segmenter,
+    views: objective.EncodedViews,
+    numbers: tuple[int, ...],
+  ) -> Array:
+    """Embeds large views, one after the other."""
+    embeddings = [
+      net.heads.call_method(
+        self.name,
+        'project',
+        embedding_ops.average_pool_embeddings(views.view(number)),
+        True,
+      )
+      for number in numbers
+    ]
+    return embedding_ops.l2_normalize_embeddings(jnp.stack(embeddings, axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moco(KeyObjective):
+  """The MoCo v2 objective: a query of view 1, a key of view 2.
+
+  Attributes:
+    options: head, ring and momentum encoder.
+  """
+
+  options: MocoOptions
+
+  name = 'moco'
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises ValueError unless batches fill the ring evenly."""
+    queue_lib.check_ring_length('moco.queue', self.options.queue, batch_size)
+
+  def initial_memory(self, rng: Array) -> queue_lib.Ring:
+    """Builds the ring of keys, of noise."""
+    return queue_lib.random_ring(rng, self.options.queue, self.options.size)
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L, against the ring as it was before this step."""
+    loss = contrast.info_nce_loss(
+      step.outputs[self.name]['queries'][:, 0],
+      step.momentum_outputs[self.name]['keys'][:, 0],
+      step.state.memory[self.name].rows,
+      self.options.temperature,
+    )
+    return objective.LossTerms({'loss_moco': loss}, {})
+
+  def after_update(
+    self, step: objective.Step, new: objective.State
+  ) -> objective.State:
+    """Writes the keys of this step into the ring."""
+    keys = step.momentum_outputs[self.name]['keys'][:, 0]
+    ring = queue_lib.write_ring(step.state.memory[self.name], keys)
+    return new.replace(memory={**new.memory, self.name: ring})

@@ -1,0 +1,134 @@
+"""SimCLR: the two views of an image among all views of the batch.
+
+Chen et al., arXiv:2002.05709 (spec §2.2):
+
+  z = n(g(pool(f(v))))                       2B rows, both views of B images
+  s = z zᵀ / T without the diagonal
+  L = mean over 2B rows of -log softmax(s_i)_{partner of i}     (NT-Xent, Eq. 1)
+
+Gradients flow through both factors of s, of all devices.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pass_luss.pretrain import (
+  contrast,
+  embedding_ops,
+  objective,
+  projection_heads,
+  view_axis,
+)
+from runtime import options as options_lib
+from segcore.models import segmenter
+from segcore.ops import losses
+from segcore.types import Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class SimclrOptions:
+  """Head and loss.
+
+  Attributes:
+    head: 'batch_256', of the re-implementation for batches of 256: two layers
+      with batch norms; 'released', of the authors' code: three, and the last
+      norm has no shift; 'paper': two without norms, the first with a bias.
+    size: number of features of an embedding.
+    temperature: temperature T.
+    combine_views: 'mean' of the losses of both views, or their 'sum', which the
+      authors' code has.
+  """
+
+  head: Literal['batch_256', 'released', 'paper'] = 'batch_256'
+  size: int = 128
+  temperature: float = 0.1
+  combine_views: Literal['mean', 'sum'] = 'mean'
+
+  def __post_init__(self):
+    options_lib.check_options_positive(self, 'size', 'temperature')
+
+
+@dataclasses.dataclass(frozen=True)
+class Simclr(objective.Objective):
+  """The SimCLR objective, on both large views together.
+
+  Attributes:
+    options: head and loss.
+  """
+
+  options: SimclrOptions
+
+  name = 'simclr'
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds the projector g."""
+    layers = projection_layers(self.options.head, self.options.size)
+    return {'simclr': projection_heads.ProjectionHead(layers, dtype=dtype)}
+
+  def outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds both views in one pass: z."""
+    maps = views.large.deepest.array
+    pooled = embedding_ops.average_pool_embeddings(maps)
+    embeddings = views.apply(
+      lambda rows: net.heads.call_method('simclr', 'project', rows, True),
+      pooled,
+    )
+    return {
+      'embeddings': views.split(
+        embedding_ops.l2_normalize_embeddings(embeddings)
+      )
+    }
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L, of the mean or of the sum of both views."""
+    embeddings = step.outputs[self.name]['embeddings']
+    loss = nt_xent_loss(embeddings, self.options.temperature)
+    factor = {'mean': 1.0, 'sum': 2.0}[self.options.combine_views]
+    return objective.LossTerms({'loss_simclr': factor * loss}, {})
+
+
+def projection_layers(
+  head: Literal['batch_256', 'released', 'paper'], size: int
+) -> tuple[projection_heads.Layer, ...]:
+  """Builds the layers of a head; hidden ones are as wide as the encoder."""
+  if head == 'paper':
+    return (
+      projection_heads.Layer(0, relu=True),
+      projection_heads.Layer(size, bias=False),
+    )
+  is_released = head == 'released'
+  hidden = projection_heads.Layer(
+    0, bias=False, norm='affine', relu=True, init='normal'
+  )
+  last = projection_heads.Layer(
+    size, bias=False, norm='scale' if is_released else 'affine', init='normal'
+  )
+  return (hidden, hidden, last) if is_released else (hidden, last)
+
+
+def nt_xent_loss(
+  embeddings: Float[Array, 'B 2 D'], temperature: float
+) -> Scalar:
+  """Computes the normalized temperature-scaled cross entropy, NT-Xent.
+
+  Args:
+    embeddings: L2-normalized embeddings of both views.
+    temperature: temperature T.
+  """
+  rows = view_axis.merge_view_axis(losses.at_least_float32(embeddings))
+  similarities = contrast.row_similarities(rows, rows) / temperature
+  own = jnp.eye(len(rows), dtype=bool)
+  normalizers = jax.scipy.special.logsumexp(
+    jnp.where(own, -jnp.inf, similarities), axis=-1
+  )
+  partners = jnp.sum(embeddings[:, 0] * embeddings[:, 1], axis=-1)
+  # Both views of an image have the same positive term.
+  return jnp.mean(normalizers) - jnp.mean(partners) / temperature

@@ -1,0 +1,238 @@
+"""The objectives that PASS is compared with: their settings, and refusals."""
+
+import numpy as np
+import pytest
+
+from configs import luss_objectives
+from pass_luss import main
+from pass_luss.pretrain.objectives import simsiam
+from runtime import options
+from segcore.train import optimizers
+from tests.configs import loading
+from tests.transcriptions import luss_comparators
+
+NAMES = [*luss_objectives.TITLES]
+EPOCH = 1503  # steps of 256 of the 384,862 images of ImageNet-S 300
+
+
+def represent(name, argument, config='pass_imagenet_s300'):
+  """Returns the block of pretraining by an objective."""
+  text = f'objective={name},protocol=distance{argument and ","}{argument}'
+  return loading.load(config, text).represent
+
+
+def optimizer_of(block):
+  return options.build_options(
+    optimizers.OptimizerOptions, block.recipe.optimizer, 'optimizer'
+  )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_settings_of_a_batch_of_256(name):
+  """§2, by hand: 100 epochs of 1,503 steps on ImageNet-S 300."""
+  block = represent(name, '')
+  optimizer = optimizer_of(block)
+  assert block.recipe.batch_size == 256
+  extra = 256 if name == 'adco' else 0  # to fill 65,536 negatives
+  assert block.recipe.num_steps == 100 * EPOCH + extra
+  expected = {  # area, rate, decay, adaptation, warm-up
+    'supervised': (0.08, 0.1, 1e-4, 'none', 0),
+    'simclr': (0.08, 0.3, 1e-6, 'lars', 10 * EPOCH),
+    'moco': (0.2, 0.03, 1e-4, 'none', 0),
+    'byol': (0.08, 0.45, 1e-6, 'lars', 10 * EPOCH),
+    'simsiam': (0.2, 0.05, 1e-4, 'none', 0),
+    'densecl': (0.2, 0.03, 1e-4, 'none', 0),
+    'pcl': (0.2, 0.03, 1e-4, 'none', 0),
+    'adco': (0.2, 0.03, 1e-4, 'none', 256),
+  }[name]
+  assert (
+    block.large.area[0],
+    optimizer.learning_rate,
+    optimizer.weight_decay,
+    optimizer.adaptation,
+    optimizer.warmup_steps,
+  ) == expected
+  assert (optimizer.name, optimizer.momentum) == ('sgd', 0.9)
+  assert optimizer.weight_decay_mode == 'l2'
+  assert block.large.count == (1 if name == 'supervised' else 2)
+  learn = block.learn
+  assert learn.clusters is None and learn.alignment is None
+  assert [n for n in NAMES if learn[n] is not None] == [name]
+  assert block.colors.red_deviation == 0.229
+
+
+def test_augmentations():
+  weak = {
+    'jitter': 0.8,
+    'brightness': 0.4,
+    'contrast': 0.4,
+    'saturation': 0.4,
+    'hue': 0.1,
+    'gray': 0.2,
+    'blur': 0.5,
+  }
+  for name in ('moco', 'simsiam', 'densecl', 'pcl', 'adco'):
+    assert represent(name, '').colors.large == (weak, weak)
+  strong = {**dict.fromkeys(list(weak)[:4], 0.8), 'hue': 0.2, 'gray': 0.2}
+  strong['blur'] = 0.5
+  assert represent('simclr', '').colors.large == (strong, strong)
+  first, second = represent('byol', '').colors.large
+  assert first == {**weak, 'saturation': 0.2, 'blur': 1.0}
+  assert second == {**first, 'blur': 0.1, 'solarize': 0.2}
+  assert represent('supervised', '').colors.large == ({}, {})
+
+
+def test_schedules_by_epochs():
+  for name, final, first in (('moco', 0.0, 0), ('adco', 6e-4, 256)):
+    block = represent(name, '')
+    steps = np.array([0, EPOCH - 1, EPOCH, 50 * EPOCH + 7, 100 * EPOCH - 1])
+    rate = optimizers.learning_rate_schedule(
+      optimizer_of(block), block.recipe.num_steps
+    )
+    expected = [
+      luss_comparators.epoch_cosine(step, EPOCH, 100, 0.03, final)
+      for step in steps
+    ]
+    np.testing.assert_allclose(rate(steps + first), expected, rtol=1e-4)
+  supervised = optimizer_of(represent('supervised', ''))
+  assert supervised.milestones == (30 * EPOCH, 60 * EPOCH, 90 * EPOCH)
+  predictor = optimizer_of(represent('simsiam', '')).constant_rate
+  assert predictor == simsiam.PREDICTOR
+  simclr, byol = (optimizer_of(represent(n, '')) for n in ('simclr', 'byol'))
+  assert (simclr.momentum_of, byol.momentum_of) == ('updates', 'gradients')
+  assert simclr.adaptation_eps == byol.adaptation_eps == 0.0
+
+
+@pytest.mark.parametrize(
+  ('name', 'batch_size', 'epochs', 'rate'),
+  [
+    ('simclr', 4096, 100, 4.8),
+    ('moco', 256, 200, 0.03),
+    ('byol', 4096, 100, 7.2),
+    ('simsiam', 512, 100, 0.1),
+    ('densecl', 256, 200, 0.03),
+    ('pcl', 256, 200, 0.03),
+    ('adco', 256, 200, 0.03),
+  ],
+)
+def test_settings_of_the_authors(name, batch_size, epochs, rate):
+  block = represent(name, 'setting=official')
+  optimizer = optimizer_of(block)
+  extra = 256 if name == 'adco' else 0
+  assert block.recipe.batch_size == batch_size
+  assert block.recipe.num_steps == epochs * (384_862 // batch_size) + extra
+  assert optimizer.learning_rate == pytest.approx(rate)
+  if name == 'simclr':
+    assert (block.learn.simclr.head, block.learn.simclr.combine_views) == (
+      *('released', 'sum'),
+    )
+    assert optimizer.weight_decay == 1e-4
+  if name == 'adco':
+    assert not block.learn.adco.symmetric
+
+
+def test_sizes_of_data_sets():
+  names = [f'pass_imagenet_s{size}' for size in (50, 300, 919)]
+  moco, pcl, adco, supervised = (
+    [represent(method, '', name) for name in names]
+    for method in ('moco', 'pcl', 'adco', 'supervised')
+  )
+  assert [b.learn.moco.queue for b in moco] == [16_384, 65_536, 65_536]
+  assert [b.recipe.num_steps for b in moco] == [
+    *(200 * 251, 100 * 1503, 100 * 5004)
+  ]
+  fields = [b.learn.pcl for b in pcl]
+  assert [(f.clusters, f.negatives, f.queue) for f in fields] == [
+    ((1_250, 2_500, 5_000), 768, 768),
+    ((7_500, 15_000, 30_000), 4_096, 4_096),
+    ((25_000, 50_000, 100_000), 16_384, 16_384),
+  ]
+  assert [(f.from_step, f.every, f.num_images) for f in fields] == [
+    (20 * 251, 251, 64_431),
+    (20 * 1503, 1503, 384_862),
+    (20 * 5004, 5004, 1_281_167),
+  ]
+  tables = [b.learn.adco for b in adco]
+  assert [(t.negatives, t.temperature) for t in tables] == [
+    *((8_192, 0.14), (65_536, 0.12), (65_536, 0.12))
+  ]
+  assert [t.negative_temperature for t in tables] == [0.03, 0.02, 0.02]
+  assert optimizer_of(adco[0]).learning_rate == 0.04
+  classes = [b.learn.supervised for b in supervised]
+  assert [(c.num_classes, c.first_class) for c in classes] == [
+    *((50, 1), (300, 1), (1000, 0))
+  ]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_has_every_objective(name):
+  """Whole experiments, the paper's protocols, and tiny ones."""
+  for config in ('pass_shapes', 'pass_imagenet_s50', 'pass_imagenet_s919'):
+    for argument in ('', 'tiny'):
+      text = f'objective={name},{argument}'
+      loaded = loading.load(config, text)
+      stages = main.PROGRAM.build_stages(loaded)
+      assert [s.name for s in stages] == [
+        *('represent', 'cluster', 'label', 'finetune', 'segment')
+      ]
+      assert loaded.cluster.kind == 'image'
+      zero_init = loaded.network.encoder.zero_init
+      assert zero_init == (name == 'simsiam')
+  added = f'objective={name},p2p=regression,d2s=3,tiny'
+  loaded = loading.load('pass_shapes', added)
+  assert [s.name for s in main.PROGRAM.build_stages(loaded)][1] == 'attend'
+  learn = loaded.represent.learn
+  assert learn.alignment.kind == 'regression'
+  assert learn.clusters is not None and learn.shallow.stages == (3,)
+  assert loaded.represent.large.count == 2
+
+
+def test_attention_of_an_encoder_without_prototypes():
+  """Its projection is trained with it, on the frozen encoder."""
+  for argument, take, frozen in (
+    ('objective=moco,cluster=attended', ('encoder',), 0),
+    ('objective=moco,d2s=3', ('encoder', 'heads/clusters'), 1),
+  ):
+    config = loading.load('pass_shapes', argument)
+    stages = main.PROGRAM.build(config)
+    attend = stages['attend']
+    assert attend.inputs().start.take == take
+    optimizer = attend.method(attend.context).update.optimizer
+    assert len(optimizer.groups) == frozen
+    assert (
+      'projection of its own' in stages['label']._describe_protocol()
+    ) == (not frozen)
+
+
+def test_more_classes_of_natural_shapes():
+  block = represent('supervised', 'data=natural', 'pass_shapes')
+  assert block.learn.supervised.num_classes == 10
+
+
+def test_submissions_name_the_objective():
+  config = loading.load('pass_imagenet_s300', 'objective=moco')
+  assert config.segment_semi.about.name == 'MoCo v2'
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('objective=moco,branch=pixpro', 'branch=pixpro: expected none with obj'),
+    ('setting=official', 'expected luss with objective=pass'),
+    (
+      'objective=supervised,setting=official',
+      'expected luss with objective=supervised',
+    ),
+    ('objective=byol,project=false', 'project=False: .* with p2p=regression'),
+    ('objective=byol,d2s_view=same', 'd2s_view=same: objective=byol does not'),
+    ('objective=byol,d2s_targets=own', 'expected it with d2s=3'),
+    ('objective=byol,combine=sum', 'combine=sum: .* expected it with d2s=3'),
+    ('objective=moko', 'expected one of pass, supervised, simclr, moco'),
+    ('objective=moco,clusters=false,d2s=3', 'needs clusters=true'),
+    ('objective=moco,predictor_statistics=per_view', 'p2p=off has no pred'),
+  ],
+)
+def test_options_that_an_objective_does_not_have(argument, message):
+  for config in ('pass_shapes', 'pass_imagenet_s300'):
+    with pytest.raises(ValueError, match=message):
+      loading.load(config, argument)

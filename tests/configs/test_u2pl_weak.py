@@ -1,0 +1,191 @@
+"""Experiments of weak supervision: data, optimizer, options, refusals."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import pretrained
+from runtime import errors
+from segcore.ops import dense_crf
+from segcore.train import optimizers
+from tests.configs import loading
+from tests.support import tables
+from tests.transcriptions import afa as reference
+from u2pl import main as u2pl_main
+
+
+def weak_of(name, argument=''):
+  return loading.load(name, argument).weak
+
+
+@pytest.fixture(scope='module')
+def stage():
+  """Returns the stage of AFA, as published."""
+  config = loading.load('u2pl_weak_voc', 'system=afa,encoder=')
+  return u2pl_main.PROGRAM.build(config)['weak']
+
+
+def test_data_and_evaluation_of_the_paper():
+  config = loading.load('u2pl_weak_voc')
+  block = config.weak
+  assert (block.data.name, block.split) == ('voc2012', 'train_aug')
+  crop = block.crop
+  assert (crop.size, crop.scales, crop.fill) == (
+    (512, 512),
+    (0.5, 2.0),
+    'black',
+  )
+  assert crop.antialias
+  assert (block.recipe.batch_size, block.recipe.num_steps) == (8, 20_000)
+  assert block.recipe.evaluate_every == 2000
+  assert block.start.path == 'weights/mit_b1.pth'
+  protocol = config.evaluate.protocol
+  assert (protocol.long_side, protocol.scales) == (512, (1.0, 0.5, 0.75))
+  assert (protocol.flip, protocol.scale_merge) == (True, 'max')
+
+
+def test_losses_of_the_paper(stage):
+  learn = stage.options.learn
+  assert (learn.class_steps, learn.refined_steps) == (2000, 6000)
+  cam = learn.cam
+  assert (cam.scales, cam.low, cam.high) == ((1.0, 0.5, 1.5), 0.35, 0.55)
+  assert cam.plain == 0.45
+  refinement = cam.refinement
+  assert refinement.dilations == reference.DILATIONS
+  assert (refinement.num_iterations, refinement.bandwidth) == (10, 0.3)
+  assert (learn.affinity.radius, learn.affinity.weight) == (8, 0.1)
+  assert (learn.segmentation_weight, learn.pooling) == (0.1, 'max')
+  assert (learn.energy, learn.contrast) == (None, None)
+  energy = weak_of('u2pl_weak_voc', 'energy=on').learn.energy
+  assert (energy.weight, energy.distance, energy.color) == (1e-9, 50.0, 15.0)
+
+
+def test_u2pl_plus_on_afa():
+  learn = weak_of('u2pl_weak_voc').learn
+  contrast = learn.contrast
+  assert (contrast.weight, contrast.temperature) == (0.1, 0.5)
+  assert (contrast.num_anchors, contrast.num_negatives) == (256, 50)
+  assert (contrast.anchor_threshold, contrast.negative_threshold) == (0.45,) * 2
+  assert (contrast.capacity, contrast.first_capacity) == (30_000, 0)
+  assert (contrast.keys_per_image, contrast.absent_anchors) == (256, False)
+  assert learn.prototype_momentum == 0.999
+
+
+def test_optimizer_and_parameters_of_the_paper(stage):
+  net = stage.build_network(stage.context, 21)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  params = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)['params']
+  options = optimizers.OptimizerOptions(
+    **weak_of('u2pl_weak_voc').recipe.optimizer
+  )
+  counts = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    part = '/'.join(name.split('/')[: 2 if name.startswith('heads') else 1])
+    key = part, *options.factors(name)
+    counts[key] = counts.get(key, 0) + leaf.size
+  assert counts == {
+    ('encoder', 1.0, 1.0): 13_151_424 - 14_336,
+    ('encoder', 0.0, 0.0): 14_336,  # Norms are frozen.
+    # 0.53 M: four projections, the fusion with its batch norm …
+    ('decoder', 10.0, 1.0): 256 * (64 + 128 + 320 + 512 + 4 + 1024 + 2),
+    ('heads/logits', 10.0, 1.0): 257 * 21,  # … and the classifier.
+    ('heads/tags', 10.0, 1.0): 20 * 512,
+    ('heads/affinity', 10.0, 1.0): 17,
+  }
+  assert (options.learning_rate, options.weight_decay) == (6e-5, 0.01)
+  assert (options.b1, options.b2, options.eps) == (0.9, 0.999, 1e-8)
+  rate = optimizers.learning_rate_schedule(options, 20_000)
+  for step in (0, 800, 1500, 12_345):
+    expected = 6e-5 * reference.rate_factor(step)
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'heads', 'supervision'),
+  [
+    ('', ('tags', 'logits', 'affinity', 'rep'), 'tags'),
+    ('system=afa,affinity=off', ('tags', 'logits'), 'tags'),
+    ('system=afa,contrast=on', ('tags', 'logits', 'affinity', 'rep'), 'tags'),
+    ('system=cam', ('tags',), 'tags'),
+    ('system=full', ('logits',), 'masks'),
+  ],
+)
+def test_systems(argument, heads, supervision):
+  config = loading.load('u2pl_weak_shapes', argument)
+  stages = u2pl_main.PROGRAM.build(config)
+  learn = stages['weak'].options.learn
+  assert (learn.heads, learn.supervision) == (heads, supervision)
+  assert stages['evaluate'].trained_by == 'weak'
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('system=cam,affinity=on', 'affinity=on: system=cam has no place for affi'),
+    ('system=full,energy=on', 'energy=on: system=full has no place for dense'),
+    ('system=afa,beta=0.5', 'beta=0.5: expected contrast=on, since it has no'),
+  ],
+)
+def test_options_without_effect_are_refused(argument, message):
+  with pytest.raises(ValueError, match=message):
+    loading.load('u2pl_weak_voc', argument)
+
+
+def test_a_folder_with_and_without_masks(monkeypatch):
+  monkeypatch.setattr(pretrained, 'is_installed', lambda package: False)
+  tagged = loading.load('u2pl_weak_folder', 'source=x,tags=t.csv')
+  assert tagged.stages == ('weak',)
+  assert (tagged.weak.val_split, tagged.weak.data.tags) == ('', 't.csv')
+  assert tagged.network.encoder.name == 'mit'
+  built = u2pl_main.PROGRAM.build(tagged)['weak']
+  assert built.best_metric is None
+  built.check()
+  masked = loading.load(
+    'u2pl_weak_folder', 'source=x,tags=t,masks=m,classes=c.txt,follow_exif'
+  )
+  assert masked.stages == ('weak', 'evaluate')
+  assert masked.weak.val_split == 'val'
+  assert masked.weak.data.follow_exif
+
+
+def test_a_pretrained_encoder_without_attention_has_no_affinities(monkeypatch):
+  monkeypatch.setattr(pretrained, 'is_installed', lambda package: True)
+  config = loading.load('u2pl_weak_folder', 'source=x')
+  assert config.network.encoder.name == 'efficientnet'
+  assert config.weak.learn.affinity is None
+  assert config.weak.start.path == f'package:{pretrained.PACKAGE}'
+  on = loading.load('u2pl_weak_folder', 'source=x,affinity=on')
+  with pytest.raises(errors.UserError, match='choose an encoder mit'):
+    u2pl_main.PROGRAM.build(on)['weak'].check()
+
+
+def test_the_crf_needs_its_package(monkeypatch):
+  config = loading.load('u2pl_weak_voc', 'tiny,crf')
+  evaluate = u2pl_main.PROGRAM.build(config)['evaluate']
+  monkeypatch.setattr(dense_crf.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.UserError, match='config.evaluate.protocol.crf: e'):
+    evaluate.check()
+
+
+def test_two_trainings_are_refused():
+  config = loading.load('u2pl_weak_voc', 'tiny')
+  other = loading.load('u2pl_adapt_shapes', 'tiny')
+  with config.unlocked():
+    config.adapt = other.adapt
+  with pytest.raises(errors.UserError, match='got adapt and weak'):
+    u2pl_main.PROGRAM.build(config)
+
+
+def test_every_command_of_the_tables_is_an_experiment():
+  """None of what they need is here: neither data nor weights."""
+  rows = tables.read('u2pl_weak_tables.md')
+  assert len(rows) == 11
+  for table, row, command, _ in rows:
+    made, cells = tables.cells(command)
+    assert len(cells) == 1 and len(made.seeds) == 3, (table, row)
+    config = tables.config_of(command, 0)
+    assert config.weak.data.name == 'voc2012'
+    assert config.evaluate.protocol.crf == ('crf=true' in command)
+    reported = u2pl_main.PROGRAM.build(config)['evaluate'].reported_metrics()
+    assert made.report in reported

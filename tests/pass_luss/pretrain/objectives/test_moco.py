@@ -1,0 +1,72 @@
+"""MoCo v2 against slow numpy transcriptions (spec §2.3)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain.objectives import moco
+from tests.pass_luss.pretrain import arrays
+from tests.pass_luss.pretrain.objectives import support
+from tests.transcriptions import luss_comparators, pass_pretraining
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+
+def test_query_of_view_1_and_key_of_view_2():
+  maps = arrays.normal(2, 2, 2, 3, 5)
+  objective = moco.Moco(moco.MocoOptions(queue=6, size=4))
+  head = objective.heads(jnp.float64)['moco']
+  net, params = support.bind('moco', head, maps[:, 0])
+  weights = support.layer_weights(params['projector'])
+  assert weights['w1'].shape == (5, 5)  # as wide as the encoder
+  ring = queue_lib.Ring(arrays.normalized(6, 4), np.int32(4))
+
+  @jax.jit
+  def evaluate(maps, ring):
+    views = support.encoded(maps)
+    step = support.step(
+      {'moco': objective.outputs(net, views)},
+      momentum_outputs={'moco': objective.momentum_outputs(net, views)},
+      memory={'moco': ring},
+    )
+    new = objective.after_update(step, step.state)
+    return objective.loss(step).terms['loss_moco'], new.memory['moco']
+
+  loss, new = evaluate(maps, ring)
+  q, k = (
+    pass_pretraining.normalize(
+      luss_comparators.moco_head(pass_pretraining.gap(maps[:, v]), weights)
+    )
+    for v in (0, 1)
+  )
+  # Against the ring as it was before the step.
+  expected = luss_comparators.info_nce(q, k, ring.rows.T, 0.2)
+  arrays.assert_close(loss, expected)
+  rows, position = luss_comparators.ring_push(ring.rows.T, 4, k)
+  arrays.assert_close(new.rows, rows.T)
+  assert new.position == position == 0
+
+
+def test_momentum_encoder_and_views():
+  objective = moco.Moco(moco.MocoOptions(decay=0.99))
+  spec = objective.needs_momentum
+  assert (spec.decay(jnp.asarray(3), 10), spec.after_update) == (0.99, False)
+  assert spec.head_modules == {'moco': ('projector',)}
+  assert (objective.views, objective.momentum_views) == ((0,), (1,))
+  with pytest.raises(ValueError, match='queue: expected a multiple of .* 96'):
+    objective.check_batch_size(96)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'temperature': 0.0}, 'temperature: expected more than 0'),
+    ({'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
+    ({'queue': 0}, 'queue: expected'),
+  ],
+)
+def test_refusals(fields, message):
+  with pytest.raises(ValueError, match=message):
+    moco.MocoOptions(**fields)

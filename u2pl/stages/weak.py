@@ -1,0 +1,251 @@
+"""Stage `weak`: a network from labels of whole images."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from input_pipeline import batch as batch_lib
+from input_pipeline import datasets
+from input_pipeline.sources import fingerprints
+from runtime import console, errors, files
+from segcore import types
+from segcore.eval import evaluator
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.models import heads as heads_lib
+from segcore.models import segmenter
+from segcore.models.layers import conv_block
+from segcore.train import loop
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+from u2pl.weak import afa
+from u2pl.weak import options as weak_options
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+  """Options of the heads on the decoder's finest map.
+
+  Attributes:
+    dropout_rate: share of the channels that the classifier of pixels drops in
+      training.
+    width: channels of the blocks of representations.
+    representation: D, channels of a representation; its map has stride 4, or
+      the nearest that the decoder has.
+  """
+
+  dropout_rate: float = 0.1
+  width: int = 256
+  representation: int = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeakOptions:
+  """Options of weak supervision.
+
+  Class 0 is the background, which no tag has to name.
+
+  Attributes:
+    data: data set with tags, or with masks, whose classes are the tags.
+    split: name of the split that is trained on; its masks, if it has any, only
+      measure the labels made from CAMs.
+    val_split: name of a split with masks that is evaluated during training; ''
+      if there is none.
+    follow: names of further splits with masks evaluated during training.
+    learn: options of labels, losses and contrast.
+    heads: options of the network's heads.
+    start: parameters of encoder and decoder before step 0.
+    crop: name and fields of a crop (see `transforms.CROPS`).
+    flips: directions of random flips.
+    recipe: images of a step, number of steps, optimizer.
+  """
+
+  data: datasets.DataOptions
+  split: str = 'train'
+  val_split: str = 'val'
+  follow: tuple[str, ...] = ()
+  learn: weak_options.LearnOptions = weak_options.LearnOptions()
+  heads: HeadOptions = HeadOptions()
+  start: start_lib.Start = start_lib.Start()
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...] = ('horizontal',)
+  recipe: update_lib.RecipeOptions
+
+  def __post_init__(self):
+    if self.recipe.accumulate != 1:
+      raise ValueError(
+        f'recipe.accumulate: expected 1, got {self.recipe.accumulate}: means '
+        'over the classes of a batch and the bank need the whole batch'
+      )
+    if self.learn.needs_cams and (
+      self.learn.class_steps >= self.recipe.num_steps
+    ):
+      raise ValueError(
+        f'learn.class_steps: expected fewer than the {self.recipe.num_steps} '
+        f'steps in all, got {self.learn.class_steps}'
+      )
+
+  @property
+  def evaluated(self) -> data_lib.LabeledData:
+    """Returns the data with the masks of the validation split.
+
+    Masks of the split that is trained on are not needed.
+    """
+    return data_lib.LabeledData(
+      data=self.data,
+      split=self.val_split,
+      val_split=self.val_split,
+      follow=self.follow,
+    )
+
+
+class WeakStage(experiment_stage.TrainingStage):
+  """Trains on tags of images; reports on a split with masks, if any."""
+
+  name = 'weak'
+  options: WeakOptions
+  val_metric = 'miou'
+
+  @property
+  def best_metric(self) -> str | None:
+    """Returns the scalar of `val_metric`; None without a validation split."""
+    return super().best_metric if self.options.val_split else None
+
+  @property
+  def zero_terms_until(self) -> int:
+    """Returns the first step with all terms of the loss."""
+    learn = self.options.learn
+    return learn.class_steps + 1 if learn.contrast else 0
+
+  def check(self) -> None:
+    """Checks batch, network, crop and, where it is known, the classes."""
+    super().check()
+    num_classes = datasets.known_dataset_num_classes(self.options.data)
+    if num_classes is not None:
+      self._check_classes(num_classes)
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the split to read, and the source of the initial parameters."""
+    block = self.options
+    kind = {'tags': 'tags', 'masks': 'label'}[block.learn.supervision]
+    read = experiment_stage.SplitInput(block.data, block.split, kind)
+    return experiment_stage.Inputs((read,), block.start)
+
+  def check_data(self) -> None:
+    """Refuses leaking images, and data of a single class."""
+    block, context = self.options, self.context
+    trained = context.open(block.data, block.split)
+    self._check_classes(len(trained.classes))
+    splits = (block.val_split, *block.follow)
+    if 'evaluate' in self.experiment.stages:
+      splits += self.experiment.evaluate.splits
+    for name in dict.fromkeys(splits):
+      if name and name != block.split:
+        evaluated = context.open(block.data, name, 'label', self.name)
+        fingerprints.check_splits_disjoint(
+          trained.index, evaluated.index, (trained.name, evaluated.name)
+        )
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of tagged images."""
+    crop, _ = self.augmentations()
+    return batch_lib.batch_spec(
+      self.options.recipe.batch_size,
+      self.size,
+      label=self.options.learn.supervision == 'masks',
+      num_tags=num_classes,
+      valid=crop.ignores_padding,
+    )
+
+  def method(self, context: context_lib.Context, num_classes: int) -> afa.AFA:
+    """Builds the method that the block `learn` describes."""
+    block = self.options
+    net = self.build_network(context, num_classes)
+    return afa.AFA(
+      segmenter=net,
+      update=block.recipe.make_update(block.learn.parts, net.frozen_parameters),
+      options=block.learn,
+      num_classes=num_classes - 1,
+    )
+
+  def build_network(
+    self, context: context_lib.Context, num_classes: int
+  ) -> segmenter.Segmenter:
+    """Builds the network with the heads that are trained."""
+    block = self.options
+    dtype = jnp.dtype(self.experiment.network.dtype)
+    heads = {
+      'tags': heads_lib.TagHead(num_classes - 1, block.learn.pooling),
+      'logits': heads_lib.PixelClassifier(
+        num_classes,
+        nearest=True,
+        dropout_rate=block.heads.dropout_rate,
+        init_deviation=None,
+        dtype=dtype,
+      ),
+      'affinity': heads_lib.AffinityHead(),
+      'rep': heads_lib.ConvBlocksHead(
+        block.heads.representation,
+        width=block.heads.width,
+        nearest=True,
+        dropout_rate=0.0,
+        kernel_init=conv_block.he_normal_fan_out,
+        dtype=dtype,
+      ),
+    }
+    return context.build(
+      {name: heads[name] for name in block.learn.heads}, self.size
+    )
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens the images with their tags."""
+    del workspace
+    block = self.options
+    split = self.context.open(block.data, block.split)
+    crop, flips = self.augmentations()
+    # Masks of tagged images only measure the labels made from CAMs.
+    kept = [kind for kind in ('tags', 'label') if kind in split.label_kinds]
+    if crop.ignores_padding:
+      kept.append('valid')
+    console.print_line(
+      f'weak: {len(split)} images of {split.name}, '
+      f'{len(split.classes) - 1} classes beside {split.classes[0]}'
+    )
+    return {'': data_lib.ImageStream(split, crop, flips, tuple(kept))}
+
+  def evaluation(
+    self, trained: afa.AFA, streams: data_lib.Streams
+  ) -> loop.EvaluateFn | None:
+    """Builds the evaluation during training, if there is a split for it."""
+    del streams
+    block = self.options
+    if not block.val_split:
+      return None
+    return evaluator.combine_evaluators(
+      evaluation.build_training_stage_evaluators(
+        self.context,
+        trained,
+        block.evaluated,
+        block.recipe.batch_size,
+        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
+        self.name,
+      )
+    )
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes names and colors of the classes."""
+    return data_lib.write_stage_classes(workspace, streams[''].split)
+
+  def _check_classes(self, num_classes: int) -> None:
+    """Raises UserError unless there is a class beside the background."""
+    if num_classes < 2:
+      raise errors.UserError(
+        f'{self.path}.data: expected the background and one class at least, '
+        f'got {num_classes} in all'
+      )

@@ -1,0 +1,1 @@
+"""Weakly supervised segmentation, from labels of whole images."""
