@@ -199,7 +199,7 @@ def discriminative_change(
   """
   highest = jnp.max(regions, axis=(1, 2), keepdims=True)
   counted = jax.lax.stop_gradient(regions > threshold * highest)
-  change = jnp.where(counted, jnp.abs(regions - first), 0.0)
+  change = jnp.where(counted, losses.absolute_error(regions, first), 0.0)
   return jnp.sum(change, axis=(1, 2))
 
 

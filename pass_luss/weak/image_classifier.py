@@ -178,7 +178,7 @@ class ImageClassifier(method_lib.SingleLossMethod):
     """Augments colors but those of padding, which encoders see as 0."""
     images = batch_lib.batch_images_to_symmetric(batch['image'])
     images = color_augment.augment_colors(images, keys.rows, self.colors)
-    mean_color = standardize.destandardize_by_imagenet(jnp.zeros(3))
+    mean_color = standardize.destandardize_by_imagenet(jnp.zeros((1, 1, 1, 3)))
     return jnp.where(batch['valid'][..., None], images, mean_color)
 
   def encode(

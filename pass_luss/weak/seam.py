@@ -187,10 +187,14 @@ def seam_terms(
     for x in large
   )
   small_maps, small_refined = (present * normalize_range(x) for x in small)
-  equivariance = jnp.mean(jnp.abs(maps - small_maps)[..., 1:], axis=(1, 2, 3))
+  equivariance = jnp.mean(
+    losses.absolute_error(maps, small_maps)[..., 1:], axis=(1, 2, 3)
+  )
   maps, small_maps = with_background(maps), with_background(small_maps)
   cross = sum(
-    hardest_mean(jnp.abs(keep_strongest(target) - prediction), hardest)
+    hardest_mean(
+      losses.absolute_error(prediction, keep_strongest(target)), hardest
+    )
     for target, prediction in ((small_maps, refined), (maps, small_refined))
   )
   return {

@@ -57,7 +57,7 @@ def draw_batch(seed=0, num_tags=1 + CLASSES):
   }
 
 
-def init_state(trained, batch):
+def init_state(trained, batch, dtype=jnp.float32):
   """Initializes the state; running statistics are random."""
   spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
   init = jax.jit(lambda rng: trained.init(rng, spec, None))
@@ -66,4 +66,7 @@ def init_state(trained, batch):
   stats = jax.tree.map(
     lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), state.batch_stats
   )
-  return state.replace(batch_stats=stats)
+  return jax.tree.map(
+    lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x,
+    state.replace(batch_stats=stats),
+  )
