@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, shared, u2pl_losses, unlabeled
+from configs import networks, semi_systems, shared, u2pl_losses, unlabeled
 
 # Options of every experiment.
 _METHOD = {
@@ -30,9 +30,12 @@ PAPER = {
   'seed': 0,  # of the choice of labeled images and of training
   'run': 0,  # another choice of labeled images with the same seed
   'equal_steps': False,  # sup_only: as many steps as the other systems
-  # Of system=cct, whose settings: the authors' own, or those of CPS's authors,
-  # whose results later tables have; auto: the first that there are.
+  # Of cct and gct, whose settings: their authors' own, or those of the authors
+  # of CPS, whose results later tables have; auto: the first that there are.
   'implementation': ['auto', 'own', 'cps'],
+  # Scales of images before the crop: from a range, or some of a list, where the
+  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors).
+  'scales': ['uniform', 'listed'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
   # Rule by which labels are scaled: as images, or as in the released code, half
@@ -338,12 +341,16 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   train.subset.update(labels=100, list='', seed=0, run=0)
   train.crop.size = (size, size)
   train.learn.update(supervised={'kept_per_image': 500})
-  if train.learn.get('consistency'):
+  if hasattr(train.learn.get('consistency'), 'mixing'):
     train.learn.consistency.mixing.group = 4
+  if train.learn.get('name') == 'gct':
+    train.learn.update(detector=semi_systems.SMALL_DETECTOR)
   if train.learn.get('contrast'):
     train.learn.contrast.update(
       num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )
+  if train.learn.get('name') == 'u2pl_ael':
+    train.learn.contrast_start = 2
   train.recipe.batch_size = 8
   # Padding stays where the experiment of the paper pads.
   padded = 'padding_mode' in config.evaluate.protocol

@@ -15,13 +15,20 @@ Cost:  20,000 steps of 8 images of 512 pixels, of each six passes for CAMs; see
 from configs import networks, shared, weak
 from configs import options as options_lib
 
-_SIZE = (512, 512)
+_CROP = {
+  'name': 'random',
+  'size': (512, 512),
+  'scales': (0.5, 2.0),
+  'fill': 'black',
+  'antialias': True,
+}
 
 
 def get_config(argument=None):
   options = options_lib.parse(
     argument,
     network='mit_b1',  # mit_b0 to mit_b5
+    tags='',  # table of ID,CLASS;CLASS; '': the classes of the masks
     encoder='auto',  # auto: public weights of the network; '': random values
     batch=8,
     steps=20_000,
@@ -41,19 +48,14 @@ def get_config(argument=None):
     weak={
       'data': {'name': 'voc2012'},
       'split': 'train_aug',
+      'tags': '' if options.tiny else options.tags,
       'learn': weak.losses(
         options,
         class_steps=options.steps // 10,
         refined_steps=options.steps * 3 // 10,
       ),
       'start': {'path': encoder, 'take': ('encoder',)} if encoder else {},
-      'crop': {
-        'name': 'random',
-        'size': _SIZE,
-        'scales': (0.5, 2.0),
-        'fill': 'black',
-        'antialias': True,
-      },
+      'crop': _CROP,
       'recipe': shared.recipe(
         options.batch,
         options.steps,

@@ -251,13 +251,11 @@ class TagHead(nn.Module):
     """Computes logits and class activation maps, in float32 at least."""
     del train
     x = losses.at_least_float32(x)
-    pool = {'max': jnp.max, 'mean': jnp.mean}[self.pooling]
+    pool = {'max': _max_over_cells, 'mean': _mean_over_cells}[self.pooling]
     kernel = self.param(
       'kernel', _torch_init, (x.shape[-1], self.out_features), jnp.float32
     )
-    logits = jnp.matmul(
-      pool(x, axis=(1, 2)), kernel, precision=jax.lax.Precision.HIGHEST
-    )
+    logits = jnp.matmul(pool(x), kernel, precision=jax.lax.Precision.HIGHEST)
     return TagScores(logits, cam.class_activation_maps(x, kernel))
 
 
@@ -436,6 +434,20 @@ class PixelClassifier(nn.Module):
 
 # Of torch's linear layers: uniform in ±1/√n, with the fan-in n.
 _torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def _mean_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+  return jnp.mean(x, axis=(1, 2))
+
+
+def _max_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+  """Computes the maximum; the gradient is that of one cell, as torch's."""
+  # Not jnp.max, whose gradient searches the cells that equal the maximum: where
+  # the compiler computes x twice, with other rounding, none does, and the
+  # gradient is 0/0.
+  cells = x.reshape(len(x), -1, x.shape[-1])
+  largest = jnp.argmax(jax.lax.stop_gradient(cells), axis=1, keepdims=True)
+  return jnp.take_along_axis(cells, largest, axis=1)[:, 0]
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

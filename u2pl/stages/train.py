@@ -25,6 +25,7 @@ from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import method as method_lib
 from u2pl.semi import systems
+from u2pl.stages import equalized_streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +129,8 @@ class TrainStage(experiment_stage.TrainingStage):
 
   @property
   def zero_terms_until(self) -> int:
-    """Returns the end of the warm-up, in which only one term is computed."""
-    return self.options.warmup_steps
+    """Returns the number of steps before all terms are computed."""
+    return self.options.learn.full_loss_epoch * self.options.steps_per_epoch
 
   @property
   def follows_num_steps(self) -> bool:
@@ -174,7 +175,10 @@ class TrainStage(experiment_stage.TrainingStage):
     if not block.learn.reads_unlabeled:
       return spec()
     crop, _ = self.augmentations()
-    return {'labeled': spec(), 'unlabeled': spec(valid=crop.ignores_padding)}
+    equalizes = block.learn.paste_scales is not None
+    unlabeled = spec(valid=crop.ignores_padding, paired=equalizes)
+    pasted = {'pasted': spec()} if equalizes else {}
+    return {'labeled': spec(), 'unlabeled': unlabeled, **pasted}
 
   def method(
     self, context: context_lib.Context, num_classes: int
@@ -201,8 +205,11 @@ class TrainStage(experiment_stage.TrainingStage):
       self.context.labeled(self.options, self.name),
       self.options.learn.supervised.class_weights,
     )
+    fields: dict[str, Any] = {'class_weights': weights}
+    if 'unlabeled' in streams:
+      fields['num_unlabeled'] = len(streams['unlabeled'].split)
     method = super().trained_method(workspace, streams)
-    return dataclasses.replace(method, class_weights=weights)
+    return dataclasses.replace(method, **fields)
 
   def build_network(
     self, context: context_lib.Context, num_classes: int
@@ -239,10 +246,15 @@ class TrainStage(experiment_stage.TrainingStage):
     kept = ['label'] if 'label' in unlabeled.label_kinds else []
     if augmentations[0].ignores_padding:
       kept.append('valid')
-    return {
+    streams = {
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *kept),
     }
+    if scales := block.learn.paste_scales:
+      streams |= equalized_streams.equalized_streams(
+        labeled, streams, scales, block.steps_per_epoch
+      )
+    return streams
 
   def evaluation(
     self, trained: method_lib.SemiSupervised, streams: data_lib.Streams
@@ -266,7 +278,7 @@ class TrainStage(experiment_stage.TrainingStage):
       return evaluate
     panel = panels.TeacherPanels(
       trained,
-      self._panel_batch(streams),
+      _panel_batch(streams, block.learn.mixing_group),
       streams['labeled'].split.palette,
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
@@ -349,18 +361,17 @@ class TrainStage(experiment_stage.TrainingStage):
       f'{self.options.steps_per_epoch} steps'
     )
 
-  def _panel_batch(self, streams: data_lib.Streams) -> dict[str, Any]:
-    """Builds the fixed batch that the panel shows."""
-    group = self.options.learn.mixing_group
-    # Images are mixed within groups, so the batch has whole groups.
-    count = -(-evaluation.NUM_PANEL_ROWS // group) * group
-    return {
-      name: data_lib.fixed_panel_batch(stream, count)
-      for name, stream in streams.items()
-    }
-
   def _check_num_classes(self, num_classes: int) -> None:
     try:
       self.options.learn.check_num_classes(num_classes)
     except ValueError as error:
       raise errors.UserError(f'config.train.learn.{error}') from error
+
+
+def _panel_batch(streams: data_lib.Streams, group: int) -> dict[str, Any]:
+  """Builds the fixed batch that the panel shows, of whole groups of images."""
+  count = -(-evaluation.NUM_PANEL_ROWS // group) * group
+  return {
+    name: data_lib.fixed_panel_batch(stream, count)
+    for name, stream in streams.items()
+  }

@@ -1,15 +1,17 @@
 """Stage `weak`: a network from labels of whole images."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets
-from input_pipeline.sources import fingerprints
+from input_pipeline import datasets, split_tags
+from input_pipeline.sources import fingerprints, tag_files
 from runtime import console, errors, files
+from runtime import options as options_lib
 from segcore import types
 from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
@@ -22,7 +24,7 @@ from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from u2pl.weak import afa
+from u2pl.weak import afa, panels
 from u2pl.weak import options as weak_options
 
 
@@ -53,6 +55,8 @@ class WeakOptions:
     data: data set with tags, or with masks, whose classes are the tags.
     split: name of the split that is trained on; its masks, if it has any, only
       measure the labels made from CAMs.
+    tags: table or folder of labels of all images of the split, which replace
+      those of the data set (see `tag_files`); '' to keep these.
     val_split: name of a split with masks that is evaluated during training; ''
       if there is none.
     follow: names of further splits with masks evaluated during training.
@@ -66,6 +70,7 @@ class WeakOptions:
 
   data: datasets.DataOptions
   split: str = 'train'
+  tags: str = options_lib.location_option(default='')
   val_split: str = 'val'
   follow: tuple[str, ...] = ()
   learn: weak_options.LearnOptions = weak_options.LearnOptions()
@@ -131,14 +136,25 @@ class WeakStage(experiment_stage.TrainingStage):
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the split to read, and the source of the initial parameters."""
     block = self.options
-    kind = {'tags': 'tags', 'masks': 'label'}[block.learn.supervision]
+    kind = 'label' if block.learn.supervision == 'masks' else 'tags'
+    if block.tags and kind == 'tags':
+      kind = ''
     read = experiment_stage.SplitInput(block.data, block.split, kind)
     return experiment_stage.Inputs((read,), block.start)
+
+  def content(self) -> dict[str, Any]:
+    """Adds the tags that replace those of the data set."""
+    content = super().content()
+    if self.options.tags:
+      path = pathlib.Path(self.options.tags)
+      labels, _ = tag_files.read_image_tags(path, path, self._tagged.ids())
+      content['tags'] = options_lib.options_digest(labels)
+    return content
 
   def check_data(self) -> None:
     """Refuses leaking images, and data of a single class."""
     block, context = self.options, self.context
-    trained = context.open(block.data, block.split)
+    trained = self._tagged
     self._check_classes(len(trained.classes))
     splits = (block.val_split, *block.follow)
     if 'evaluate' in self.experiment.stages:
@@ -204,8 +220,7 @@ class WeakStage(experiment_stage.TrainingStage):
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens the images with their tags."""
     del workspace
-    block = self.options
-    split = self.context.open(block.data, block.split)
+    split = self._tagged
     crop, flips = self.augmentations()
     # Masks of tagged images only measure the labels made from CAMs.
     kept = [kind for kind in ('tags', 'label') if kind in split.label_kinds]
@@ -220,27 +235,47 @@ class WeakStage(experiment_stage.TrainingStage):
   def evaluation(
     self, trained: afa.AFA, streams: data_lib.Streams
   ) -> loop.EvaluateFn | None:
-    """Builds the evaluation during training, if there is a split for it."""
-    del streams
-    block = self.options
-    if not block.val_split:
-      return None
-    return evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        block.evaluated,
-        block.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
+    """Builds the evaluation of a split with masks, and panels of labels."""
+    block, functions = self.options, []
+    if block.val_split:
+      functions.append(
+        evaluator.combine_evaluators(
+          evaluation.build_training_stage_evaluators(
+            self.context,
+            trained,
+            block.evaluated,
+            block.recipe.batch_size,
+            self.experiment.evaluate.protocol_after(self.augmentations()[0]),
+            self.name,
+          )
+        )
       )
-    )
+    if block.learn.needs_cams:
+      stream = streams['']
+      batch = data_lib.fixed_panel_batch(stream, evaluation.NUM_PANEL_ROWS)
+      functions.append(
+        panels.LabelPanels(
+          trained, batch, stream.split.palette, self.context.mesh
+        )
+      )
+    if not functions:
+      return None
+    return evaluator.combine_evaluation_summaries(*functions)
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
     """Writes names and colors of the classes."""
     return data_lib.write_stage_classes(workspace, streams[''].split)
+
+  @property
+  def _tagged(self) -> datasets.Split:
+    """Opens the images with their tags."""
+    block = self.options
+    split = self.context.open(block.data, block.split)
+    if not block.tags:
+      return split
+    return split_tags.replace_tags(split, pathlib.Path(block.tags))
 
   def _check_classes(self, num_classes: int) -> None:
     """Raises UserError unless there is a class beside the background."""

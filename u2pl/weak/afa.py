@@ -63,11 +63,15 @@ class Targets(NamedTuple):
     segmentation: class of each pixel; negative where unknown.
     refined: labels of the affinity loss; None on masks.
     cams: multi-scale CAMs; None on masks.
+    plain: labels of thresholded CAMs, to be shown; None on masks.
+    batch_stats: batch statistics after the passes of CAMs; None on masks.
   """
 
   segmentation: Int[Array, 'B H W']
   refined: Int[Array, 'B H W'] | None = None
   cams: Float[Array, 'B H W C'] | None = None
+  plain: Int[Array, 'B H W'] | None = None
+  batch_stats: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,11 @@ class AFA:
     targets, scalars = None, {}
     if self.options.needs_cams:
       # CAMs of several scales and flips → refined and propagated labels.
-      state, targets, scalars = self.label(state, batch, images, keys.cams)
+      targets = self.make_labels(state, images, keys.cams)
+      state = state.replace(batch_stats=targets.batch_stats)
+      scalars = losses.label_scalars(
+        targets.plain, targets.segmentation, images.inside, batch.get('label')
+      )
     elif self.options.segmentation:
       targets = Targets(batch['label'].astype(jnp.int32))
     # One step on the sum of all losses.
@@ -126,19 +134,17 @@ class AFA:
       after = after.replace(**vars(branch))
     return after, {'loss': total, **terms, **scalars}
 
-  def label(
-    self,
-    state: State,
-    batch: batch_lib.Batch,
-    images: cam_labels.TaggedImages,
-    rng: Array,
-  ) -> tuple[State, Targets, types.Metrics]:
+  def make_labels(
+    self, state: State, images: cam_labels.TaggedImages, rng: Array
+  ) -> Targets:
     """Computes CAMs and affinities without gradient, and labels from them.
 
     The passes are in training mode: they update the batch statistics.
     """
-    options, inside = self.options.cam, images.inside
-    cams, affinities, state = self.multi_scale_cams(state, images.pixels, rng)
+    options = self.options.cam
+    cams, affinities, batch_stats = self.multi_scale_cams(
+      state, images.pixels, rng
+    )
     refined = cam_labels.refine_cam_labels(cams, images, options)
     segmentation = refined
     if affinities is not None:
@@ -152,16 +158,19 @@ class AFA:
     plain = cam_labels.threshold_cams(
       cams, images, options.plain, options.plain
     )
-    scalars = losses.label_scalars(
-      plain, segmentation, inside, batch.get('label')
-    )
-    return state, Targets(segmentation, refined, cams), scalars
+    return Targets(segmentation, refined, cams, plain, batch_stats)
 
   def multi_scale_cams(
     self, state: State, pixels: Float[Array, 'B H W 3'], rng: Array
-  ) -> tuple[Float[Array, 'B H W C'], cam_labels.Affinities | None, State]:
-    """Computes normalized CAMs, and affinities at the largest scale."""
-    images, scales = _to_symmetric(pixels), self.options.cam.scales
+  ) -> tuple[
+    Float[Array, 'B H W C'], cam_labels.Affinities | None, types.Params
+  ]:
+    """Computes normalized CAMs, and affinities at the largest scale.
+
+    Returns:
+      CAMs, affinities if there are any, and the batch statistics after.
+    """
+    images, scales = pixels_to_symmetric(pixels), self.options.cam.scales
     maps, affinities, batch_stats = [], None, state.batch_stats
     for i, scale in enumerate(scales):
       # `logits` only for the statistics of the decoder's batch norms.
@@ -181,7 +190,7 @@ class AFA:
         plain, _ = batch_lib.split_batch_rows(outputs['affinity'], 2)
         affinities = cam_labels.Affinities(plain, maps[-1].shape[1:3])
     cams = cam.fuse_scaled_cams(maps, pixels.shape[1:3])
-    return cams, affinities, state.replace(batch_stats=batch_stats)
+    return cams, affinities, batch_stats
 
   def loss(
     self,
@@ -203,7 +212,7 @@ class AFA:
     outputs, batch_stats = self.forward(
       params,
       state.batch_stats,
-      _to_symmetric(images.pixels),
+      pixels_to_symmetric(images.pixels),
       options.heads,
       keys.network,
     )
@@ -327,5 +336,8 @@ def tagged_images(batch: batch_lib.Batch) -> cam_labels.TaggedImages:
   return cam_labels.TaggedImages(pixels, batch['tags'][:, 1:], inside)
 
 
-def _to_symmetric(pixels: Float[Array, 'B H W 3']) -> Float[Array, 'B H W 3']:
+def pixels_to_symmetric(
+  pixels: Float[Array, 'B H W 3'],
+) -> Float[Array, 'B H W 3']:
+  """Maps float pixels from 0…255 to [-1, 1]."""
   return (pixels - 127.5) / 127.5

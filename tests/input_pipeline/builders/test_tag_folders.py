@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import datasets, transforms
+from input_pipeline import datasets, split_tags, transforms
 from runtime import errors
 
 CLASSES = ('background', 'cat', 'dog', 'owl')
@@ -129,3 +129,22 @@ def test_wrong_tags_are_named(tmp_path, text, fields, message):
   (source / 'classes.txt').write_text('\n'.join(CLASSES))
   with pytest.raises(errors.UserError, match=message):
     open_split(source, **{'tags': 'tags.csv', **fields})
+
+
+def test_a_list_replaces_the_tags_of_any_data_set(tmp_path):
+  write_images(tmp_path / 'x/images', 'cat/1.png', 'dog/1.png')
+  split = open_split(tmp_path / 'x')
+  path = tmp_path / 'other.csv'
+  path.write_text('cat/1,dog\ndog/1,cat;dog\n')
+  replaced = split_tags.replace_tags(split, path)
+  assert tags_of(replaced) == {
+    'cat/1': ['background', 'dog'],
+    'dog/1': ['background', 'cat', 'dog'],
+  }
+  for text, message in (
+    ('cat/1,dog\n', 'to list all images of .*, got none of 1, as dog/1'),
+    ('cat/1,dog\ndog/1,cow\n', "dog/1: expected classes .* got 'cow'"),
+  ):
+    path.write_text(text)
+    with pytest.raises(errors.UserError, match=message):
+      split_tags.replace_tags(split, path)

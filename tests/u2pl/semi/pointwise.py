@@ -51,10 +51,13 @@ class Decoder(nn.Module):
     return features.Features((features.FeatureMap('fused', 4, x),))
 
 
-def make_method(options, **heads):
-  """Returns the method on the network, with a head of a 1x1 and others."""
+def make_method(options):
+  """Returns the method on the network, whose heads are 1x1s."""
+  heads = {}
   logits = heads_lib.ConvHead(CLASSES, 1, stride=4, dtype=F64)
   own = options.further_heads(CLASSES, logits)
+  if options.needs_representations:
+    heads['rep'] = heads_lib.ConvHead(4, 1, stride=4, dtype=F64)
   return systems.METHODS[type(options)](
     segmenter=segmenter.Segmenter(
       Encoder(), Decoder(), {'logits': logits, **heads, **own}

@@ -164,9 +164,11 @@ def test_objects_are_cut_out_as_in_the_reference():
   @jax.jit
   def compute(masks, uniforms):
     roots = jax.vmap(connected_components.label_components)(masks)
-    boxes = jax.vmap(connected_components.component_boxes)(roots)
-    cut = jax.vmap(cct_perturbations.object_box_mask)(masks, uniforms)
-    return roots, boxes, cut
+    foreground = cct_perturbations.find_foreground(masks.astype(np.int32))
+    cut = jax.vmap(cct_perturbations.object_box_mask)(
+      foreground.objects, uniforms
+    )
+    return roots, foreground.objects, cut
 
   roots, boxes, cut = jax.device_get(compute(masks, np.float32(uniforms)))
   counts = []

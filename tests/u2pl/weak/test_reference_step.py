@@ -35,6 +35,13 @@ def _in_float64():
     yield
 
 
+@functools.cache
+def method_and_step(has_contrast):
+  """Returns a method and its compiled step, which tests share."""
+  trained = tiny.make_method(PLUS if has_contrast else tiny.AFA)
+  return trained, jax.jit(trained.train_step)
+
+
 def to_symmetric(images):
   return (images.astype(np.float64) - 127.5) / 127.5
 
@@ -161,7 +168,7 @@ def state_at(trained, step):
 @pytest.mark.parametrize('step', [2, 3, 5])
 def test_a_step_of_afa_and_its_update(step):
   """The class loss alone; then with refined, then with propagated labels."""
-  trained = tiny.make_method()
+  trained, train_step = method_and_step(False)
   state, batch = state_at(trained, step), tiny.draw_batch(4)
   keys = afa.StepKeys(*jax.random.split(jax.random.fold_in(state.rng, step), 4))
   images = to_symmetric(batch['image'])
@@ -197,7 +204,7 @@ def test_a_step_of_afa_and_its_update(step):
     },
   )
 
-  after, scalars = jax.jit(trained.train_step)(state, batch)
+  after, scalars = train_step(state, batch)
   for name, expected in (
     ('loss_class', of_class[0]),
     ('loss_segmentation', of_pixels[0]),
@@ -277,7 +284,7 @@ def contrast_masks(cams, batch, rng):
 @pytest.mark.slow
 def test_losses_of_a_step_of_u2pl_plus():
   """Anchors, prototypes and negatives of Eqs. 29-31."""
-  trained = tiny.make_method(PLUS)
+  trained, train_step = method_and_step(True)
   step = 5
   state, batch = state_at(trained, step), tiny.draw_batch(4)
   known = contrast_reference.Prototypes(
@@ -285,7 +292,7 @@ def test_losses_of_a_step_of_u2pl_plus():
     np.array([2, 1, 0, 3]),
   )
   state = state.replace(
-    bank=tiny.make_method(PLUS).branch.init().bank,
+    bank=trained.branch.init().bank,
     prototypes=state.prototypes.replace(
       vectors=jnp.asarray(known.values), updates=jnp.asarray(known.updates)
     ),
@@ -309,7 +316,7 @@ def test_losses_of_a_step_of_u2pl_plus():
     tiny.CONTRAST,
     0.999,
   )
-  after, scalars = jax.jit(trained.train_step)(state, batch)
+  after, scalars = train_step(state, batch)
   assert result.loss > 0
   np.testing.assert_allclose(scalars['loss_contrast'], result.loss, rtol=1e-5)
   terms = sum(
