@@ -48,14 +48,15 @@ OPTIONS = {
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
 ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
+# Systems whose unlabeled images come in pairs, which a device has whole.
+PAIRED = ('ael', 'u2pl_ael')
 # Collectives beside sums: of images and labels of partners on another device,
-# and of the features of all cells.
+# of the features of all cells, and, in AEL, of positions of images and counts.
 MOVED = {
-  # Images are mixed with those of other devices.
-  'ael': {'all-gather', 'collective-permute'},
-  'u2pl_ael': {'all-gather', 'all-to-all', 'collective-permute'},
+  'ael': {'all-gather'},
   'cps_cutmix': {'collective-permute'},
   'pc2seg': {'all-gather'},
+  'u2pl_ael': {'all-gather'},
   'unimatch': {'collective-permute'},
   'unimatch_v2': {'collective-permute'},
 }
@@ -99,7 +100,9 @@ def test_collectives_of_a_step(name):
   """Sums, and what else a system moves between devices."""
   mesh = sharding.make_mesh()
   with jax.enable_x64(name in ON_POINTWISE):
-    trained, state, [batch, _] = make(name, jnp.float32)
+    trained, state, [batch, other] = make(name, jnp.float32)
+    if name in PAIRED:
+      batch = jax.tree.map(lambda *x: np.concatenate(x), batch, other)
     compiled = (
       jax.jit(trained.train_step)
       .lower(
