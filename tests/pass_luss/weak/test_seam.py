@@ -1,5 +1,7 @@
 """SEAM against slow numpy transcriptions (spec comparators §4.1)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,45 +152,46 @@ def stepped():
     return trained, batch, state, *jax.device_get((after, scalars))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def step_inputs(trained, state, batch):
+  """Images of both sizes, maps of the encoder and kept channels of a step."""
+  rng = jax.random.fold_in(state.rng, state.step)
+  rows, network = jax.random.split(rng)
+  keys = update_lib.ForwardKeys(
+    update_lib.row_prng_keys(rows, tiny.BATCH), network
+  )
+  large = trained.augmented_images(batch, keys)
+  splits = jax.vmap(jax.random.split)(keys.rows)
+  small = jax.image.scale_and_translate(
+    large,
+    (tiny.BATCH, 12, 12, 3),
+    (1, 2),
+    jnp.array([11 / 31, 11 / 31]),
+    # Corners on corners.
+    jnp.array([0.5 - 0.5 * 11 / 31, 0.5 - 0.5 * 11 / 31]),
+    'linear',
+    antialias=False,
+  )
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  results = []
+  for i, images in enumerate((large, small)):
+    maps = trained.feature_maps(variables, images)
+    kept = image_classifier.sample_kept_channels(splits[:, i], 32, 0.5)
+    results.append(
+      (
+        standardize.standardize_by_imagenet(images),
+        *(maps.by_name(name).array for name in ('x2', 'x3', 'x4')),
+        kept,
+      )
+    )
+  return results
+
+
 def test_a_whole_step(stepped):
   """The terms are those of the maps of both images, under its dropout."""
   trained, batch, state, _, scalars = stepped
-
-  @jax.jit
-  def inputs(state, batch):
-    rng = jax.random.fold_in(state.rng, state.step)
-    rows, network = jax.random.split(rng)
-    keys = update_lib.ForwardKeys(
-      update_lib.row_prng_keys(rows, tiny.BATCH), network
-    )
-    large = trained.augmented_images(batch, keys)
-    splits = jax.vmap(jax.random.split)(keys.rows)
-    small = jax.image.scale_and_translate(
-      large,
-      (tiny.BATCH, 12, 12, 3),
-      (1, 2),
-      jnp.array([11 / 31, 11 / 31]),
-      # Corners on corners.
-      jnp.array([0.5 - 0.5 * 11 / 31, 0.5 - 0.5 * 11 / 31]),
-      'linear',
-      antialias=False,
-    )
-    variables = {'params': state.params, 'batch_stats': state.batch_stats}
-    results = []
-    for i, images in enumerate((large, small)):
-      maps = trained.feature_maps(variables, images)
-      kept = image_classifier.sample_kept_channels(splits[:, i], 32, 0.5)
-      results.append(
-        (
-          standardize.standardize_by_imagenet(images),
-          *(maps.by_name(name).array for name in ('x2', 'x3', 'x4')),
-          kept,
-        )
-      )
-    return results
-
   with jax.enable_x64():
-    both = jax.device_get(inputs(state, batch))
+    both = jax.device_get(step_inputs(trained, state, batch))
   kernels = {
     name: np.asarray(each['kernel'], np.float64).T
     for name, each in state.params['heads'].items()
