@@ -28,6 +28,8 @@ LABELED = {
   # Weights of the classes in the loss of labeled images, by their frequency.
   'class_weights': ['none', 'median', 'effective'],
 }
+# Another default: rare classes of photographs are learned better with weights.
+WEIGHTED = {'class_weights': ['median', 'none', 'effective']}
 # Options that describe a folder of images and masks.
 FOLDER = {
   'source': '',  # folder that holds all of it

@@ -166,25 +166,31 @@ def test_sizes_of_data_sets():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_config_has_every_objective(name):
-  """Whole experiments, the paper's protocols, and tiny ones."""
-  for config in ('pass_shapes', 'pass_imagenet_s50', 'pass_imagenet_s919'):
+  """Whole experiments, tiny ones, and P2P and D2S added."""
+  for config in ('pass_shapes', 'pass_imagenet_s300', 'pass_imagenet_s919'):
     for argument in ('', 'tiny'):
-      text = f'objective={name},{argument}'
-      loaded = loading.load(config, text)
-      stages = main.PROGRAM.build_stages(loaded)
-      assert [s.name for s in stages] == [
-        *('represent', 'cluster', 'label', 'finetune', 'segment')
-      ]
+      loaded = loading.load(config, f'objective={name},{argument}')
+      main.PROGRAM.build(loaded)
+      assert loaded.stages == (
+        *('represent', 'cluster', 'label', 'finetune', 'segment'),
+      )
       assert loaded.cluster.kind == 'image'
       zero_init = loaded.network.encoder.zero_init
       assert zero_init == (name == 'simsiam')
   added = f'objective={name},p2p=regression,d2s=3,tiny'
   loaded = loading.load('pass_shapes', added)
-  assert [s.name for s in main.PROGRAM.build_stages(loaded)][1] == 'attend'
+  main.PROGRAM.build(loaded)
+  assert loaded.stages[1] == 'attend'
   learn = loaded.represent.learn
   assert learn.alignment.kind == 'regression'
   assert learn.clusters is not None and learn.shallow.stages == (3,)
   assert loaded.represent.large.count == 2
+
+
+def test_stages_of_an_objective_fit_their_networks():
+  loaded = loading.load('pass_shapes', 'objective=densecl,p2p=regression')
+  stages = main.PROGRAM.build_stages(loaded)
+  assert [s.name for s in stages][:2] == ['represent', 'cluster']
 
 
 def test_attention_of_an_encoder_without_prototypes():

@@ -111,10 +111,10 @@ def test_configs_build(name, argument):
 
 def test_settings_of_a_folder():
   config = loading.load(
-    'u2pl_folder', 'source=/photographs,labels=20,low_rank=2'
+    'u2pl_folder', 'source=/x,labels=20,low_rank=2,system=u2pl_plus'
   )
   assert u2pl_main.PROGRAM.build_stages(config)[-1].name == 'evaluate'
-  assert config.train.data.source == '/photographs'
+  assert config.train.data.source == '/x'
   assert config.train.learn.contrast.low_rank == 2
 
 

@@ -72,6 +72,22 @@ def test_losses_and_their_gradients():
       )
 
 
+def correlation_and_gradients(images, heads, shallow, deep, cams, factors):
+  """Returns gradients of heads and maps; refined, prepared maps, images."""
+
+  def total(heads, shallow, deep, cams):
+    params = {'heads': heads}
+    pixels = pixel_correlation.embed_pixels(
+      params, images, shallow, deep, cams.shape[1:3]
+    )
+    prepared = pixel_correlation.suppress_weaker_classes(cams)
+    refined = pixel_correlation.correlate_pixels(pixels, prepared)
+    standardized = standardize.standardize_by_imagenet(images)
+    return (refined * factors).sum(), (refined, prepared, standardized)
+
+  return jax.grad(total, (0, 1, 2, 3), has_aux=True)(heads, shallow, deep, cams)
+
+
 def test_the_correlation_module_and_its_gradients():
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (2, 16, 20, 3))
@@ -84,25 +100,11 @@ def test_the_correlation_module_and_its_gradients():
   }
   factors = rng.normal(size=cams.shape)
 
-  @jax.jit
-  def compute(images, heads, shallow, deep, cams):
-    def total(heads, shallow, deep, cams):
-      params = {'heads': heads}
-      pixels = pixel_correlation.embed_pixels(
-        params, images, shallow, deep, cams.shape[1:3]
-      )
-      prepared = pixel_correlation.suppress_weaker_classes(cams)
-      refined = pixel_correlation.correlate_pixels(pixels, prepared)
-      standardized = standardize.standardize_by_imagenet(images)
-      return (refined * factors).sum(), (refined, prepared, standardized)
-
-    return jax.grad(total, (0, 1, 2, 3), has_aux=True)(
-      heads, shallow, deep, cams
-    )
-
   with jax.enable_x64():
     (gradients, *of_maps), (refined, prepared, standardized) = jax.device_get(
-      compute(images, heads, shallow, deep, cams)
+      jax.jit(correlation_and_gradients)(
+        images, heads, shallow, deep, cams, factors
+      )
     )
   kernels = {name: each['kernel'].T for name, each in heads.items()}
 
@@ -152,9 +154,8 @@ def stepped():
     return trained, batch, state, *jax.device_get((after, scalars))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def step_inputs(trained, state, batch):
-  """Images of both sizes, maps of the encoder and kept channels of a step."""
+def maps_of_both_scales(trained, state, batch):
+  """Returns images, three maps and kept channels at both scales."""
   rng = jax.random.fold_in(state.rng, state.step)
   rows, network = jax.random.split(rng)
   keys = update_lib.ForwardKeys(
@@ -190,8 +191,10 @@ def step_inputs(trained, state, batch):
 def test_a_whole_step(stepped):
   """The terms are those of the maps of both images, under its dropout."""
   trained, batch, state, _, scalars = stepped
+
   with jax.enable_x64():
-    both = jax.device_get(step_inputs(trained, state, batch))
+    inputs = functools.partial(maps_of_both_scales, trained)
+    both = jax.device_get(jax.jit(inputs)(state, batch))
   kernels = {
     name: np.asarray(each['kernel'], np.float64).T
     for name, each in state.params['heads'].items()

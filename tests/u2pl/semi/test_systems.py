@@ -51,6 +51,9 @@ ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
 # Collectives beside sums: of images and labels of partners on another device,
 # and of the features of all cells.
 MOVED = {
+  # Images are mixed with those of other devices.
+  'ael': {'all-gather', 'collective-permute'},
+  'u2pl_ael': {'all-gather', 'all-to-all', 'collective-permute'},
   'cps_cutmix': {'collective-permute'},
   'pc2seg': {'all-gather'},
   'unimatch': {'collective-permute'},
