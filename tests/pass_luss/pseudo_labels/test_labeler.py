@@ -74,7 +74,7 @@ def test_sweep_equals_labeling_at_each_threshold():
     attention = np.where(label > 0, 0.35, 0.0) + 0.6 * rng.random((5, 6))
     sweep.update(categories, attention, label)
     images.append((categories, attention, label))
-  expected = []
+  expected, by_name = [], []
   for threshold in thresholds:
     predictions = [
       np.where(attention < threshold, 0, categories)
@@ -86,7 +86,12 @@ def test_sweep_equals_labeling_at_each_threshold():
     )
     match = pass_benchmark.hungarian(matrix)
     matched = [pass_benchmark.apply_matching(x, match) for x in predictions]
-    expected.append(pass_benchmark.miou(matched, truths, support.CLASSES) / 100)
+    for each, values in ((matched, expected), (predictions, by_name)):
+      values.append(pass_benchmark.miou(each, truths, support.CLASSES) / 100)
+  threshold, miou = sweep.best(by_name=True)
+  assert threshold == thresholds[int(np.argmax(by_name))]
+  np.testing.assert_allclose(miou, max(by_name), rtol=1e-9)
+  assert miou < max(expected)
   threshold, miou = sweep.best()
   assert threshold == thresholds[int(np.argmax(expected))]
   np.testing.assert_allclose(miou, max(expected), rtol=1e-9)
