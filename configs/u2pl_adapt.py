@@ -38,7 +38,7 @@ def get_config(argument=None):
   )
   encoder = f'weights/{options.network}.pth'
   if options.encoder != 'auto' or options.tiny:
-    encoder = options.encoder.replace('auto', '')
+    encoder = '' if options.encoder == 'auto' else options.encoder
   size, target = (512, 512), {'name': 'cityscapes/fine'}
   is_oracle = options.system == 'target_only'
   config = shared.block(

@@ -37,7 +37,7 @@ def get_config(argument=None):
   )
   encoder = f'weights/{options.network}.pth'
   if options.encoder != 'auto' or options.tiny:
-    encoder = options.encoder.replace('auto', '')
+    encoder = '' if options.encoder == 'auto' else options.encoder
   network = networks.named(f'{options.network}+segformer')
   network.encoder.strides = (4, 2, 2, 1)
   config = shared.block(
