@@ -67,12 +67,7 @@ def merge_flipped_cams(
     cams: maps of `resize_and_flip`ped images.
     size: height and width to which maps are upsampled bilinearly first.
   """
-  upsampled = resize.resize_bilinear(cams, size)
-  pairs = upsampled.reshape(-1, 2, *upsampled.shape[1:])
-  return jnp.maximum(
-    jnp.maximum(pairs[:, 0], pairs[:, 1, :, ::-1]),
-    0.0,
-  )
+  return jnp.maximum(jnp.maximum(*_upsample_flipped_cams(cams, size)), 0.0)
 
 
 def sum_flipped_cams(
@@ -84,9 +79,17 @@ def sum_flipped_cams(
     cams: maps of `resize_and_flip`ped images.
     size: height and width to which maps are upsampled bilinearly first.
   """
+  plain, flipped = _upsample_flipped_cams(cams, size)
+  return plain + flipped
+
+
+def _upsample_flipped_cams(
+  cams: Float[Array, 'B_doubled h w C'], size: resize.Size
+) -> tuple[Float[Array, 'B H W C'], Float[Array, 'B H W C']]:
+  """Upsamples maps of images, and of flipped images, which are turned back."""
   upsampled = resize.resize_bilinear(cams, size)
   pairs = upsampled.reshape(-1, 2, *upsampled.shape[1:])
-  return pairs[:, 0] + pairs[:, 1, :, ::-1]
+  return pairs[:, 0], pairs[:, 1, :, ::-1]
 
 
 def normalize_cams(cams: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:

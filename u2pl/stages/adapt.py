@@ -19,13 +19,13 @@ from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
-from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.adapt import daformer
 from u2pl.adapt import options as adapt_options
+from u2pl.stages import pixel_heads
 
 SOURCE, TARGET = 'source', 'target'
 
@@ -43,22 +43,6 @@ class TargetOptions:
   data: datasets.DataOptions
   split: str = 'train'
   crop: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """Options of the heads of student and teacher, on the decoder's finest map.
-
-  Attributes:
-    dropout_rate: share of the channels that the classifier drops in training.
-    width: channels of the blocks of representations.
-    representation: D, channels of a representation; its map has stride 4, or
-      the nearest that the decoder has.
-  """
-
-  dropout_rate: float = 0.1
-  width: int = 256
-  representation: int = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +67,7 @@ class AdaptOptions(data_lib.LabeledData):
   target: TargetOptions
   learn: adapt_options.LearnOptions = adapt_options.LearnOptions()
   rare_classes: samplers.RareClassOptions | None = samplers.RareClassOptions()
-  heads: HeadOptions = HeadOptions()
+  heads: pixel_heads.HeadOptions = pixel_heads.HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
@@ -214,25 +198,12 @@ class AdaptStage(experiment_stage.TrainingStage):
     block = self.options
     dtype = jnp.dtype(self.experiment.network.dtype)
     heads: dict[str, Any] = {
-      'logits': heads_lib.PixelClassifier(
-        num_classes,
-        stride=1,
-        nearest=True,
-        dropout_rate=block.heads.dropout_rate,
-        dtype=dtype,
-      )
+      'logits': block.heads.build_classifier(num_classes, dtype, stride=1)
     }
     if block.learn.feature_distance:
       heads[adapt_options.FEATURES] = heads_lib.EncoderMap()
     if block.learn.needs_representations:
-      heads['rep'] = heads_lib.ConvBlocksHead(
-        block.heads.representation,
-        width=block.heads.width,
-        nearest=True,
-        dropout_rate=0.0,
-        kernel_init=conv_block.he_normal_fan_out,
-        dtype=dtype,
-      )
+      heads['rep'] = block.heads.build_representation(dtype)
     return context.build(heads, self.size)
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
@@ -272,15 +243,8 @@ class AdaptStage(experiment_stage.TrainingStage):
     self, trained: daformer.DAFormer, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
     """Builds the evaluation on the target, with panels of mixed images."""
-    evaluate = evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        self.options.evaluated,
-        self.options.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
-      )
+    evaluate = evaluation.build_training_stage_evaluation(
+      self, trained, self.options.evaluated
     )
     if TARGET not in streams:
       return evaluate

@@ -264,16 +264,7 @@ class TrainStage(experiment_stage.TrainingStage):
     The splits are `val_split` and those of `follow`.
     """
     block = self.options
-    evaluate = evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        block,
-        block.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
-      )
-    )
+    evaluate = evaluation.build_training_stage_evaluation(self, trained, block)
     if not block.learn.reads_unlabeled:
       return evaluate
     panel = panels.TeacherPanels(

@@ -20,29 +20,12 @@ from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
-from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+from u2pl.stages import pixel_heads
 from u2pl.weak import afa, panels
 from u2pl.weak import options as weak_options
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """Options of the heads on the decoder's finest map.
-
-  Attributes:
-    dropout_rate: share of the channels that the classifier of pixels drops in
-      training.
-    width: channels of the blocks of representations.
-    representation: D, channels of a representation; its map has stride 4, or
-      the nearest that the decoder has.
-  """
-
-  dropout_rate: float = 0.1
-  width: int = 256
-  representation: int = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +57,7 @@ class WeakOptions:
   val_split: str = 'val'
   follow: tuple[str, ...] = ()
   learn: weak_options.LearnOptions = weak_options.LearnOptions()
-  heads: HeadOptions = HeadOptions()
+  heads: pixel_heads.HeadOptions = pixel_heads.HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
@@ -196,22 +179,11 @@ class WeakStage(experiment_stage.TrainingStage):
     dtype = jnp.dtype(self.experiment.network.dtype)
     heads = {
       'tags': heads_lib.TagHead(num_classes - 1, block.learn.pooling),
-      'logits': heads_lib.PixelClassifier(
-        num_classes,
-        nearest=True,
-        dropout_rate=block.heads.dropout_rate,
-        init_deviation=None,
-        dtype=dtype,
+      'logits': block.heads.build_classifier(
+        num_classes, dtype, init_deviation=None
       ),
       'affinity': heads_lib.AffinityHead(),
-      'rep': heads_lib.ConvBlocksHead(
-        block.heads.representation,
-        width=block.heads.width,
-        nearest=True,
-        dropout_rate=0.0,
-        kernel_init=conv_block.he_normal_fan_out,
-        dtype=dtype,
-      ),
+      'rep': block.heads.build_representation(dtype),
     }
     return context.build(
       {name: heads[name] for name in block.learn.heads}, self.size
@@ -239,15 +211,8 @@ class WeakStage(experiment_stage.TrainingStage):
     block, functions = self.options, []
     if block.val_split:
       functions.append(
-        evaluator.combine_evaluators(
-          evaluation.build_training_stage_evaluators(
-            self.context,
-            trained,
-            block.evaluated,
-            block.recipe.batch_size,
-            self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-            self.name,
-          )
+        evaluation.build_training_stage_evaluation(
+          self, trained, block.evaluated
         )
       )
     if block.learn.needs_cams:

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from pass_luss.weak import image_classifier, pixel_correlation, seam
-from segcore.cost import communication
-from segcore.distributed import sharding
 from segcore.models.layers import standardize
 from segcore.train import update as update_lib
 from tests.pass_luss.weak import tiny
@@ -275,25 +273,13 @@ def test_eight_devices_are_one_in_float64(monkeypatch):
     batches = [tiny.draw_batch(i) for i in range(2)]
     state = tiny.init_state(trained, batches[0], jnp.float64)
     one, eight = meshes.one_and_eight(trained, state, batches, 1, monkeypatch)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight, atol=1e-8)
 
 
 @pytest.mark.slow
 def test_collectives_of_a_step():
   """Gradients and scalars are summed; nothing else is sent."""
   trained, batch = tiny.make_method(), tiny.draw_batch()
-  state, mesh = tiny.init_state(trained, batch), sharding.make_mesh()
-  compiled = (
-    jax.jit(trained.train_step)
-    .lower(
-      jax.device_put(state, sharding.replicated_sharding(mesh)),
-      sharding.make_batch_sharder(mesh)(batch),
-    )
-    .compile()
-  )
-  kinds = {c.kind for c in communication.list_collectives(compiled)}
-  assert kinds == {'all-reduce'}
+  state = tiny.init_state(trained, batch)
+  kinds = meshes.collectives_of_step(trained, state, batch)
+  assert {*kinds} == {'all-reduce'}
