@@ -234,7 +234,7 @@ class TrainStage(experiment_stage.TrainingStage):
     if not block.learn.reads_unlabeled:
       self._log_epoch(f'{len(labeled)} labeled images', len(labeled) / batch)
       return {'': stream(labeled, 'label')}
-    unlabeled = self._open_unlabeled(labeled)
+    unlabeled = self._open_unlabeled()
     self._log_epoch(
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
@@ -317,7 +317,7 @@ class TrainStage(experiment_stage.TrainingStage):
       )
     return heads | block.learn.further_heads(num_classes, heads['logits'])
 
-  def _open_unlabeled(self, labeled: datasets.Split) -> datasets.Split:
+  def _open_unlabeled(self) -> datasets.Split:
     """Opens the unlabeled images: neither labeled nor held out.
 
     Of another data set, images of the validation split are left out, too; they
@@ -329,9 +329,7 @@ class TrainStage(experiment_stage.TrainingStage):
     block = self.options
     images = block.unlabeled_images
     split = self.context.open(images.data, images.split)
-    excluded = [labeled]
-    if block.subset.held_out:
-      excluded.append(self.context.evaluated(block, splits.HELD_OUT, self.name))
+    excluded = self.context.labeled_and_held_out(block, self.name)
     if images.data == block.data:
       names = {name for other in excluded for name in other.ids()}
       rest = [i for i, name in enumerate(split.ids()) if name not in names]
