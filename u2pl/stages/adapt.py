@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, samplers
 from input_pipeline.sources import fingerprints
-from runtime import console, errors, files
+from runtime import console, errors
 from segcore import types
 from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
@@ -25,7 +25,7 @@ from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.adapt import daformer
 from u2pl.adapt import options as adapt_options
-from u2pl.stages import pixel_heads
+from u2pl.stages import base, pixel_heads
 
 SOURCE, TARGET = 'source', 'target'
 
@@ -102,12 +102,11 @@ class AdaptOptions(data_lib.LabeledData):
     )
 
 
-class AdaptStage(experiment_stage.TrainingStage):
+class AdaptStage(base.ClassStage):
   """Trains a student on source and target images; reports on the target."""
 
   name = 'adapt'
   options: AdaptOptions
-  val_metric = 'miou'
 
   @property
   def zero_terms_until(self) -> int:
@@ -130,9 +129,6 @@ class AdaptStage(experiment_stage.TrainingStage):
         f'{self.path}.target.crop.size: expected {self.size}, that of '
         f'{self.path}.crop, got {crop.size}'
       )
-    num_classes = datasets.known_dataset_num_classes(self.options.data)
-    if num_classes is not None:
-      self._check_classes(num_classes)
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""
@@ -153,7 +149,7 @@ class AdaptStage(experiment_stage.TrainingStage):
         f'{self.path}.target.data: expected the classes of {source.name}, '
         f'{", ".join(source.classes)}, got {", ".join(target.classes)}'
       )
-    self._check_classes(len(source.classes))
+    self.check_num_classes(len(source.classes))
     names = (block.val_split, *block.follow, *self.experiment.evaluate.splits)
     for name in dict.fromkeys(names):
       evaluated = context.open(block.target.data, name, 'label', self.name)
@@ -261,12 +257,6 @@ class AdaptStage(experiment_stage.TrainingStage):
     )
     return evaluator.combine_evaluation_summaries(evaluate, panel)
 
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(workspace, streams[SOURCE].split)
-
   def _target_augmentations(self) -> tuple[Any, Any]:
     """Builds the crop and the flips of target images."""
     block = self.options
@@ -274,7 +264,7 @@ class AdaptStage(experiment_stage.TrainingStage):
       block.target.crop, block.flips, f'{self.path}.target'
     )
 
-  def _check_classes(self, num_classes: int) -> None:
+  def check_num_classes(self, num_classes: int) -> None:
     """Raises UserError where a loss would be 0, or a class is unknown."""
     learn = self.options.learn
     if learn.contrast:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, split_tags
 from input_pipeline.sources import fingerprints, tag_files
-from runtime import console, errors, files
+from runtime import console, errors
 from runtime import options as options_lib
 from segcore import types
 from segcore.eval import evaluator
@@ -23,7 +23,7 @@ from segcore.models import segmenter
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from u2pl.stages import pixel_heads
+from u2pl.stages import base, pixel_heads
 from u2pl.weak import afa, panels
 from u2pl.weak import options as weak_options
 
@@ -91,12 +91,11 @@ class WeakOptions:
     )
 
 
-class WeakStage(experiment_stage.TrainingStage):
+class WeakStage(base.ClassStage):
   """Trains on tags of images; reports on a split with masks, if any."""
 
   name = 'weak'
   options: WeakOptions
-  val_metric = 'miou'
 
   @property
   def best_metric(self) -> str | None:
@@ -108,13 +107,6 @@ class WeakStage(experiment_stage.TrainingStage):
     """Returns the first step with all terms of the loss."""
     learn = self.options.learn
     return learn.class_steps + 1 if learn.contrast else 0
-
-  def check(self) -> None:
-    """Checks batch, network, crop and, where it is known, the classes."""
-    super().check()
-    num_classes = datasets.known_dataset_num_classes(self.options.data)
-    if num_classes is not None:
-      self._check_classes(num_classes)
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the split to read, and the source of the initial parameters."""
@@ -138,7 +130,7 @@ class WeakStage(experiment_stage.TrainingStage):
     """Refuses leaking images, and data of a single class."""
     block, context = self.options, self.context
     trained = self._tagged
-    self._check_classes(len(trained.classes))
+    self.check_num_classes(len(trained.classes))
     splits = (block.val_split, *block.follow)
     if 'evaluate' in self.experiment.stages:
       splits += self.experiment.evaluate.splits
@@ -227,12 +219,6 @@ class WeakStage(experiment_stage.TrainingStage):
       return None
     return evaluator.combine_evaluation_summaries(*functions)
 
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(workspace, streams[''].split)
-
   @property
   def _tagged(self) -> datasets.Split:
     """Opens the images with their tags."""
@@ -242,7 +228,7 @@ class WeakStage(experiment_stage.TrainingStage):
       return split
     return split_tags.replace_tags(split, pathlib.Path(block.tags))
 
-  def _check_classes(self, num_classes: int) -> None:
+  def check_num_classes(self, num_classes: int) -> None:
     """Raises UserError unless there is a class beside the background."""
     if num_classes < 2:
       raise errors.UserError(
