@@ -76,16 +76,14 @@ def merge_flipped_cams(
 
 
 def sum_flipped_cams(
-  cams: Float[Array, 'B_doubled h w C'], size: resize.Size
-) -> Float[Array, 'B H W C']:
-  """Computes the sum of the maps of image and flipped image.
+  cams: Float[Array, 'B_doubled h w C'],
+) -> Float[Array, 'B h w C']:
+  """Adds the maps of flipped images, flipped back, to those of the images.
 
   Args:
     cams: maps of `resize_and_flip`ped images.
-    size: height and width to which maps are upsampled bilinearly first.
   """
-  upsampled = resize.resize_bilinear(cams, size)
-  pairs = upsampled.reshape(-1, 2, *upsampled.shape[1:])
+  pairs = cams.reshape(-1, 2, *cams.shape[1:])
   return pairs[:, 0] + pairs[:, 1, :, ::-1]
 
 

@@ -233,6 +233,7 @@ class TagHead(nn.Module):
   Attributes:
     out_features: number C of classes.
     pooling: 'max' over all cells, as in AFA, or 'mean'.
+    kernel_init: initializer of the kernel; None for torch's.
     reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map that the head reads, instead of its stride.
@@ -240,6 +241,7 @@ class TagHead(nn.Module):
 
   out_features: int
   pooling: Literal['max', 'mean'] = 'max'
+  kernel_init: nn.initializers.Initializer | None = None
   reads: str = 'encoder'
   stride: int | None = None
   map_name: str | None = None
@@ -253,7 +255,10 @@ class TagHead(nn.Module):
     x = losses.at_least_float32(x)
     pool = {'max': _max_over_cells, 'mean': _mean_over_cells}[self.pooling]
     kernel = self.param(
-      'kernel', _torch_init, (x.shape[-1], self.out_features), jnp.float32
+      'kernel',
+      self.kernel_init or _torch_init,
+      (x.shape[-1], self.out_features),
+      jnp.float32,
     )
     logits = jnp.matmul(pool(x), kernel, precision=jax.lax.Precision.HIGHEST)
     return TagScores(logits, cam.class_activation_maps(x, kernel))

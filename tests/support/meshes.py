@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from segcore.cost import communication
 from segcore.distributed import sharding
 
 # Numbers of devices over which large leaves of the state are split.
@@ -31,3 +32,17 @@ def one_and_eight(trained, state, batches, fsdp, monkeypatch):
 def mesh_of(num_devices=8):
   """Returns a mesh of the first devices."""
   return sharding.make_mesh(devices=jax.devices()[:num_devices])
+
+
+def collective_kinds(trained, state, batch):
+  """Returns the kinds of the collectives of a step on all devices."""
+  mesh = sharding.make_mesh()
+  compiled = (
+    jax.jit(trained.train_step)
+    .lower(
+      jax.device_put(state, sharding.replicated_sharding(mesh)),
+      sharding.make_batch_sharder(mesh)(batch),
+    )
+    .compile()
+  )
+  return {each.kind for each in communication.list_collectives(compiled)}
