@@ -8,7 +8,6 @@ embeddings. Source: Wang et al. 2020 (SEAM), Sec. 3.3; spec comparators §4.1.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,16 +27,12 @@ _EPSILON = 1e-5
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-class JoinedMatrix(nn.Module):
+class JoinedMatrix(heads.EncoderHead):
   """The matrix of the embedding, which reads three maps joined.
 
   A head reads one map: called with it, the module only makes the matrix, which
   `embed_pixels` applies.
   """
-
-  reads: ClassVar[str] = 'encoder'
-  stride: ClassVar[int | None] = None
-  map_name: ClassVar[str | None] = None
 
   @nn.compact
   def __call__(

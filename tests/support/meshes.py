@@ -1,6 +1,7 @@
 """Meshes of some devices; steps of a method on one and on eight."""
 
 import jax
+import numpy as np
 import pytest
 
 from segcore.cost import communication
@@ -29,13 +30,20 @@ def one_and_eight(trained, state, batches, fsdp, monkeypatch):
   return results
 
 
-def mesh_of(num_devices=8):
-  """Returns a mesh of the first devices."""
-  return sharding.make_mesh(devices=jax.devices()[:num_devices])
+def assert_close(one, eight, atol=1e-6):
+  """Asserts that state and scalars of one and of eight devices are equal."""
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=atol),
+    one,
+    eight,
+  )
 
 
-def collective_kinds(trained, state, batch):
-  """Returns the kinds of the collectives of a step on all devices."""
+def collectives_of_step(trained, state, batch):
+  """Returns the collectives of a step on all devices, by kind.
+
+  The state is replicated, the batch divided.
+  """
   mesh = sharding.make_mesh()
   compiled = (
     jax.jit(trained.train_step)
@@ -45,4 +53,12 @@ def collective_kinds(trained, state, batch):
     )
     .compile()
   )
-  return {each.kind for each in communication.list_collectives(compiled)}
+  kinds = {}
+  for collective in communication.list_collectives(compiled):
+    kinds.setdefault(collective.kind, []).append(collective)
+  return kinds
+
+
+def mesh_of(num_devices=8):
+  """Returns a mesh of the first devices."""
+  return sharding.make_mesh(devices=jax.devices()[:num_devices])

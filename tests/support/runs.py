@@ -205,6 +205,7 @@ def read_state(stage: pathlib.Path) -> dict:
     'rng',
     'teacher_params',
     'teacher_batch_stats',
+    'frozen',
     'bank',
     'prototypes',
   )

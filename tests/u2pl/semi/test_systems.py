@@ -85,11 +85,7 @@ def make(name, dtype=jnp.float64):
 def test_eight_devices_are_one_in_float64(name, monkeypatch):
   with jax.enable_x64():
     one, eight = meshes.one_and_eight(*make(name), 1, monkeypatch)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight)
 
 
 @pytest.mark.slow
@@ -100,8 +96,8 @@ def test_collectives_of_a_step(name):
     trained, state, [batch, other] = make(name, jnp.float32)
     if name in PAIRED:
       batch = jax.tree.map(lambda *x: np.concatenate(x), batch, other)
-    kinds = meshes.collective_kinds(trained, state, batch)
-  assert kinds == {'all-reduce'} | MOVED.get(name, set())
+    kinds = meshes.collectives_of_step(trained, state, batch)
+  assert {*kinds} == {'all-reduce'} | MOVED.get(name, set())
 
 
 @pytest.mark.parametrize('name', OPTIONS)
