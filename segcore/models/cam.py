@@ -67,28 +67,27 @@ def merge_flipped_cams(
     cams: maps of `resize_and_flip`ped images.
     size: height and width to which maps are upsampled bilinearly first.
   """
-  return jnp.maximum(jnp.maximum(*_upsample_flipped_cams(cams, size)), 0.0)
+  upsampled = resize.resize_bilinear(cams, size)
+  return jnp.maximum(jnp.maximum(*_flip_back(upsampled)), 0.0)
 
 
 def sum_flipped_cams(
-  cams: Float[Array, 'B_doubled h w C'], size: resize.Size
-) -> Float[Array, 'B H W C']:
-  """Computes the sum of the maps of image and flipped image.
+  cams: Float[Array, 'B_doubled h w C'],
+) -> Float[Array, 'B h w C']:
+  """Adds the maps of flipped images, flipped back, to those of the images.
 
   Args:
     cams: maps of `resize_and_flip`ped images.
-    size: height and width to which maps are upsampled bilinearly first.
   """
-  plain, flipped = _upsample_flipped_cams(cams, size)
+  plain, flipped = _flip_back(cams)
   return plain + flipped
 
 
-def _upsample_flipped_cams(
-  cams: Float[Array, 'B_doubled h w C'], size: resize.Size
-) -> tuple[Float[Array, 'B H W C'], Float[Array, 'B H W C']]:
-  """Upsamples maps of images, and of flipped images, which are turned back."""
-  upsampled = resize.resize_bilinear(cams, size)
-  pairs = upsampled.reshape(-1, 2, *upsampled.shape[1:])
+def _flip_back(
+  cams: Float[Array, 'B_doubled h w C'],
+) -> tuple[Float[Array, 'B h w C'], Float[Array, 'B h w C']]:
+  """Returns the maps of images, and those of flipped images flipped back."""
+  pairs = cams.reshape(-1, 2, *cams.shape[1:])
   return pairs[:, 0], pairs[:, 1, :, ::-1]
 
 

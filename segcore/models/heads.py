@@ -241,10 +241,12 @@ class TagHead(EncoderHead):
   Attributes:
     out_features: number C of classes.
     pooling: 'max' over all cells, as in AFA, or 'mean'.
+    kernel_init: initializer of the kernel; None for torch's.
   """
 
   out_features: int
   pooling: Literal['max', 'mean'] = 'max'
+  kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(
@@ -255,7 +257,10 @@ class TagHead(EncoderHead):
     x = losses.at_least_float32(x)
     pool = {'max': _max_over_cells, 'mean': _mean_over_cells}[self.pooling]
     kernel = self.param(
-      'kernel', _torch_init, (x.shape[-1], self.out_features), jnp.float32
+      'kernel',
+      self.kernel_init or _torch_init,
+      (x.shape[-1], self.out_features),
+      jnp.float32,
     )
     logits = jnp.matmul(pool(x), kernel, precision=jax.lax.Precision.HIGHEST)
     return TagScores(logits, cam.class_activation_maps(x, kernel))

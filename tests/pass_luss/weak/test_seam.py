@@ -18,12 +18,12 @@ STEP = 1e-6
 
 
 def first(x):
-  """[B, h, w, C] to [B, C, h, w], float64."""
+  """Moves channels first: [B, h, w, C] to [B, C, h, w], float64."""
   return np.moveaxis(np.asarray(x, np.float64), -1, 1)
 
 
 def slope(function, x, direction):
-  """The derivative along a direction, by a central difference."""
+  """Computes the derivative along a direction, by a central difference."""
   ahead, behind = function(x + STEP * direction), function(x - STEP * direction)
   return (ahead - behind) / (2 * STEP)
 
@@ -141,7 +141,9 @@ def test_the_correlation_module_and_its_gradients():
 
 @pytest.fixture(scope='module')
 def stepped():
-  """A method, its batch, and state and scalars before and after a step.
+  """Returns a method, its batch, and the state before and after a step.
+
+  And the scalars of the step.
 
   In float64, as refined maps of few cells are nearly constant.
   """
