@@ -88,6 +88,33 @@ def adam(learning_rate: float, **fields: Any) -> dict[str, Any]:
   return {'learning_rate': learning_rate, 'clip_norm': 1.0, **fields}
 
 
+def adamw(
+  learning_rate: float, schedule: str, groups: tuple[Any, ...]
+) -> dict[str, Any]:
+  """Builds AdamW as for a pretrained MiT, with a linear decay of the rate.
+
+  Args:
+    learning_rate: learning rate of the encoder.
+    schedule: 'warmed_poly', or 'switched_poly', whose rate drops to that of the
+      decay after the warm-up.
+    groups: groups of parameters.
+  """
+  return {
+    'learning_rate': learning_rate,
+    'schedule': schedule,
+    'poly_power': 1.0,
+    'warmup_steps': 1500,
+    'warmup_start': 1e-6,
+    'weight_decay': 0.01,
+    'groups': groups,
+  }
+
+
+def encoder_start(encoder: str) -> dict[str, Any]:
+  """Builds the start from the weights of an encoder, or random values if ''."""
+  return {'path': encoder, 'take': ('encoder',)} if encoder else {}
+
+
 def recipe(
   batch_size: int,
   num_steps: int,

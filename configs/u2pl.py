@@ -9,14 +9,19 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, semi_systems, shared, u2pl_losses, unlabeled
+from configs import (
+  networks,
+  semi_systems,
+  shared,
+  switches,
+  u2pl_losses,
+  unlabeled,
+)
 
 # Options of every experiment.
 _METHOD = {
   'system': u2pl_losses.SYSTEMS,
-  **{
-    part: ['auto', 'on', 'off'] for part in u2pl_losses.PARTS
-  },  # auto: the system's own
+  **dict.fromkeys(u2pl_losses.PARTS, switches.CHOICES),
   'contrast_weight': 0.1,  # of the contrastive loss
   'anchor_entropy': ['paper', 'released'],  # decides which pixels are anchors
   'start': '',  # a finished stage, for encoder and decoder
@@ -100,7 +105,7 @@ def paper(
       'subset': _listed_subset(options),
       'learn': losses,
       'heads': heads or _paper_heads(options),
-      'start': _start(options.start, _paper_encoder(options)),
+      'start': _start(options.start, networks.encoder_weights(options)),
       'crop': crop or _scaled_crop(options, size),
       'steps_per_epoch': steps_per_epoch,
       'recipe': shared.recipe(
@@ -291,19 +296,6 @@ def centered(size: int) -> dict[str, Any]:
   }
 
 
-def _paper_encoder(options: SimpleNamespace) -> str:
-  """Returns the weights of the encoder; '' for random values.
-
-  Args:
-    options: `network`, `encoder`, `start` and `tiny`; encoder='auto' stands for
-      public weights.
-  """
-  if options.encoder != 'auto':
-    return options.encoder
-  has_start = options.tiny or options.start
-  return '' if has_start else networks.WEIGHTS[options.network]
-
-
 def _start(start: str, encoder: str) -> dict[str, Any]:
   """Builds the start: of encoder and decoder, of the encoder, or of nothing.
 
@@ -321,7 +313,7 @@ def _start(start: str, encoder: str) -> dict[str, Any]:
     )
   if start:
     return {'path': start, 'take': ('encoder', 'decoder')}
-  return {'path': encoder, 'take': ('encoder',)} if encoder else {}
+  return shared.encoder_start(encoder)
 
 
 def _generate_images(config: ml_collections.ConfigDict) -> None:

@@ -7,7 +7,7 @@ the other systems.
 from types import SimpleNamespace
 from typing import Any
 
-from configs import semi_systems, shared, unlabeled
+from configs import semi_systems, shared, switches, unlabeled
 
 # Systems with a teacher, of which U2PL is one.
 _WITH_TEACHER = ['u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt']
@@ -171,10 +171,7 @@ def _parts(options: SimpleNamespace) -> dict[str, bool]:
   contrasts, plus = system in _WITH_CONTRAST, system == 'u2pl_plus'
   own = dict.fromkeys(('bank', 'dpa', 'prt', 'un'), contrasts)
   own |= dict.fromkeys(('pd', 'mp', 'sce'), plus)
-  has = {
-    part: {'auto': own[part], 'on': True, 'off': False}[getattr(options, part)]
-    for part in PARTS
-  }
+  has = switches.active_parts(options, own)
   # Without contrast only pseudo-labels and their loss are left to change, and
   # prototypes matter only to denoise pseudo-labels.
   possible = ('pd', 'sce', *(('mp',) if has['pd'] else ()))

@@ -48,7 +48,7 @@ def get_config(argument=None):
       'val_split': 'val' if options.masks else '',
       'learn': weak.small_losses(options, options.steps, attends),
       'heads': {'width': 64, 'representation': 64},
-      'start': {'path': encoder, 'take': ('encoder',)} if encoder else {},
+      'start': shared.encoder_start(encoder),
       'crop': {
         'name': 'inception',
         'size': shared.parse_size(options.size),

@@ -35,9 +35,6 @@ def get_config(argument=None):
     lr=6e-5,  # of the encoder; ten times that of decoder and heads
     **weak.OPTIONS,
   )
-  encoder = f'weights/{options.network}.pth'
-  if options.encoder != 'auto' or options.tiny:
-    encoder = '' if options.encoder == 'auto' else options.encoder
   network = networks.named(f'{options.network}+segformer')
   network.encoder.strides = (4, 2, 2, 1)
   config = shared.block(
@@ -54,12 +51,12 @@ def get_config(argument=None):
         class_steps=options.steps // 10,
         refined_steps=options.steps * 3 // 10,
       ),
-      'start': {'path': encoder, 'take': ('encoder',)} if encoder else {},
+      'start': shared.encoder_start(networks.encoder_weights(options)),
       'crop': _CROP,
       'recipe': shared.recipe(
         options.batch,
         options.steps,
-        _optimizer(options.lr),
+        shared.adamw(options.lr, 'switched_poly', weak.GROUPS),
         evaluate_every=options.steps // 10,
       ),
     },
@@ -79,16 +76,3 @@ def get_config(argument=None):
     weak.shorten(config, options)
   config.evaluate.protocol.crf = options.crf
   return config
-
-
-def _optimizer(learning_rate):
-  """Builds AdamW; after the warm-up the rate drops to that of the decay."""
-  return {
-    'learning_rate': learning_rate,
-    'schedule': 'switched_poly',
-    'poly_power': 1.0,
-    'warmup_steps': 1500,
-    'warmup_start': 1e-6,
-    'weight_decay': 0.01,
-    'groups': weak.GROUPS,
-  }

@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Real, UInt8
 
 IGNORE = -1  # Any negative label is ignored; this is the one that is written.
 
@@ -79,7 +79,7 @@ def batch_spec(
 
 
 def batch_images_to_symmetric(
-  images: UInt8[Array, '*B H W 3'],
+  images: Real[Array, '*B H W 3'],
 ) -> Float[Array, '*B H W 3']:
   """Maps pixels from 0…255 to [-1, 1], the range of images on the device."""
   # Not x / 127.5 - 1, which exceeds 1 at x = 255 when compiled.

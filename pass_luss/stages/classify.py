@@ -68,10 +68,15 @@ class ImageLabelStage(base.PassStage):
     return (_CLUSTERS,) if self.uses_clusters else ()
 
   @property
-  def label_settings(self) -> dict[str, object]:
-    """Returns the settings of images and labels."""
+  def has_class_names(self) -> bool:
+    """Returns whether the labels are classes, which have names."""
+    return not self.uses_clusters
+
+  def settings(self) -> dict[str, object]:
+    """Returns also the images and the kind of their labels."""
     labels = 'clusters' if self.uses_clusters else 'truth'
-    return {'images': self.experiment.images, 'labels': labels}
+    images = self.experiment.images
+    return {**super().settings(), 'images': images, 'labels': labels}
 
   def open_tagged(self, workspace: workspace_lib.Workspace) -> datasets.Split:
     """Opens the images with their labels as tags."""
@@ -100,10 +105,6 @@ class ClassifyStage(ImageLabelStage, experiment_stage.TrainingStage):
     """Returns the stages of the start and of the labels."""
     return tuple(dict.fromkeys((*super().needs, *self.label_needs)))
 
-  def settings(self) -> dict[str, object]:
-    """Returns network, block, images and labels."""
-    return {**super().settings(), **self.label_settings}
-
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images, with tags, and the start."""
     return experiment_stage.Inputs(
@@ -123,7 +124,7 @@ class ClassifyStage(ImageLabelStage, experiment_stage.TrainingStage):
   def method(
     self, context: context_lib.Context, num_classes: int
   ) -> image_classifier.ImageClassifier:
-    """Builds the classifier."""
+    """Builds the classifier on the network, and its update."""
     block = self.options
     cls = methods.METHODS[type(block.learn)]
     heads = cls.heads(block.learn, num_classes - 1)
@@ -169,7 +170,7 @@ class ClassifyRoundStage(ClassifyStage):
 
   @property
   def needs(self) -> tuple[str, ...]:
-    """Returns also the stage of the sub-categories."""
+    """Returns the stages of start, labels and sub-categories."""
     return (*super().needs, self.subdivided_by)
 
   def open_trained(self, workspace: workspace_lib.Workspace) -> datasets.Split:
@@ -203,18 +204,6 @@ class ClassifyRound3Stage(ClassifyRoundStage):
   name = 'classify3'
   options: ClassifyOptions
   subdivided_by = 'subdivide3'
-
-
-def trained_stage(
-  stage: experiment_stage.ExperimentStage, name: str
-) -> ClassifyStage:
-  """Returns the stage of a name that trained a classifier.
-
-  Args:
-    stage: another stage of the experiment.
-    name: 'classify', or that of a round of SC-CAM.
-  """
-  return STAGES[name](stage.experiment, stage.context)
 
 
 STAGES: Mapping[str, type[ClassifyStage]] = {

@@ -58,7 +58,7 @@ class ClusterImagesStage(cluster.ClusterStage):
   def network_state(
     self, workspace: workspace_lib.Workspace
   ) -> train_state.TrainState:
-    """Reads the encoder."""
+    """Reads the parameters of the encoder that `start` names."""
     side = self.options.crop
     variables = self.options.start.read(
       workspace, self.build_network(), (side, side)

@@ -26,10 +26,6 @@ class RetrainStage(classify.ImageLabelStage, finetune.SegmenterStage):
     """Returns the stages of the encoder and of the label maps."""
     return (self._classifier, segment_cam.LabelCamStage.name)
 
-  def settings(self) -> dict[str, object]:
-    """Returns network, block, images and labels."""
-    return {**super().settings(), **self.label_settings}
-
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images and the classifier's encoder."""
     return experiment_stage.Inputs(
@@ -58,8 +54,3 @@ class SegmentRetrainedStage(
   name = 'segment_retrained'
   options: segment.SegmentOptions
   trainer = RetrainStage
-
-  @property
-  def has_class_names(self) -> bool:
-    """Returns whether the labels of images were classes."""
-    return not self.uses_clusters

@@ -69,15 +69,6 @@ class SegmentCamStage(classify.ImageLabelStage, segment.LussSegmentationStage):
     """Returns the kind of stage that the block names."""
     return classify.STAGES[self.options.trained_by]
 
-  @property
-  def has_class_names(self) -> bool:
-    """Returns whether the labels of images were classes."""
-    return not self.uses_clusters
-
-  def settings(self) -> Any:
-    """Returns block, images and labels."""
-    return {**super().settings(), **self.label_settings}
-
   def build_label_maps(
     self,
     workspace: workspace_lib.Workspace,
@@ -106,7 +97,7 @@ class SegmentCamStage(classify.ImageLabelStage, segment.LussSegmentationStage):
   def multi_scale_cams(
     self, method: image_classifier.ImageClassifier
   ) -> multi_scale.MultiScaleCams:
-    """Builds the maps of a trained classifier."""
+    """Builds the multi-scale maps of a trained classifier."""
     block = self.options
     return multi_scale.MultiScaleCams(method, block.scales, block.climbing)
 
@@ -160,10 +151,6 @@ class LabelCamStage(classify.ImageLabelStage, base.InferenceStage):
     """Returns the stages of the classifier, its threshold and the labels."""
     stage = self.segmented_by
     return (stage.trained_by.name, stage.name, *self.label_needs)
-
-  def settings(self) -> Any:
-    """Returns images and labels."""
-    return {**super().settings(), **self.label_settings}
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images, with tags."""

@@ -66,7 +66,7 @@ class SubdivideStage(classify.ImageLabelStage, base.InferenceStage):
 
   def settings(self) -> Any:
     """Returns block, images, labels and the number of sub-categories."""
-    return {**super().settings(), **self.label_settings, 'count': self.count}
+    return {**super().settings(), 'count': self.count}
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images, with tags."""
@@ -76,7 +76,7 @@ class SubdivideStage(classify.ImageLabelStage, base.InferenceStage):
     """Writes the sub-categories of all images."""
     block, context = self.options, self.exact_context
     split = self.open_tagged(workspace)
-    trainer = classify.trained_stage(self, self.features_of)
+    trainer = classify.STAGES[self.features_of](self.experiment, self.context)
     net = trainer.method(context, len(split.classes)).segmenter
     extracted = features.extract_clustering_features(
       split,

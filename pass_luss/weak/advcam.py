@@ -1,8 +1,8 @@
-"""AdvCAM: images are changed so that more of them speaks for their class.
+"""AdvCAM: images are changed so that more regions score for their class.
 
   regions = climb(method, options, state, pairs, classes, num_steps)
 
-At each step the regions that the classifier sees are added up, then the image
+At each step the regions that score for the class are added up, then the image
 climbs the gradient of the score of its class.
 Source: Lee et al. 2021 (Anti-adversarially manipulated attributions for weakly
 and semi-supervised semantic segmentation); spec comparators §4.3.
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from pass_luss.weak import image_classifier
 from runtime import options as options_lib
 from segcore import types
+from segcore.models import cam
 from segcore.models.layers import standardize
 from segcore.ops import losses
 from segcore.train import train_state
@@ -55,7 +56,7 @@ class AdvCamOptions:
 def plan_steps(
   num_steps: int, scales: Sequence[float]
 ) -> tuple[tuple[int, float], ...]:
-  """Returns number of steps and factor of the regions of each scale.
+  """Returns the number of steps and the factor of the regions by scale.
 
   Below scale 1 half of the steps are done and regions count twice; of at most
   10 steps up to 5 are done. The factor stays for all later scales, as in the
@@ -113,7 +114,9 @@ def climb(
     penalty = discriminative_change(regions, first, options.threshold)
     seen = regions[..., None]
     if options.accumulate == 'evidence':
-      seen = merge_pairs(method.class_evidence(params, images, maps, doubled))
+      seen = cam.sum_flipped_cams(
+        method.class_evidence(params, images, maps, doubled)
+      )
     return jnp.sum(score) - options.weight * jnp.sum(penalty), (first, seen)
 
   def step(carry, index):
@@ -160,23 +163,15 @@ def class_regions(
   # No gradient is positive where the class has no score: weights are 0 then.
   weights = jnp.sum(gradient, axis=(1, 2)) / jnp.maximum(positive, 1)
   weights = weights[:, None, None]
-  return merge_pairs(
+  return cam.sum_flipped_cams(
     jax.nn.relu(jnp.sum(weights * features, axis=-1, keepdims=True))
   )[..., 0]
-
-
-def merge_pairs(
-  maps: Float[Array, 'B_doubled h w K'],
-) -> Float[Array, 'B h w K']:
-  """Adds the maps of mirror images, mirrored back, to those of the images."""
-  pairs = maps.reshape(-1, 2, *maps.shape[1:])
-  return pairs[:, 0] + pairs[:, 1, :, ::-1]
 
 
 def climbed_score(
   scores: Float[Array, 'B_doubled h w C'], classes: Int[Array, 'B_doubled']
 ) -> Float[Array, 'B_doubled']:
-  """Computes twice the mean score of the class - that of all classes.
+  """Computes twice the mean score of the class, less those of all classes.
 
   Args:
     scores: scores of all classes, 0 at least.

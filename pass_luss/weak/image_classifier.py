@@ -17,6 +17,7 @@ from runtime import options as options_lib
 from segcore import types
 from segcore.models import cam, segmenter
 from segcore.models import features as features_lib
+from segcore.models import heads as heads_lib
 from segcore.models.layers import standardize
 from segcore.ops import color_augment, losses
 from segcore.train import method as method_lib
@@ -29,7 +30,7 @@ _EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierOptions:
-  """Options of a classifier.
+  """Options of a classifier of whole images.
 
   Attributes:
     name: 'classifier'.
@@ -49,33 +50,15 @@ class ClassifierOptions:
       raise ValueError(f'dropout_rate: expected < 1, got {self.dropout_rate}')
 
 
-class CellMatrix(nn.Module):
-  """A matrix without bias that is applied to each cell of the encoder's map.
+def class_head(num_classes: int) -> nn.Module:
+  """Builds a linear classifier without bias of the mean over cells.
 
-  Attributes:
-    out_features: number of values of a cell.
-    kernel_init: initializer of the matrix.
-    reads: 'encoder', whose map is read.
-    stride: stride of the map; None for the deepest one.
-    map_name: name of the map, instead of its stride.
+  Args:
+    num_classes: number of its scores.
   """
-
-  out_features: int
-  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
-    """Computes the values of each cell, in float32 at least."""
-    del train
-    shape = (x.shape[-1], self.out_features)
-    return cam.class_activation_maps(
-      x, self.param('kernel', self.kernel_init, shape)
-    )
+  return heads_lib.TagHead(
+    num_classes, 'mean', kernel_init=nn.initializers.xavier_uniform()
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +87,7 @@ class ImageClassifier(method_lib.SingleLossMethod):
       num_classes: number C of classes without 'other'.
     """
     del options
-    return {'classes': CellMatrix(num_classes)}
+    return {'classes': class_head(num_classes)}
 
   @classmethod
   def num_tags(cls, options: ClassifierOptions, num_classes: int) -> int:
@@ -115,8 +98,7 @@ class ImageClassifier(method_lib.SingleLossMethod):
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
     """Computes the multi-label soft-margin loss, summed over images."""
     images = self.augmented_images(batch, keys)
-    maps, batch_stats = self.encode(params, batch_stats, images, keys)
-    deepest = self.drop_channels(maps.deepest.array, keys.rows)
+    _, deepest, batch_stats = self.encode(params, batch_stats, images, keys)
     scores = mean_over_cells(class_maps_of_head(params, 'classes', deepest))
     tags = batch['tags'][:, 1:]
     loss = losses.tag_cross_entropy(scores, tags, 'sigmoid')
@@ -175,7 +157,7 @@ class ImageClassifier(method_lib.SingleLossMethod):
   def augmented_images(
     self, batch: batch_lib.Batch, keys: update_lib.ForwardKeys
   ) -> Float[Array, 'B H W 3']:
-    """Augments colors but those of padding, which encoders see as 0."""
+    """Augments colors; padding has the mean color, standardized 0."""
     images = batch_lib.batch_images_to_symmetric(batch['image'])
     images = color_augment.augment_colors(images, keys.rows, self.colors)
     mean_color = standardize.destandardize_by_imagenet(jnp.zeros((1, 1, 1, 3)))
@@ -187,8 +169,13 @@ class ImageClassifier(method_lib.SingleLossMethod):
     batch_stats: types.Params,
     images: Float[Array, 'B H W 3'],
     keys: update_lib.ForwardKeys,
-  ) -> tuple[features_lib.Features, types.Params]:
-    """Computes the encoder's maps in training, and the batch statistics."""
+  ) -> tuple[features_lib.Features, Float[Array, 'B h w D'], types.Params]:
+    """Computes the encoder's maps in training.
+
+    Returns:
+      All maps, the deepest one with random channels of each image dropped, and
+      the batch statistics.
+    """
     train = not self.options.fixed_norms
 
     def network(net: segmenter.Segmenter) -> features_lib.Features:
@@ -200,7 +187,8 @@ class ImageClassifier(method_lib.SingleLossMethod):
       rngs={'dropout': keys.network},
       mutable=['batch_stats'],
     )
-    return maps, {**batch_stats, **changed.get('batch_stats', {})}
+    deepest = self._drop_channels(maps.deepest.array, keys.rows)
+    return maps, deepest, {**batch_stats, **changed.get('batch_stats', {})}
 
   def feature_maps(
     self, variables: Mapping[str, Any], images: Float[Array, 'B H W 3']
@@ -211,12 +199,14 @@ class ImageClassifier(method_lib.SingleLossMethod):
     )
     return maps['encoder']
 
-  def drop_channels(
+  def _drop_channels(
     self, maps: Float[Array, 'B h w D'], rows: types.ExampleKeys
   ) -> Float[Array, 'B h w D']:
-    """Drops random channels of each image, with the key of its row."""
-    kept = sample_kept_channels(rows, maps.shape[-1], self.options.dropout_rate)
-    return keep_channels(maps, kept, self.options.dropout_rate)
+    """Sets random channels to 0 and divides the others by their share."""
+    rate = self.options.dropout_rate
+    kept = sample_kept_channels(rows, maps.shape[-1], rate)
+    maps = losses.at_least_float32(maps)
+    return jnp.where(kept[:, None, None], maps / (1.0 - rate), 0.0)
 
 
 def sample_kept_channels(
@@ -232,14 +222,6 @@ def sample_kept_channels(
   return jax.vmap(
     lambda key: jax.random.bernoulli(key, 1.0 - rate, (num_channels,))
   )(rows)
-
-
-def keep_channels(
-  maps: Float[Array, 'B h w D'], kept: Bool[Array, 'B D'], rate: float
-) -> Float[Array, 'B h w D']:
-  """Sets all other channels to 0, and divides these by their share 1 - rate."""
-  maps = losses.at_least_float32(maps)
-  return jnp.where(kept[:, None, None], maps / (1.0 - rate), 0.0)
 
 
 def class_maps_of_head(

@@ -1,7 +1,7 @@
 """Class activation maps of images at several scales (spec comparators §4).
 
-The result is what `labeler.Labeler` reads: the category of an image, and how
-much each of its cells speaks for it.
+The result is what `labeler.Labeler` reads: the category of an image, and the
+activation of that category at each pixel.
 """
 
 import dataclasses
@@ -61,13 +61,13 @@ class MultiScaleCams:
     classes = jnp.broadcast_to(state.category - 1, images.shape[:1])
     return self._stack(state.trained, images, classes)
 
-  def activations(
+  def _stack(
     self,
     state: train_state.TrainState,
     images: Float[Array, 'B H W 3'],
     classes: Int[Array, 'B'],
-  ) -> Float[Array, 'B H W']:
-    """Computes how much pixels speak for the class, about 0 to 1.
+  ) -> Float[Array, 'B H W 2']:
+    """Stacks the category 1…C and its activation, about 0 to 1.
 
     Args:
       state: training state of the classifier.
@@ -75,43 +75,36 @@ class MultiScaleCams:
       classes: class of each image, from 0, without 'other'.
     """
     size = images.shape[1:3]
+    pairs = [cam.resize_and_flip(images, scale) for scale in self.scales]
     if self.climbing is None:
-      evidence = sum(
-        cam.sum_flipped_cams(self._evidence(state, images, classes, s), size)
-        for s in self.scales
+      evidence = [self._evidence(state, each, classes) for each in pairs]
+      activation = self.method.normalize_evidence(
+        sum(
+          cam.sum_flipped_cams(resize.resize_bilinear(each, size))
+          for each in evidence
+        )
       )
-      return self.method.normalize_evidence(evidence)
-    plan = advcam.plan_steps(self.climbing.num_steps, self.scales)
-    regions = 0.0
-    for scale, (num_steps, factor) in zip(self.scales, plan, strict=True):
-      pairs = cam.resize_and_flip(images, scale)
-      seen = advcam.climb(
-        self.method, self.climbing, state, pairs, classes, num_steps
-      )
-      regions = regions + factor * resize.resize_bilinear(seen, size)
-    return image_classifier.normalize_by_maximum(regions)
+    else:
+      plan = advcam.plan_steps(self.climbing.num_steps, self.scales)
+      regions = 0.0
+      for each, (num_steps, factor) in zip(pairs, plan, strict=True):
+        added = advcam.climb(
+          self.method, self.climbing, state, each, classes, num_steps
+        )
+        regions = regions + factor * resize.resize_bilinear(added, size)
+      activation = image_classifier.normalize_by_maximum(regions)
+    categories = jnp.broadcast_to(1 + classes[:, None, None], activation.shape)
+    return jnp.stack([categories.astype(activation.dtype), activation], axis=-1)
 
   def _evidence(
     self,
     state: train_state.TrainState,
-    images: Float[Array, 'B H W 3'],
+    pairs: Float[Array, 'B_doubled h w 3'],
     classes: Int[Array, 'B'],
-    scale: float,
   ) -> Float[Array, 'B_doubled _ _ K']:
-    """Computes the maps of images and mirror images at a scale."""
-    pairs = cam.resize_and_flip(images, scale)
+    """Computes the maps of the class for images and mirror images."""
     variables = train_state.train_state_variables(state)
     maps = self.method.feature_maps(variables, pairs)
     return self.method.class_evidence(
       state.params, pairs, maps, jnp.repeat(classes, 2)
     )
-
-  def _stack(
-    self,
-    state: train_state.TrainState,
-    images: Float[Array, 'B H W 3'],
-    classes: Int[Array, 'B'],
-  ) -> Float[Array, 'B H W 2']:
-    activation = self.activations(state, images, classes)
-    categories = jnp.broadcast_to(1 + classes[:, None, None], activation.shape)
-    return jnp.stack([categories.astype(activation.dtype), activation], axis=-1)

@@ -3,8 +3,8 @@
   cams = suppress_weaker_classes(cams)                  # no gradient
   refined = correlate_pixels(embeddings, cams)          # [B, h, w, C + 1]
 
-Each cell of the result is the mean of the maps over the cells that look like
-it. Source: Wang et al. 2020 (SEAM), Sec. 3.3; spec comparators §4.1.
+Each cell of the result is the mean of the maps over the cells of similar
+embeddings. Source: Wang et al. 2020 (SEAM), Sec. 3.3; spec comparators §4.1.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from pass_luss.weak import image_classifier
 from segcore import types
 from segcore.models import features as features_lib
+from segcore.models import heads
 from segcore.models.layers import resize, standardize
 from segcore.ops import losses
 
@@ -26,25 +27,12 @@ _EPSILON = 1e-5
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-class JoinedMatrix(nn.Module):
+class JoinedMatrix(heads.EncoderHead):
   """The matrix of the embedding, which reads three maps joined.
 
   A head reads one map: called with it, the module only makes the matrix, which
   `embed_pixels` applies.
-
-  Attributes:
-    in_features: channels of the joined maps.
-    out_features: channels of the embedding.
-    reads: 'encoder', whose map is read.
-    stride: None, for the deepest map.
-    map_name: None, for no map of a name.
   """
-
-  in_features: int = 3 + _SHALLOW + _DEEP
-  out_features: int = _EMBEDDING
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -54,23 +42,27 @@ class JoinedMatrix(nn.Module):
     del train
     # Xavier's initialization with gain 4.
     init = nn.initializers.variance_scaling(16.0, 'fan_avg', 'uniform')
-    self.param('kernel', init, (self.in_features, self.out_features))
-    return jnp.zeros((*x.shape[:-1], self.out_features))
+    self.param('kernel', init, (3 + _SHALLOW + _DEEP, _EMBEDDING))
+    return jnp.zeros((*x.shape[:-1], _EMBEDDING))
 
 
 def correlation_heads(shallow: str, deep: str) -> Mapping[str, nn.Module]:
   """Builds the heads of the module.
 
+  Only their kernels are used, by `embed_pixels`.
+
   Args:
     shallow: name of the encoder's map that gets 64 channels.
     deep: name of the map that gets 128.
   """
-  kaiming = nn.initializers.kaiming_normal()
+  init = nn.initializers.kaiming_normal()
   return {
-    'shallow': image_classifier.CellMatrix(_SHALLOW, kaiming, map_name=shallow),
-    'deep': image_classifier.CellMatrix(_DEEP, kaiming, map_name=deep),
-    'embedding': JoinedMatrix(),
-  }
+    name: heads.TagHead(size, 'mean', kernel_init=init, map_name=map_name)
+    for name, size, map_name in (
+      ('shallow', _SHALLOW, shallow),
+      ('deep', _DEEP, deep),
+    )
+  } | {'embedding': JoinedMatrix()}
 
 
 def embed_pixels(
@@ -80,7 +72,7 @@ def embed_pixels(
   deep: Float[Array, 'B _ _ _'],
   size: resize.Size,
 ) -> Float[Array, 'B h w D']:
-  """Embeds cells by the colors and features that they show.
+  """Embeds cells by their colors and by the features of two maps.
 
   The encoder gets no gradient.
 

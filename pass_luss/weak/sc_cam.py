@@ -1,4 +1,4 @@
-"""SC-CAM: class activation maps of a network that also tells sub-categories.
+"""SC-CAM: class activation maps of a classifier of sub-categories as well.
 
 Source: Chang et al. 2020 (Weakly-supervised semantic segmentation via
 sub-category exploration); spec comparators §4.2. `subcategories` has the
@@ -23,7 +23,7 @@ from segcore.train import update as update_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScCamOptions(image_classifier.ClassifierOptions):
-  """Options of SC-CAM.
+  """Options of SC-CAM: sub-categories, and the maps that segment.
 
   Attributes:
     name: 'sc_cam'.
@@ -63,8 +63,8 @@ class ScCam(image_classifier.ImageClassifier):
   ) -> Mapping[str, nn.Module]:
     """Builds the heads: scores of classes, and of their sub-categories."""
     return {
-      'classes': image_classifier.CellMatrix(num_classes),
-      'subcategories': image_classifier.CellMatrix(
+      'classes': image_classifier.class_head(num_classes),
+      'subcategories': image_classifier.class_head(
         options.num_subcategories * num_classes
       ),
     }
@@ -75,11 +75,10 @@ class ScCam(image_classifier.ImageClassifier):
     return 1 + num_classes * (1 + options.num_subcategories)
 
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
-    """Computes soft-margin(classes) + 5 · soft-margin(sub-categories)."""
+    """Computes soft-margin(classes) + weight · soft-margin(sub-categories)."""
     images = self.augmented_images(batch, keys)
-    maps, batch_stats = self.encode(params, batch_stats, images, keys)
     # Both classifiers read the same features, of which channels are dropped.
-    deepest = self.drop_channels(maps.deepest.array, keys.rows)
+    _, deepest, batch_stats = self.encode(params, batch_stats, images, keys)
     scores, sub_scores = (
       image_classifier.mean_over_cells(
         image_classifier.class_maps_of_head(params, name, deepest)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pass_luss.weak import image_classifier, pixel_correlation
-from runtime import options as options_lib
 from segcore import types
 from segcore.models import features as features_lib
 from segcore.models.layers import resize
@@ -26,7 +25,7 @@ _EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeamOptions(image_classifier.ClassifierOptions):
-  """Options of SEAM.
+  """Options of SEAM: the second image, and what is compared with it.
 
   Attributes:
     name: 'seam'.
@@ -44,7 +43,6 @@ class SeamOptions(image_classifier.ClassifierOptions):
 
   def __post_init__(self):
     super().__post_init__()
-    options_lib.check_options_in_range(self, 'scale', 'hardest', least=0)
     if not 0 < self.scale < 1:
       raise ValueError(f'scale: expected 0 < scale < 1, got {self.scale}')
     if not 0 < self.hardest <= 1:
@@ -67,7 +65,7 @@ class Seam(image_classifier.ImageClassifier):
   ) -> Mapping[str, nn.Module]:
     """Builds the heads: scores with those of 'other', and the module."""
     return {
-      'classes': image_classifier.CellMatrix(1 + num_classes),
+      'classes': image_classifier.class_head(1 + num_classes),
       **pixel_correlation.correlation_heads(*options.module_maps),
     }
 
@@ -117,12 +115,7 @@ class Seam(image_classifier.ImageClassifier):
     classes: Int[Array, 'B'],
   ) -> Float[Array, 'B H W 1']:
     """Computes the refined map of the class, at the size of the images."""
-    cams = image_classifier.class_maps_of_head(
-      params, 'classes', maps.deepest.array
-    )
-    refined = pixel_correlation.refine_cams(
-      params, images, maps, cams, self.options.module_maps
-    )
+    _, refined = self._refine(params, images, maps, maps.deepest.array)
     return resize.resize_bilinear(
       image_classifier.maps_of_classes(refined, 1 + classes),
       images.shape[1:3],
@@ -141,19 +134,28 @@ class Seam(image_classifier.ImageClassifier):
   def _maps(
     self, params, batch_stats, images, keys
   ) -> tuple[tuple[Array, Array], types.Params]:
-    """Computes maps and refined maps of the size of the images."""
-    maps, batch_stats = self.encode(params, batch_stats, images, keys)
-    deepest = self.drop_channels(maps.deepest.array, keys.rows)
+    """Computes maps and refined maps at the size of the images."""
+    maps, deepest, batch_stats = self.encode(params, batch_stats, images, keys)
+    size = images.shape[1:3]
+    resized = tuple(
+      resize.resize_bilinear(each, size, align_corners=True)
+      for each in self._refine(params, images, maps, deepest)
+    )
+    return resized, batch_stats
+
+  def _refine(
+    self,
+    params: types.Params,
+    images: Float[Array, 'B H W 3'],
+    maps: features_lib.Features,
+    deepest: Float[Array, 'B h w D'],
+  ) -> tuple[Float[Array, 'B h w K'], Float[Array, 'B h w K']]:
+    """Computes the maps of a deepest map, and refined ones."""
     cams = image_classifier.class_maps_of_head(params, 'classes', deepest)
     refined = pixel_correlation.refine_cams(
       params, images, maps, cams, self.options.module_maps
     )
-    size = images.shape[1:3]
-    resized = tuple(
-      resize.resize_bilinear(each, size, align_corners=True)
-      for each in (cams, refined)
-    )
-    return resized, batch_stats
+    return cams, refined
 
 
 def seam_terms(
@@ -162,7 +164,7 @@ def seam_terms(
   tags: Bool[Array, 'B C'],
   hardest: float,
 ) -> dict[str, Float[Array, 'B']]:
-  """Computes the terms of the loss of each image, as `Seam.loss` says.
+  """Computes the terms of the loss of each image, which `Seam.loss` defines.
 
   Args:
     large: maps of images and refined maps, of the background and C classes.

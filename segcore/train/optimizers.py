@@ -360,9 +360,11 @@ def build_optimizer(
 def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
   """Describes the optimizer in one line, for the log.
 
-  >>> describe_optimizer(OptimizerOptions(learning_rate=6e-5, clip_norm=1.0), 1000)
-  'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05, cosine to 0 at step 1,000, clip at norm 1'
-  """  # noqa: E501
+  >>> options = OptimizerOptions(learning_rate=6e-5, clip_norm=1.0)
+  >>> print(describe_optimizer(options, 1000))  # doctest: +NORMALIZE_WHITESPACE
+  adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05,
+  cosine to 0 at step 1,000, clip at norm 1
+  """
   if options.name == 'adam':
     inner = f'b1 {options.b1:g}, b2 {options.b2:g}, eps {options.eps:g}'
   else:

@@ -6,7 +6,7 @@ import pytest
 from configs import luss_objectives
 from pass_luss import main
 from pass_luss.pretrain.objectives import simsiam
-from runtime import options
+from runtime import errors, options
 from segcore.train import optimizers
 from tests.configs import loading
 from tests.transcriptions import luss_comparators
@@ -242,3 +242,21 @@ def test_options_that_an_objective_does_not_have(argument, message):
   for config in ('pass_shapes', 'pass_imagenet_s300'):
     with pytest.raises(ValueError, match=message):
       loading.load(config, argument)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'is_fresh', 'message'),
+  [
+    (
+      'objective=moco,cluster=attended',
+      False,
+      "'attend' needs represent.learn",
+    ),
+    ('', True, 'attend.fresh_projection: expected False, as represent.learn'),
+  ],
+)
+def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
+  config = loading.load('pass_shapes', argument)
+  config.attend.fresh_projection = is_fresh
+  with pytest.raises(errors.UserError, match=message):
+    main.PROGRAM.build(config)

@@ -73,9 +73,7 @@ def sample_view_draws(
     keys: one key for each image: draws do not depend on the device.
     options: ranges of the colors.
   """
-  color = jax.vmap(
-    lambda key: color_augment.sample_color_draws(key, options.color)
-  )(keys)
+  color = color_augment.sample_batch_color_draws(keys, options.color)
   place_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
   return ViewDraws(color, box_masks.sample_box_uniforms(place_keys, (2,)))
 
@@ -140,19 +138,6 @@ def change_color(
   kind: Int[Array, ''],
   factor: Float[Array, ''],
 ) -> Float[Array, 'H W 3']:
-  """Changes brightness, contrast or saturation of an image in [0, 1].
-
-  Args:
-    image: image in [0, 1].
-    kind: `BRIGHTNESS`, `CONTRAST` or `SATURATION` of `color_augment`.
-    factor: factor; that of brightness is a shift by factor - 1.
-  """
+  """Changes colors as `kornia_color`, with contrast around the mean color."""
   mean = jnp.mean(image, axis=(0, 1))
-  shifted = image + (factor - 1.0)
-  stretched = mean + factor * (image - mean)
-  changed = jnp.where(kind == color_augment.BRIGHTNESS, shifted, stretched)
-  return jnp.where(
-    kind == color_augment.SATURATION,
-    kornia_color.scale_saturation(image, factor),
-    jnp.clip(changed, 0.0, 1.0),
-  )
+  return kornia_color.change_color(image, kind, factor, mean)

@@ -169,7 +169,7 @@ class DetectorTraining:
 
   @property
   def network(self) -> FlawDetector:
-    """Returns the network."""
+    """Builds the network that predicts flaw maps."""
     return FlawDetector(self.options.width, self.options.num_levels)
 
   @property

@@ -102,7 +102,6 @@ class SemiSupervised:
       batch_stats,
       images,
       heads=self.options.student_heads,
-      train=segmenter_lib.SUBMODULES,
       rng=rng,
       perturb=perturb,
     )

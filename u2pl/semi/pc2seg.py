@@ -101,7 +101,7 @@ class Pc2Seg(method.SemiSupervised):
   def train_step(
     self, state: train_state.TrainState, batch: batch_lib.Batch
   ) -> tuple[train_state.TrainState, types.Metrics]:
-    """Runs one step."""
+    """Runs one step of the PC2Seg-like system."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, cell_rng, *pass_rngs = jax.random.split(rng, 5)
     labeled, weak = method.stream_images(batch)

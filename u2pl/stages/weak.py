@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, split_tags
 from input_pipeline.sources import fingerprints, tag_files
-from runtime import console, errors, files
+from runtime import console, errors
 from runtime import options as options_lib
 from segcore import types
 from segcore.eval import evaluator
@@ -20,29 +20,12 @@ from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
-from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+from u2pl.stages import base, pixel_heads
 from u2pl.weak import afa, panels
 from u2pl.weak import options as weak_options
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """Options of the heads on the decoder's finest map.
-
-  Attributes:
-    dropout_rate: share of the channels that the classifier of pixels drops in
-      training.
-    width: channels of the blocks of representations.
-    representation: D, channels of a representation; its map has stride 4, or
-      the nearest that the decoder has.
-  """
-
-  dropout_rate: float = 0.1
-  width: int = 256
-  representation: int = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +57,7 @@ class WeakOptions:
   val_split: str = 'val'
   follow: tuple[str, ...] = ()
   learn: weak_options.LearnOptions = weak_options.LearnOptions()
-  heads: HeadOptions = HeadOptions()
+  heads: pixel_heads.HeadOptions = pixel_heads.HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
@@ -108,12 +91,11 @@ class WeakOptions:
     )
 
 
-class WeakStage(experiment_stage.TrainingStage):
+class WeakStage(base.ClassStage):
   """Trains on tags of images; reports on a split with masks, if any."""
 
   name = 'weak'
   options: WeakOptions
-  val_metric = 'miou'
 
   @property
   def best_metric(self) -> str | None:
@@ -125,13 +107,6 @@ class WeakStage(experiment_stage.TrainingStage):
     """Returns the first step with all terms of the loss."""
     learn = self.options.learn
     return learn.class_steps + 1 if learn.contrast else 0
-
-  def check(self) -> None:
-    """Checks batch, network, crop and, where it is known, the classes."""
-    super().check()
-    num_classes = datasets.known_dataset_num_classes(self.options.data)
-    if num_classes is not None:
-      self._check_classes(num_classes)
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the split to read, and the source of the initial parameters."""
@@ -155,7 +130,7 @@ class WeakStage(experiment_stage.TrainingStage):
     """Refuses leaking images, and data of a single class."""
     block, context = self.options, self.context
     trained = self._tagged
-    self._check_classes(len(trained.classes))
+    self.check_num_classes(len(trained.classes))
     splits = (block.val_split, *block.follow)
     if 'evaluate' in self.experiment.stages:
       splits += self.experiment.evaluate.splits
@@ -196,22 +171,11 @@ class WeakStage(experiment_stage.TrainingStage):
     dtype = jnp.dtype(self.experiment.network.dtype)
     heads = {
       'tags': heads_lib.TagHead(num_classes - 1, block.learn.pooling),
-      'logits': heads_lib.PixelClassifier(
-        num_classes,
-        nearest=True,
-        dropout_rate=block.heads.dropout_rate,
-        init_deviation=None,
-        dtype=dtype,
+      'logits': block.heads.build_classifier(
+        num_classes, dtype, init_deviation=None
       ),
       'affinity': heads_lib.AffinityHead(),
-      'rep': heads_lib.ConvBlocksHead(
-        block.heads.representation,
-        width=block.heads.width,
-        nearest=True,
-        dropout_rate=0.0,
-        kernel_init=conv_block.he_normal_fan_out,
-        dtype=dtype,
-      ),
+      'rep': block.heads.build_representation(dtype),
     }
     return context.build(
       {name: heads[name] for name in block.learn.heads}, self.size
@@ -239,15 +203,8 @@ class WeakStage(experiment_stage.TrainingStage):
     block, functions = self.options, []
     if block.val_split:
       functions.append(
-        evaluator.combine_evaluators(
-          evaluation.build_training_stage_evaluators(
-            self.context,
-            trained,
-            block.evaluated,
-            block.recipe.batch_size,
-            self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-            self.name,
-          )
+        evaluation.build_training_stage_evaluation(
+          self, trained, block.evaluated
         )
       )
     if block.learn.needs_cams:
@@ -262,12 +219,6 @@ class WeakStage(experiment_stage.TrainingStage):
       return None
     return evaluator.combine_evaluation_summaries(*functions)
 
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(workspace, streams[''].split)
-
   @property
   def _tagged(self) -> datasets.Split:
     """Opens the images with their tags."""
@@ -277,7 +228,7 @@ class WeakStage(experiment_stage.TrainingStage):
       return split
     return split_tags.replace_tags(split, pathlib.Path(block.tags))
 
-  def _check_classes(self, num_classes: int) -> None:
+  def check_num_classes(self, num_classes: int) -> None:
     """Raises UserError unless there is a class beside the background."""
     if num_classes < 2:
       raise errors.UserError(

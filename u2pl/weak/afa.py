@@ -170,7 +170,8 @@ class AFA:
     Returns:
       CAMs, affinities if there are any, and the batch statistics after.
     """
-    images, scales = pixels_to_symmetric(pixels), self.options.cam.scales
+    images = batch_lib.batch_images_to_symmetric(pixels)
+    scales = self.options.cam.scales
     maps, affinities, batch_stats = [], None, state.batch_stats
     for i, scale in enumerate(scales):
       # `logits` only for the statistics of the decoder's batch norms.
@@ -178,12 +179,13 @@ class AFA:
       is_largest = i == scales.index(max(scales))
       if is_largest and self.options.affinity:
         heads += ('affinity',)
-      outputs, batch_stats = self.forward(
+      outputs, batch_stats = method.training_forward_pass(
+        self.segmenter,
         state.params,
         batch_stats,
         cam.resize_and_flip(images, scale),
-        heads,
-        jax.random.fold_in(rng, i),
+        heads=heads,
+        rng=jax.random.fold_in(rng, i),
       )
       maps.append(outputs['tags'].maps)
       if 'affinity' in heads:
@@ -209,12 +211,13 @@ class AFA:
       contrastive branch.
     """
     options, branch, scalars = self.options, None, {}
-    outputs, batch_stats = self.forward(
+    outputs, batch_stats = method.training_forward_pass(
+      self.segmenter,
       params,
       state.batch_stats,
-      pixels_to_symmetric(images.pixels),
-      options.heads,
-      keys.network,
+      batch_lib.batch_images_to_symmetric(images.pixels),
+      heads=options.heads,
+      rng=keys.network,
     )
     if options.supervision == 'masks':
       loss = losses.mean_cross_entropy(outputs['logits'], targets.segmentation)
@@ -280,25 +283,6 @@ class AFA:
       )
     return terms
 
-  def forward(
-    self,
-    params: types.Params,
-    batch_stats: types.Params,
-    images: Float[Array, 'B H W 3'],
-    heads: tuple[str, ...],
-    rng: Array,
-  ) -> tuple[dict[str, Any], types.Params]:
-    """Applies the network in training mode."""
-    return method.training_forward_pass(
-      self.segmenter,
-      params,
-      batch_stats,
-      images,
-      heads=heads,
-      train=segmenter_lib.SUBMODULES,
-      rng=rng,
-    )
-
   def predict(
     self, state: State, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w K']:
@@ -334,10 +318,3 @@ def tagged_images(batch: batch_lib.Batch) -> cam_labels.TaggedImages:
   if inside is None:
     inside = jnp.ones(pixels.shape[:3], bool)
   return cam_labels.TaggedImages(pixels, batch['tags'][:, 1:], inside)
-
-
-def pixels_to_symmetric(
-  pixels: Float[Array, 'B H W 3'],
-) -> Float[Array, 'B H W 3']:
-  """Maps float pixels from 0…255 to [-1, 1]."""
-  return (pixels - 127.5) / 127.5

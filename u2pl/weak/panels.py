@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
 from segcore.eval import panels
 from segcore.models.layers import resize
@@ -52,7 +53,7 @@ class LabelPanels:
       # A fixed key: panels of different steps drop the same branches.
       labels = self.trained.make_labels(state, images, jax.random.PRNGKey(0))
       logits = self.trained.predict(
-        state, afa.pixels_to_symmetric(images.pixels)
+        state, batch_lib.batch_images_to_symmetric(images.pixels)
       )
       scores = resize.resize_bilinear(logits, images.pixels.shape[1:3])
       predicted = jnp.argmax(scores, axis=-1).astype(jnp.int32)

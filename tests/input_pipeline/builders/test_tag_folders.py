@@ -19,9 +19,9 @@ def write_images(folder, *names):
     cv2.imwrite(str(path), rng.integers(0, 256, (6, 8, 3), np.uint8))
 
 
-def open_split(source, split='train', **fields):
+def open_split(source, split='train', images='images', **fields):
   options = datasets.DataOptions(
-    'image_tag_folder', str(source), images='images', **fields
+    'image_tag_folder', str(source), images=images, **fields
   )
   return datasets.open_dataset_split(
     options, split, str(source.parent / 'records')
@@ -123,6 +123,8 @@ def test_images_with_masks_are_evaluated(tmp_path):
     ('a,dog\n', {'tags': 'Tags'}, 'got .*Tags, which does not exist'),
     ('a,dog\n', {'masks': 'masks'}, 'classes: expected a class list with mask'),
     ('a,dog\n', {'val_fraction': 0.5}, 'val_fraction: expected no value'),
+    ('a,dog\n', {'images': '{split}'}, r'expected neither \{split\} nor a fr'),
+    ('a,dog\n', {'mask_codes': 'x'}, "mask_codes: expected one of .* got 'x'"),
   ],
 )
 def test_wrong_tags_are_named(tmp_path, text, fields, message):

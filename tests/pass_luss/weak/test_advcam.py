@@ -29,7 +29,7 @@ class CellNetwork(image_classifier.ImageClassifier):
 
 
 def features_of(x, mix):
-  """tanh(x · mix) of pairs [2,H,W,3], as [2,D,H,W]."""
+  """Computes tanh(x · mix) of pairs [2, H, W, 3], as [2, D, H, W]."""
   return np.moveaxis(np.tanh(x @ mix), -1, 1)
 
 

@@ -22,7 +22,7 @@ NUM_TAGS = 1 + 3 * tiny.CLASSES
 
 @pytest.fixture(scope='module')
 def stepped():
-  """A method, its batch, the state before a step, and the scalars of it."""
+  """Returns a method, its batch, and state, scalars and maps of a step."""
   trained, batch = tiny.make_method(OPTIONS), tiny.draw_batch(0, NUM_TAGS)
   state = tiny.init_state(trained, batch)
 

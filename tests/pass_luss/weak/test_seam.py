@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from pass_luss.weak import image_classifier, pixel_correlation, seam
-from segcore.cost import communication
-from segcore.distributed import sharding
 from segcore.models.layers import standardize
 from segcore.train import update as update_lib
 from tests.pass_luss.weak import tiny
@@ -20,12 +18,12 @@ STEP = 1e-6
 
 
 def first(x):
-  """[B, h, w, C] to [B, C, h, w], float64."""
+  """Moves channels first: [B, h, w, C] to [B, C, h, w], float64."""
   return np.moveaxis(np.asarray(x, np.float64), -1, 1)
 
 
 def slope(function, x, direction):
-  """The derivative along a direction, by a central difference."""
+  """Computes the derivative along a direction, by a central difference."""
   ahead, behind = function(x + STEP * direction), function(x - STEP * direction)
   return (ahead - behind) / (2 * STEP)
 
@@ -143,7 +141,9 @@ def test_the_correlation_module_and_its_gradients():
 
 @pytest.fixture(scope='module')
 def stepped():
-  """A method, its batch, and state and scalars before and after a step.
+  """Returns a method, its batch, and the state before and after a step.
+
+  And the scalars of the step.
 
   In float64, as refined maps of few cells are nearly constant.
   """
@@ -275,25 +275,13 @@ def test_eight_devices_are_one_in_float64(monkeypatch):
     batches = [tiny.draw_batch(i) for i in range(2)]
     state = tiny.init_state(trained, batches[0], jnp.float64)
     one, eight = meshes.one_and_eight(trained, state, batches, 1, monkeypatch)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight, atol=1e-8)
 
 
 @pytest.mark.slow
 def test_collectives_of_a_step():
   """Gradients and scalars are summed; nothing else is sent."""
   trained, batch = tiny.make_method(), tiny.draw_batch()
-  state, mesh = tiny.init_state(trained, batch), sharding.make_mesh()
-  compiled = (
-    jax.jit(trained.train_step)
-    .lower(
-      jax.device_put(state, sharding.replicated_sharding(mesh)),
-      sharding.make_batch_sharder(mesh)(batch),
-    )
-    .compile()
-  )
-  kinds = {c.kind for c in communication.list_collectives(compiled)}
-  assert kinds == {'all-reduce'}
+  state = tiny.init_state(trained, batch)
+  kinds = meshes.collectives_of_step(trained, state, batch)
+  assert {*kinds} == {'all-reduce'}

@@ -26,8 +26,7 @@ def stepped():
     state = pointwise.init_state(trained, SIDE)
     batch = pointwise.draw_batch(SIDE)
 
-    def step(state, batch):
-      rng = jax.random.fold_in(state.rng, state.step)
+    def sample_draws(rng):
       view_rng, cell_rng, *_ = jax.random.split(rng, 5)
       row_keys = update_lib.row_prng_keys
       draws = cutout_views.sample_view_draws(
@@ -42,10 +41,10 @@ def stepped():
         )
         for key in keys
       ]
-      return *trained.train_step(state, batch), draws, uniforms
+      return draws, uniforms
 
-    results = jax.device_get(jax.jit(step)(state, batch))
-  return state, batch, *results
+    *results, draws = pointwise.run_step(trained, state, batch, sample_draws)
+  return state, batch, *results, *draws
 
 
 def outputs_of(params, images):
@@ -110,14 +109,7 @@ def test_a_whole_step_and_its_gradient_equal_the_reference(stepped):
       ),
     }
 
-  expected = losses(params)
-  for name, value in expected.items():
-    np.testing.assert_allclose(scalars[name], value, rtol=2e-5, err_msg=name)
-  pointwise.check_gradient(
-    lambda moved: sum(losses(moved).values()),
-    params,
-    pointwise.gradient_of(params, after.params),
-  )
+  pointwise.check_step(losses, params, after.params, scalars)
 
 
 def test_negatives_are_of_other_images_and_labels():

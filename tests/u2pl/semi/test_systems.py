@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.cost import communication
-from segcore.distributed import sharding
 from segcore.ops import color_augment
 from tests.support import meshes
 from tests.transcriptions import u2pl as u2pl_reference
@@ -87,32 +85,19 @@ def make(name, dtype=jnp.float64):
 def test_eight_devices_are_one_in_float64(name, monkeypatch):
   with jax.enable_x64():
     one, eight = meshes.one_and_eight(*make(name), 1, monkeypatch)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIONS)
 def test_collectives_of_a_step(name):
   """Sums, and what else a system moves between devices."""
-  mesh = sharding.make_mesh()
   with jax.enable_x64(name in ON_POINTWISE):
     trained, state, [batch, other] = make(name, jnp.float32)
     if name in PAIRED:
       batch = jax.tree.map(lambda *x: np.concatenate(x), batch, other)
-    compiled = (
-      jax.jit(trained.train_step)
-      .lower(
-        jax.device_put(state, sharding.replicated_sharding(mesh)),
-        sharding.make_batch_sharder(mesh)(batch),
-      )
-      .compile()
-    )
-  kinds = {c.kind for c in communication.list_collectives(compiled)}
-  assert kinds == {'all-reduce'} | MOVED.get(name, set())
+    kinds = meshes.collectives_of_step(trained, state, batch)
+  assert {*kinds} == {'all-reduce'} | MOVED.get(name, set())
 
 
 @pytest.mark.parametrize('name', OPTIONS)

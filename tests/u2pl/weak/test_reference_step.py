@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from segcore.models import cam
+from segcore.train import method
 from tests.transcriptions import afa as reference
 from tests.transcriptions import daformer
 from tests.transcriptions import u2pl as u2pl_reference
@@ -48,14 +49,16 @@ def to_symmetric(images):
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def forward(trained, params, stats, images, rng, heads):
-  return trained.forward(params, stats, images, heads, rng)
+  return method.training_forward_pass(
+    trained.segmenter, params, stats, images, heads=heads, rng=rng
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def pull(trained, params, stats, images, rng, cotangents):
   """Returns the gradient of the parameters by those of the outputs."""
   _, vjp, _ = jax.vjp(
-    lambda p: trained.forward(p, stats, images, trained.options.heads, rng),
+    lambda p: forward(trained, p, stats, images, rng, trained.options.heads),
     params,
     has_aux=True,
   )
