@@ -295,15 +295,18 @@ def larc(learning_rate: float, **fields: Any) -> dict[str, Any]:
   }
 
 
-def threshold(options: SimpleNamespace, published: float = -1.0) -> float:
+def threshold(
+  options: SimpleNamespace, published: float | None = None
+) -> float:
   """Returns the threshold of attention or saliency; negative: the best on val.
 
   Args:
     options: parsed options, among them those of `PASS`.
-    published: threshold of attention that the paper reports.
+    published: threshold of attention that the paper reports; None if it
+      reports none for the data.
 
   Raises:
-    ValueError: `threshold` is no number.
+    ValueError: `threshold` is no number, or none is published.
   """
   if options.threshold:
     try:
@@ -314,7 +317,14 @@ def threshold(options: SimpleNamespace, published: float = -1.0) -> float:
       ) from None
   if options.choose == 'val':
     return -1.0
-  return _SALIENCY_THRESHOLD if options.saliency else published
+  if options.saliency:
+    return _SALIENCY_THRESHOLD
+  if published is None:
+    raise ValueError(
+      'config option choose=published: expected val, as the paper has no '
+      'threshold for these data; threshold=NUMBER sets one'
+    )
+  return published
 
 
 def inference(options: SimpleNamespace) -> str:

@@ -31,6 +31,12 @@ def get_config(argument=None):
       **luss.PASS,
     )
   )
+  if options.setting != 'luss':
+    raise ValueError(
+      f'config option setting={options.setting}: expected luss, as objectives '
+      'have batch and length of these small images in both settings; '
+      'pass_imagenet_s50.py and the like have those of the authors'
+    )
   name, side, view_side, jitter, _ = _DATA[options.data]
   data = {'name': f'shapes/{name}'}
   views = {

@@ -30,6 +30,11 @@ def get_config(argument=None):
     # fraction is 0.25 by default, or 1 of those with a mask
     **u2pl.SMALL | pretrained.OPTIONS | shared.WEIGHTED | _SYSTEM,
   )
+  if options.low_rank != 1 and options.system not in u2pl_losses.WITH_CONTRAST:
+    raise ValueError(
+      f'config option low_rank={options.low_rank}: system={options.system} has '
+      f'no contrast, expected one of {", ".join(u2pl_losses.WITH_CONTRAST)}'
+    )
   network = pretrained.choose_network(options)
   if options.without_mask == 'unlabeled':
     options.unlabeled = options.unlabeled or 'same'

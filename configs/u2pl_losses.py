@@ -12,7 +12,7 @@ from configs import semi_systems, shared, switches, unlabeled
 # Systems with a teacher, of which U2PL is one.
 _WITH_TEACHER = ['u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt']
 # Systems with a contrastive loss between pixels.
-_WITH_CONTRAST = ['u2pl', 'u2pl_plus', 'u2pl_ael']
+WITH_CONTRAST = ['u2pl', 'u2pl_plus', 'u2pl_ael']
 # By option `system`: U2PL+, U2PL, and what they are compared with.
 SYSTEMS = [*_WITH_TEACHER, 'sup_only', *semi_systems.LOSSES]
 # Parts of the method that Table IV turns on and off.
@@ -99,7 +99,7 @@ def losses(
       the system.
   """
   has = _parts(options)
-  contrasts = options.system in _WITH_CONTRAST
+  contrasts = options.system in WITH_CONTRAST
   pseudo_labels = {
     'reverse': 0.1 if has['sce'] else 0.0,
     'denoise': 'raw' if has['pd'] else 'off',
@@ -136,7 +136,7 @@ def _branch(
   Raises:
     ValueError: an option is given that has no effect on the system.
   """
-  has_contrast = options.system in _WITH_CONTRAST
+  has_contrast = options.system in WITH_CONTRAST
   given = {
     'weight': options.contrast_weight,
     'anchor_entropy': options.anchor_entropy,
@@ -145,7 +145,7 @@ def _branch(
     raise ValueError(
       'config options contrast_weight and anchor_entropy: '
       f'system={options.system} has no contrast, expected one of '
-      f'{", ".join(_WITH_CONTRAST)}'
+      f'{", ".join(WITH_CONTRAST)}'
     )
   fields = {
     **given,
@@ -168,7 +168,7 @@ def _parts(options: SimpleNamespace) -> dict[str, bool]:
     ValueError: a part is turned on that has no effect on the system.
   """
   system = options.system
-  contrasts, plus = system in _WITH_CONTRAST, system == 'u2pl_plus'
+  contrasts, plus = system in WITH_CONTRAST, system == 'u2pl_plus'
   own = dict.fromkeys(('bank', 'dpa', 'prt', 'un'), contrasts)
   own |= dict.fromkeys(('pd', 'mp', 'sce'), plus)
   has = switches.active_parts(options, own)
@@ -181,7 +181,7 @@ def _parts(options: SimpleNamespace) -> dict[str, bool]:
     possible = ()
   for part, meaning in PARTS.items():
     if getattr(options, part) == 'on' and part not in possible:
-      where = _WITH_CONTRAST
+      where = WITH_CONTRAST
       if part in ('pd', 'sce'):
         where = [*_WITH_TEACHER, 'u2pl_ael']
       also = ', or pd=on beside it' if part == 'mp' and possible else ''

@@ -260,3 +260,15 @@ def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
   config.attend.fresh_projection = is_fresh
   with pytest.raises(errors.UserError, match=message):
     main.PROGRAM.build(config)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('objective=moco,setting=official', 'setting=official: expected luss, as'),
+    ('choose=published', 'choose=published: expected val, .*threshold=NUMBER'),
+  ],
+)
+def test_what_was_published_for_photographs_is_not_of_shapes(argument, message):
+  with pytest.raises(ValueError, match=message):
+    loading.load('pass_shapes', argument)

@@ -199,6 +199,15 @@ def test_options_of_other_systems_are_refused(argument, message):
     loading.load('u2pl_shapes', argument)
 
 
+def test_ranks_of_negatives_need_contrast():
+  with pytest.raises(
+    ValueError, match='low_rank=2: system=cutmix has no contr'
+  ):
+    loading.load('u2pl_folder', 'source=x,low_rank=2')
+  block = loading.load('u2pl_folder', 'source=x,system=u2pl,low_rank=2').train
+  assert block.learn.contrast.low_rank == 2
+
+
 def test_a_plain_vit_is_refused_where_none_is_published():
   with pytest.raises(ValueError, match='network=vit_b14: expected it with'):
     loading.load('u2pl_voc', 'system=mt,network=vit_b14')
