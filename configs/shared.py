@@ -61,6 +61,9 @@ _NOT_OF_DATA = ('unlabeled', 'crop', 'size')
 # Name in `images` and `masks` that stands for each folder of a split.
 _SPLIT = '{split}'
 _VAL_FRACTION = 0.2
+# Names of folders that look like splits; `train` and `val` are taken as such.
+_TRAIN_NAMES = ('train', 'training')
+_OTHER_NAMES = ('val', 'valid', 'validation', 'dev', 'test', 'testing')
 # Value of `unlabeled`, and the split that it makes.
 _SAME_FOLDER, _UNLABELED = 'same', 'unlabeled'
 
@@ -196,7 +199,12 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
 
   Args:
     options: parsed options, among them those of `FOLDER`.
+
+  Raises:
+    ValueError: images and masks are divided into folders by other names than
+      `train` and `val`, and no option says what they are.
   """
+  _refuse_other_splits(options)
   fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
   given = given_folder_options(options)
   if has_split_folders(options):
@@ -241,6 +249,32 @@ def has_split_folders(options: SimpleNamespace) -> bool:
     for folder in (options.images, options.masks)
     for split in ('train', 'val')
   )
+
+
+def _refuse_other_splits(options: SimpleNamespace) -> None:
+  """Refuses folders of splits that would be mixed, as train and valid."""
+  if options.val_fraction or _SPLIT in options.images or not options.source:
+    return
+  if has_split_folders(options):
+    return
+  source = pathlib.Path(options.source).expanduser()
+  common = set.intersection(
+    *(
+      {each.name for each in (source / folder).glob('*/')}
+      for folder in (options.images, options.masks)
+    )
+  )
+  train, other = (
+    sorted(name for name in common if name.lower() in names)
+    for names in (_TRAIN_NAMES, _OTHER_NAMES)
+  )
+  if train and other:
+    raise ValueError(
+      f'images, masks: expected the folders train and val, or no splits, got '
+      f'{", ".join((*train, *other))} in {source}: rename what is trained on '
+      'to train and what is evaluated to val, or divide all images anew by '
+      f'val_fraction={_VAL_FRACTION}'
+    )
 
 
 def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:

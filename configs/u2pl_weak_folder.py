@@ -82,7 +82,8 @@ def _choose_network(options):
   installed = pretrained.is_installed(pretrained.PACKAGE) and not options.tiny
   if options.network == 'auto':
     if options.encoder not in ('auto', 'random') or not installed:
-      encoder = options.encoder.replace('auto', '').replace('random', '')
+      given = options.encoder not in ('auto', 'random')
+      encoder = options.encoder if given else ''
       note = 'network: a small MiT, whose attention gives affinities'
       return weak.small_mit(), encoder, () if options.tiny else (note,)
     options.network = _PRETRAINED

@@ -205,3 +205,18 @@ def test_every_command_of_the_tables_is_an_experiment():
     assert config.evaluate.protocol.crf == ('crf=true' in command)
     reported = u2pl_main.PROGRAM.build(config)['evaluate'].reported_metrics()
     assert made.report in reported
+
+
+@pytest.mark.parametrize(
+  ('name', 'block'),
+  [
+    ('u2pl_weak_folder', 'weak'),
+    ('u2pl_weak_voc', 'weak'),
+    ('u2pl_adapt', 'adapt'),
+  ],
+)
+def test_the_path_of_an_encoder_stays_as_given(name, block):
+  """It may contain the words that stand for other encoders."""
+  source = 'source=x,' if name.endswith('folder') else ''
+  config = loading.load(name, f'{source}encoder=runs/autos_random/represent')
+  assert config[block].start.path == 'runs/autos_random/represent'

@@ -90,7 +90,11 @@ def start(
   """
   method_options, short = {
     'ddep': ('init=none', SHORT),
-    'u2pl': ('labels=4', SHORT_U2PL),
+    # A teacher of so few steps is confident of nothing.
+    'u2pl': (
+      'labels=4,system=u2pl_plus,confidence=0,statistics=own',
+      SHORT_U2PL,
+    ),
   }[method]
   options = ','.join(
     filter(
