@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pass_luss.pretrain import embedding_ops, head_layers, heads
+from pass_luss.pretrain import embedding_ops, head_layers
+from segcore.models import heads
 from segcore.models.layers import norm
 
 
@@ -95,7 +96,7 @@ def _initializers(
   return nn.initializers.normal(0.01), nn.initializers.zeros
 
 
-class ProjectionHead(heads.EncoderHead, nn.Module):
+class ProjectionHead(heads.EncoderHead):
   """Projects pooled maps, and predicts projections where it has a predictor.
 
   Attributes:
@@ -134,7 +135,7 @@ class ProjectionHead(heads.EncoderHead, nn.Module):
     return self.predictor(x, train)
 
 
-class DenseHead(heads.EncoderHead, nn.Module):
+class DenseHead(heads.EncoderHead):
   """The two parallel projections of DenseCL: of images, and of cells.
 
   Attributes:

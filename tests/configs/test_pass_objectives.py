@@ -272,3 +272,34 @@ def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
 def test_what_was_published_for_photographs_is_not_of_shapes(argument, message):
   with pytest.raises(ValueError, match=message):
     loading.load('pass_shapes', argument)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'fields', 'message'),
+  [
+    ('', {'large.count': 3}, "large: expected 2 views named 'large', got 3"),
+    ('objective=supervised', {'large.count': 2}, 'large: expected 1 views'),
+    ('', {'recipe.accumulate': 2}, 'recipe.accumulate: expected 1, got 2'),
+    (
+      'objective=moco',
+      {'learn.moco.queue': 100},
+      'moco.queue: expected a multiple of the batch',
+    ),
+  ],
+)
+def test_pretraining_that_does_not_fit(argument, fields, message):
+  config = loading.load('pass_imagenet_s300', argument)
+  for path, value in fields.items():
+    config.represent.update_from_flattened_dict({path: value})
+  with pytest.raises(errors.UserError, match=message):
+    main.PROGRAM.build(config)
+
+
+def test_another_number_of_classes_is_refused():
+  config = loading.load('pass_shapes', 'objective=supervised')
+  config.represent.learn.supervised.num_classes = 5
+  stage = main.PROGRAM.build(config)['represent']
+  with pytest.raises(
+    errors.UserError, match='num_classes: expected 8, the classes of .* got 5'
+  ):
+    stage.check_data()

@@ -86,6 +86,22 @@ def test_parameters_and_their_groups(options, stage, expected):
 
 
 @pytest.mark.parametrize(
+  ('labels', 'kind', 'of_labels'),
+  [('truth', 'truth', ()), ('clusters', 'clusters', ('cluster_images',))],
+)
+def test_stages_on_label_maps_of_training_images(labels, kind, of_labels):
+  config = pass_wsss.get_config(f'method=seam,labels={labels},retrain=true')
+  stages = main.PROGRAM.build(config)
+  assert [*stages][-3:] == ['label_cam', 'retrain', 'segment_retrained']
+  assert stages['label_cam'].needs == ('classify', 'segment_cam', *of_labels)
+  assert stages['retrain'].needs == ('classify', 'label_cam')
+  assert stages['segment_retrained'].needs == ('retrain',)
+  for name in ('classify', 'segment_cam', 'label_cam', 'retrain'):
+    assert stages[name].settings()['labels'] == kind
+  assert stages['segment_retrained'].has_class_names == (kind == 'truth')
+
+
+@pytest.mark.parametrize(
   ('options', 'message'),
   [
     ('classifier=plain', 'classifier=plain: expected it with method=advcam'),
