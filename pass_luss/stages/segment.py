@@ -88,11 +88,11 @@ class LussSegmentationStage(base.InferenceStage):
 
   @property
   @abc.abstractmethod
-  def trainer(self) -> type[finetune.SegmenterStage]:
+  def trainer(self) -> type[experiment_stage.TrainingStage]:
     """Returns the kind of stage that trains the network."""
 
   @property
-  def trained_by(self) -> finetune.SegmenterStage:
+  def trained_by(self) -> experiment_stage.TrainingStage:
     """Returns the stage that trains the network."""
     return self.trainer(self.experiment, self.context)
 
