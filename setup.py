@@ -19,6 +19,7 @@ PACKAGES = [
   'pass_luss.protocols',
   'pass_luss.pseudo_labels',
   'pass_luss.stages',
+  'pass_luss.weak',
   'runtime',
   'segcore',
   'segcore.cost',

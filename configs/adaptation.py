@@ -9,12 +9,11 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, shared
+from configs import networks, shared, switches
 
 # By option `system`: U2PL+ on DAFormer, DAFormer, training on the source alone,
 # and on the target's labels, an upper bound.
 SYSTEMS = ['u2pl_plus', 'daformer', 'source_only', 'target_only']
-_SWITCH = ['auto', 'on', 'off']  # auto: the system's own
 # Parts of DAFormer and of U2PL+ that options turn on and off.
 _PARTS = {
   'rcs': 'rare class sampling of source images',
@@ -28,7 +27,7 @@ _PARTS = {
 _OF_U2PL = ('contrast', 'filter', 'sce', 'pd')
 OPTIONS = {
   'system': SYSTEMS,
-  **dict.fromkeys(_PARTS, _SWITCH),
+  **dict.fromkeys(_PARTS, switches.CHOICES),
   'contrast_weight': 0.1,  # of the contrastive loss
   'negatives': ['unreliable', 'reliable', 'all', 'none'],  # target pixels
   # Weight of target pixels: the share of confident ones, the inverse of the
@@ -113,10 +112,7 @@ def parts(options: SimpleNamespace, has_encoder: bool) -> dict[str, bool]:
   own = dict.fromkeys(('rcs', 'mixing'), adapts(options))
   own['fd'] = adapts(options) and has_encoder
   own |= dict.fromkeys(_OF_U2PL, options.system == 'u2pl_plus')
-  has = {
-    part: {'auto': own[part], 'on': True, 'off': False}[getattr(options, part)]
-    for part in _PARTS
-  }
+  has = switches.active_parts(options, own)
   # They change how source images are drawn, and the loss of source images.
   possible = ('rcs', 'fd', *(_PARTS if adapts(options) else ()))
   for part, meaning in _PARTS.items():
@@ -125,17 +121,12 @@ def parts(options: SimpleNamespace, has_encoder: bool) -> dict[str, bool]:
         f'config option {part}=on: system={options.system} has no place for '
         f'{meaning}: expected u2pl_plus or daformer'
       )
-  for name, default, part in (
-    ('contrast_weight', 0.1, 'contrast'),
-    ('negatives', 'unreliable', 'contrast'),
-    ('weighting', 'share', 'filter'),
-  ):
-    value = getattr(options, name)
-    if value != default and not has[part]:
-      raise ValueError(
-        f'config option {name}={value}: expected {part}=on, since it has no '
-        f'effect without {_PARTS[part]}'
-      )
+  of_parts = {
+    'contrast_weight': (0.1, 'contrast'),
+    'negatives': ('unreliable', 'contrast'),
+    'weighting': ('share', 'filter'),
+  }
+  switches.check_part_options(options, has, _PARTS, of_parts)
   return has
 
 
@@ -149,11 +140,6 @@ def rare_classes(
     **fields: further fields of the sampler.
   """
   return fields if parts(options, True)['rcs'] else None
-
-
-def start(encoder: str) -> dict[str, Any]:
-  """Builds the start from the weights of an encoder, or random values if ''."""
-  return {'path': encoder, 'take': ('encoder',)} if encoder else {}
 
 
 def daformer(encoder: str) -> ml_collections.ConfigDict:

@@ -72,6 +72,7 @@ PHOTO = {
   'init': ['auto', 'ddep', 'dep', 'supervised', 'none'],
   **NOISE,
   **SMALL,
+  **shared.WEIGHTED,
   **pretrained.OPTIONS,
 }
 _WHOLE = ('encoder', 'decoder', 'heads')

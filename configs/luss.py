@@ -63,7 +63,7 @@ TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 
 
 def resolve(options: SimpleNamespace) -> SimpleNamespace:
-  """Returns options in which nothing is left to be chosen by 'auto'.
+  """Resolves the options whose value is 'auto'.
 
   Args:
     options: parsed options, among them those of `PASS`.
@@ -112,19 +112,13 @@ def _check_additions(options: SimpleNamespace) -> None:
 
 def _check_objective(options: SimpleNamespace) -> None:
   """Raises ValueError for options that the objective does not have."""
-  if options.objective == 'pass':
-    if options.setting != 'luss':
-      raise ValueError(
-        f'config option setting={options.setting}: expected luss with '
-        'objective=pass, which has one setting'
-      )
-    return
-  if options.objective == 'supervised' and options.setting != 'luss':
+  has_one_setting = options.objective in ('pass', 'supervised')
+  if has_one_setting and options.setting != 'luss':
     raise ValueError(
-      f'config option setting={options.setting}: expected luss with '
-      'objective=supervised, which has one setting'
+      f'config option setting={options.setting}: expected luss with objective='
+      f'{options.objective}, which has one setting'
     )
-  if options.branch != 'swav':
+  if options.objective != 'pass' and options.branch != 'swav':
     raise ValueError(
       f'config option branch={options.branch}: expected none with objective='
       f'{options.objective}, which replaces the branches of PASS'
@@ -301,15 +295,18 @@ def larc(learning_rate: float, **fields: Any) -> dict[str, Any]:
   }
 
 
-def threshold(options: SimpleNamespace, published: float = -1.0) -> float:
+def threshold(
+  options: SimpleNamespace, published: float | None = None
+) -> float:
   """Returns the threshold of attention or saliency; negative: the best on val.
 
   Args:
     options: parsed options, among them those of `PASS`.
-    published: threshold of attention that the paper reports.
+    published: threshold of attention that the paper reports; None if it
+      reports none for the data.
 
   Raises:
-    ValueError: `threshold` is no number.
+    ValueError: `threshold` is no number, or none is published.
   """
   if options.threshold:
     try:
@@ -320,7 +317,14 @@ def threshold(options: SimpleNamespace, published: float = -1.0) -> float:
       ) from None
   if options.choose == 'val':
     return -1.0
-  return _SALIENCY_THRESHOLD if options.saliency else published
+  if options.saliency:
+    return _SALIENCY_THRESHOLD
+  if published is None:
+    raise ValueError(
+      'config option choose=published: expected val, as the paper has no '
+      'threshold for these data; threshold=NUMBER sets one'
+    )
+  return published
 
 
 def inference(options: SimpleNamespace) -> str:

@@ -54,7 +54,7 @@ _STRONG = luss.jitter()
 
 
 class Images(NamedTuple):
-  """The images of pretraining.
+  """Numbers of the images of pretraining and of their classes.
 
   Attributes:
     count: number of images of the training split.
@@ -70,7 +70,7 @@ class Images(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """The pretraining by an objective.
+  """Pretraining by an objective: its fields, recipe and views.
 
   Attributes:
     fields: fields of the objective's options.
@@ -184,7 +184,7 @@ def small_fields(
 
 
 def _supervised(schedule: _Schedule, images: Images):
-  """Builds the recipe of ImageNet classification (spec §2.1)."""
+  """Builds the setting of ImageNet classification (§2.1)."""
   optimizer = schedule.sgd(0.1, schedule='steps', schedule_interval=1)
   # After 30, 60 and 90 of 100 epochs.
   optimizer['milestones'] = tuple(
@@ -198,7 +198,7 @@ def _supervised(schedule: _Schedule, images: Images):
 
 
 def _simclr(schedule: _Schedule, _: Images):
-  """Builds SimCLR's; the released code has a head of three layers (§2.2)."""
+  """Builds the setting of SimCLR; the released head has 3 layers (§2.2)."""
   fields = {}
   if schedule.is_official:
     fields = {'head': 'released', 'combine_views': 'sum'}
@@ -209,35 +209,34 @@ def _simclr(schedule: _Schedule, _: Images):
 
 
 def _moco(schedule: _Schedule, images: Images):
-  """Builds MoCo v2's, with a smaller ring for few images (§2.3)."""
+  """Builds the setting of MoCo v2; few images have a small ring (§2.3).
+
+  DenseCL has the same (§2.8).
+  """
   return _ring(images), schedule.sgd(0.03), 0.2, (_WEAK, _WEAK)
 
 
 def _ring(images: Images) -> dict[str, int]:
+  """Builds the field of a smaller ring, if there are few images."""
   return {'queue': _SMALL_RING} if images.count < _FEW_IMAGES else {}
 
 
 def _byol(schedule: _Schedule, _: Images):
-  """Builds BYOL's; views differ in blur and solarization (§2.5)."""
+  """Builds the setting of BYOL; its views differ in blur (§2.5)."""
   optimizer = schedule.lars(0.45, 1e-6)
   return {}, optimizer, 0.08, luss.byol_colors()
 
 
 def _simsiam(schedule: _Schedule, _: Images):
-  """Builds SimSiam's; the predictor's learning rate is constant (§2.6)."""
+  """Builds the setting of SimSiam; the predictor's rate is constant (§2.6)."""
   optimizer = schedule.sgd(
     0.05 * schedule.batch_size / _BATCH, **luss.constant_rate('simsiam')
   )
   return {}, optimizer, 0.2, (_WEAK, _WEAK)
 
 
-def _densecl(schedule: _Schedule, images: Images):
-  """Builds DenseCL's, that of MoCo v2 (§2.8)."""
-  return _moco(schedule, images)
-
-
 def _pcl(schedule: _Schedule, images: Images):
-  """Builds PCL v2's: clusters from the 21st epoch on (§2.7)."""
+  """Builds the setting of PCL v2; prototypes start in epoch 21 (§2.7)."""
   clusters, negatives = next(
     numbers for least, numbers in _PCL.items() if images.count >= least
   )
@@ -253,7 +252,7 @@ def _pcl(schedule: _Schedule, images: Images):
 
 
 def _adco(schedule: _Schedule, images: Images):
-  """Builds AdCo's: symmetric, or the plain one of its authors (§2.4)."""
+  """Builds the setting of AdCo; the official one is asymmetric (§2.4)."""
   fields, rate, negatives = {}, 0.03, 65_536
   if images.count < _FEW_IMAGES:
     # Its authors' setting for fewer negatives.
@@ -281,7 +280,7 @@ _SETTINGS = {
   'moco': _moco,
   'byol': _byol,
   'simsiam': _simsiam,
-  'densecl': _densecl,
+  'densecl': _moco,
   'pcl': _pcl,
   'adco': _adco,
 }

@@ -1,5 +1,6 @@
 """Networks of the experiments: those of the papers, and small ones."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import ml_collections
@@ -132,8 +133,8 @@ _DPT_WIDTHS = {
   768: ((96, 192, 384, 768), 128),
   1024: ((256, 512, 1024, 1024), 256),
 }
-# Public weights of the encoders of `transunet` and `unet`, and of a ResNet with
-# a deep stem.
+# Public weights of the encoders of `transunet` and `unet`, of a ResNet with a
+# deep stem, of ViTs and of MiTs.
 WEIGHTS = {
   'transunet': 'weights/R50+ViT-B_16.npz',
   'unet': 'weights/BiT-M-R50x1.npz',
@@ -141,9 +142,24 @@ WEIGHTS = {
   'resnet50': 'weights/resnet50_deep.safetensors',
   'vit_s14': 'weights/dinov2_vits14.pth',
   'vit_b14': 'weights/dinov2_vitb14.pth',
+  **{name: f'weights/{name}.pth' for name in _mits()},
 }
 # Networks of UniMatch V2, with DPT.
 PLAIN_VITS = ('vit_s14', 'vit_b14')
+
+
+def encoder_weights(options: SimpleNamespace) -> str:
+  """Returns the weights of an encoder; '' for random values.
+
+  Args:
+    options: parsed options `network`, `encoder`, `tiny` and, where there is
+      one, `start`; encoder='auto' stands for the public weights of the network,
+      and for random values with `tiny` or `start`.
+  """
+  if options.encoder != 'auto':
+    return options.encoder
+  has_other = options.tiny or getattr(options, 'start', '')
+  return '' if has_other else WEIGHTS[options.network]
 
 
 def named(

@@ -31,6 +31,7 @@ def get_config(argument=None):
       **luss.PASS,
     )
   )
+  _refuse_setting(options)
   name, side, view_side, jitter, _ = _DATA[options.data]
   data = {'name': f'shapes/{name}'}
   views = {
@@ -79,6 +80,16 @@ def get_config(argument=None):
     segment_semi=inference,
   )
   return luss.finish(config, options)
+
+
+def _refuse_setting(options):
+  """Raises ValueError for a setting of the authors, which has no effect."""
+  if options.setting != 'luss':
+    raise ValueError(
+      f'config option setting={options.setting}: expected luss, as objectives '
+      'have batch and length of these small images in both settings; '
+      'pass_imagenet_s50.py and the like have those of the authors'
+    )
 
 
 def _attend(options):

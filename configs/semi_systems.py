@@ -1,16 +1,16 @@
-"""Systems beside U2PL's own: CPS, CCT, UniMatch and UniMatch V2, as published.
+"""Systems beside U2PL's own, such as CPS, CCT and UniMatch, as published.
 
 `LOSSES` has the builder of each one's block of losses; `PUBLISHED` the settings
 of each on the data sets of the papers, `parse` the options with them as
 defaults.
 """
 
-from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from configs import networks, unlabeled
 from configs import options as options_lib
+from configs.semi_settings import Settings
 
 
 def _cps(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
@@ -39,8 +39,36 @@ def _unimatch(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
   return {'name': options.system, 'views': views, **teacher, **fields, **view}
 
 
-def _cct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
-  """Builds the losses of CCT."""
+def _ael(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of AEL, or of U2PL on AEL."""
+  fields.pop('group', 0)
+  if hasattr(options, 'ema'):
+    # A block replaces the default as a whole.
+    if teacher := unlabeled.teacher(options):
+      fields['teacher'] = {'copy_epochs': 0, **teacher}
+    fields |= unlabeled.student_view(options)
+    if options.system == 'u2pl_ael':
+      fields['contrast_start'] = 0  # That is, after the warm-up.
+  if options.network == 'transunet':
+    # The auxiliary head reads a map that it does not have.
+    fields['supervised'] = {**fields['supervised'], 'auxiliary': 0.0}
+  return {'name': options.system, **fields}
+
+
+# Flaw detector of GCT for images of 64 pixels.
+SMALL_DETECTOR = {'width': 16, 'num_levels': 2}
+
+
+def _gct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of GCT."""
+  fields.pop('group', None)
+  if hasattr(options, 'jitter'):  # of small images
+    fields['detector'] = SMALL_DETECTOR
+  return {'name': 'gct', **fields}
+
+
+def _unmixed(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the losses of a system that mixes no images."""
   fields.pop('group', None)
   return {'name': options.system, **fields}
 
@@ -49,84 +77,15 @@ def _cct(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
 LOSSES = {
   'cps': _cps,
   'cps_cutmix': _cps,
-  'cct': _cct,
+  'cct': _unmixed,
+  'gct': _gct,
+  'pseudoseg': _unmixed,
+  'pc2seg': _unmixed,
   'unimatch': _unimatch,
   'unimatch_v2': _unimatch,
+  'ael': _ael,
+  'u2pl_ael': _ael,
 }
-
-
-class Settings(NamedTuple):
-  """Published settings of a system on a data set.
-
-  Attributes:
-    size: side of the crops in pixels.
-    group: unlabeled images of one GPU, which are mixed with each other.
-    batch: labeled images of a step, and as many unlabeled ones.
-    epochs: epochs of the unlabeled images; or by the number of labels, of which
-      the nearest decides.
-    lr: learning rate of the encoder.
-    losses: fields of the block of losses.
-    stride: stride of the windows of inference; 0 for whole images.
-    average: what overlapping windows average, logits or probabilities.
-    head_lr: factor of the learning rate of decoder and heads.
-    decays_all: whether biases and norms decay, too.
-    network: default of the option.
-    adam: whether the optimizer is AdamW, else SGD.
-    fill: padding of crops.
-    architecture: 'light', the DeepLabv3+ of UniMatch; 'cps', that of CPS; the
-      same with the blocks of the classifier in the decoder ('cps_features');
-      or pyramid pooling with CCT's classifier ('psp_shuffle').
-    scales: range of the scale of images before they are cropped.
-    padded_to: multiple of pixels to which whole images are padded; 0 for none.
-  """
-
-  size: int
-  group: int
-  batch: int
-  epochs: int | Mapping[int, int]
-  lr: float
-  losses: Mapping[str, Any]
-  stride: int = 0
-  average: str = 'logits'
-  head_lr: float = 1.0
-  decays_all: bool = True
-  network: str = 'resnet101'
-  adam: bool = False
-  fill: str = 'mean'
-  architecture: str = 'light'
-  scales: tuple[float, float] = (0.5, 2.0)
-  padded_to: int = 0
-
-  @property
-  def optimizer(self) -> dict[str, Any]:
-    """Builds rule, schedule and decay; the rate is that of the options."""
-    groups = []
-    if self.head_lr != 1:
-      groups.append(('^(decoder|heads)/', self.head_lr, 1.0))
-    if not self.decays_all:
-      groups.append(('(^|/)(bias|scale)$', 1.0, 0.0))
-    rule = {'weight_decay': 0.01}
-    if not self.adam:
-      rule = {'name': 'sgd', 'weight_decay': 1e-4, 'weight_decay_mode': 'l2'}
-    fields = {'groups': tuple(groups)} if groups else {}
-    return {'schedule': 'poly', **rule, **fields}
-
-  @property
-  def protocol(self) -> dict[str, Any]:
-    """Builds the inference protocol."""
-    if not self.stride:
-      # Patches of a ViT have to fit; most other networks take any size.
-      multiple = 14 if 'vit' in self.network else self.padded_to
-      fields = {'size_multiple': multiple} if multiple else {}
-      return {'align_corners': True, **fields}
-    return {
-      'tiling': 'sliding_window',
-      'window': (self.size, self.size),
-      'stride': (self.stride, self.stride),
-      'average': self.average,
-      'align_corners': True,
-    }
-
 
 _CPS_VOC = Settings(
   size=512,
@@ -138,6 +97,7 @@ _CPS_VOC = Settings(
   stride=342,
   decays_all=False,
   architecture='cps',
+  listed_scales=(0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
 )
 _CPS_CITYSCAPES = _CPS_VOC._replace(
   size=800,
@@ -173,6 +133,43 @@ _CCT_VOC = Settings(
   # The longer side has 200 to 800 pixels, 500 at the scale 1.
   scales=(0.4, 1.6),
   padded_to=8,
+)
+# Of the authors of CPS, whose rates are those of 4 GPUs and, on Cityscapes, 8.
+_GCT_OF_CPS = {
+  'joint': False,
+  'ramp_epochs': 3,
+  'detector': {
+    'learning_rate': 4e-4,
+    'schedule': 'constant',
+    'after_update': True,
+  },
+}
+_GCT_OF_CPS_VOC = _CPS_VOC._replace(group=1, losses=_GCT_OF_CPS)
+_GCT_VOC = Settings(
+  size=513,
+  group=1,
+  batch=2,
+  epochs={662: 45, 1323: 45, 2646: 55, 5291: 80},
+  lr=2.5e-4,
+  losses={},
+  architecture='psp',
+  weight_decay=5e-4,
+)
+# 30,000 steps.
+_PSEUDOSEG_VOC = Settings(
+  size=513,
+  group=1,
+  batch=64,
+  epochs={92: 184, 183: 185, 366: 189, 732: 196, 1464: 211},
+  lr=7e-3,
+  losses={},
+  decays_all=False,
+  framed=True,
+  listed_scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+)
+# None are published on Cityscapes: those of CPS.
+_PSEUDOSEG_CITYSCAPES = _CPS_CITYSCAPES._replace(
+  losses={'supervised': {'kind': 'ohem'}}, architecture='light'
 )
 _UNIMATCH_VOC = Settings(
   size=321,
@@ -216,6 +213,34 @@ _UNIMATCH_V2_CITYSCAPES = _UNIMATCH_V2_VOC._replace(
   stride=532,
   average='probs',
 )
+# Of 100,000 pixels of the two images of one GPU, as in U2PL on Cityscapes.
+_AUXILIARY_HARD = {'kind': 'ohem', 'auxiliary': 0.4}
+_AEL_VOC = Settings(
+  size=513,
+  group=2,
+  batch=16,
+  epochs=80,
+  lr=1.25e-3,  # 0.01 of the released config, divided by its 8 GPUs
+  losses={
+    'supervised': _AUXILIARY_HARD,
+    'confidence': 0.7,
+    'paste': {'num_draws': 1},
+    'boxes': {'component': 0.03, 'image': 0.03},
+  },
+  head_lr=10.0,
+  architecture='u2pl',
+)
+_AEL_CITYSCAPES = _AEL_VOC._replace(
+  size=769,
+  epochs=200,
+  losses={
+    'supervised': _AUXILIARY_HARD,
+    # Road, sidewalk, building, vegetation and sky.
+    'paste': {'excluded': (0, 1, 2, 8, 10)},
+  },
+  stride=513,
+  average='probs',
+)
 # By data set, then by option `system` and, where the authors of CPS have
 # implemented it again, option `implementation`.
 PUBLISHED: dict[str, dict[str, Settings]] = {
@@ -224,8 +249,14 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'cps_cutmix': _CPS_VOC._replace(losses={'weight': 1.0}),
     'cct own': _CCT_VOC,
     'cct cps': _CCT_OF_CPS_VOC,
+    'gct own': _GCT_VOC,
+    'gct cps': _GCT_OF_CPS_VOC,
+    'pseudoseg': _PSEUDOSEG_VOC,
+    'pc2seg': _PSEUDOSEG_VOC._replace(representation=128),
     'unimatch': _UNIMATCH_VOC,
     'unimatch_v2': _UNIMATCH_V2_VOC,
+    'ael': _AEL_VOC,
+    'u2pl_ael': _AEL_VOC,
   },
   'cityscapes': {
     'cps': _CPS_CITYSCAPES,
@@ -235,8 +266,19 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'cct cps': _CPS_CITYSCAPES._replace(
       losses=_CCT_OF_CPS, architecture='cps_features'
     ),
+    'gct cps': _CPS_CITYSCAPES._replace(
+      losses={
+        **_GCT_OF_CPS,
+        'detector': _GCT_OF_CPS['detector'] | {'learning_rate': 8e-4},
+        'supervised': _CPS_CITYSCAPES.losses['supervised'],
+      }
+    ),
+    'pseudoseg': _PSEUDOSEG_CITYSCAPES,
+    'pc2seg': _PSEUDOSEG_CITYSCAPES._replace(representation=128),
     'unimatch': _UNIMATCH_CITYSCAPES,
     'unimatch_v2': _UNIMATCH_V2_CITYSCAPES,
+    'ael': _AEL_CITYSCAPES,
+    'u2pl_ael': _AEL_CITYSCAPES._replace(average='logits'),
   },
 }
 
@@ -260,6 +302,11 @@ def parse(
   """
   options = options_lib.parse(argument, **defaults)
   settings = _published(options, data)
+  if options.scales == 'listed' and not (settings and settings.listed_scales):
+    raise ValueError(
+      'config option scales=listed: expected scales=uniform, as the authors of '
+      f'system={options.system} have a range'
+    )
   if settings is None:
     return options, None
   epochs = settings.epochs
@@ -321,20 +368,29 @@ def paper_blocks(
   # Maps of other networks have no odd sides.
   is_odd = settings.size % 2 and options.network == 'transunet'
   size = settings.size - int(is_odd)
-  return {
+  blocks = {
     'size': size,
     'losses': losses,
     'optimizer': {'learning_rate': options.lr, **settings.optimizer},
+    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
+  }
+  if settings.architecture == 'u2pl':
+    return blocks
+  return blocks | {
     'network': network(options.network, settings.architecture),
-    'heads': _heads(options.network, settings.architecture),
+    'heads': {
+      **_heads(options.network, settings.architecture),
+      **({'representation': rep} if (rep := settings.representation) else {}),
+    },
     'crop': {
       'name': 'random',
       'size': (size, size),
-      'scales': settings.scales,
+      'scales': settings.listed_scales
+      if options.scales == 'listed'
+      else settings.scales,
       'fill': settings.fill if options.pad_label == 'paper' else 'mean',
       'label_resize': options.label_resize,
     },
-    'evaluate': {'protocol': settings.protocol, 'which': 'best'},
   }
 
 
@@ -349,7 +405,7 @@ def network(name: str, architecture: str) -> Any:
     return networks.unet(name)
   if name in networks.PLAIN_VITS:
     return networks.named(f'{name}+dpt')
-  if architecture == 'psp_shuffle':
+  if architecture in ('psp', 'psp_shuffle'):
     return networks.psp(name)
   config = networks.light_deeplabv3plus(name)
   if architecture != 'light':
@@ -367,6 +423,6 @@ def _heads(network_name: str, architecture: str) -> dict[str, Any]:
     return {'kind': 'conv', 'kernel': 1}
   if architecture == 'psp_shuffle':
     return {'kind': 'shuffle'}
-  if architecture == 'cps_features':
+  if architecture in ('psp', 'cps_features'):
     return {'kind': 'conv', 'kernel': 1}
   return {'dropout_rate': 0.0}

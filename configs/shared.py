@@ -28,6 +28,8 @@ LABELED = {
   # Weights of the classes in the loss of labeled images, by their frequency.
   'class_weights': ['none', 'median', 'effective'],
 }
+# Another default: rare classes of photographs are learned better with weights.
+WEIGHTED = {'class_weights': ['median', 'none', 'effective']}
 # Options that describe a folder of images and masks.
 FOLDER = {
   'source': '',  # folder that holds all of it
@@ -59,6 +61,9 @@ _NOT_OF_DATA = ('unlabeled', 'crop', 'size')
 # Name in `images` and `masks` that stands for each folder of a split.
 _SPLIT = '{split}'
 _VAL_FRACTION = 0.2
+# Names of folders that look like splits; `train` and `val` are taken as such.
+_TRAIN_NAMES = ('train', 'training')
+_OTHER_NAMES = ('val', 'valid', 'validation', 'dev', 'test', 'testing')
 # Value of `unlabeled`, and the split that it makes.
 _SAME_FOLDER, _UNLABELED = 'same', 'unlabeled'
 
@@ -81,6 +86,33 @@ def _copied(value: Any) -> Any:
 def adam(learning_rate: float, **fields: Any) -> dict[str, Any]:
   """Builds Adam with a cosine schedule; gradients are clipped to norm 1."""
   return {'learning_rate': learning_rate, 'clip_norm': 1.0, **fields}
+
+
+def adamw(
+  learning_rate: float, schedule: str, groups: tuple[Any, ...]
+) -> dict[str, Any]:
+  """Builds AdamW as for a pretrained MiT, with a linear decay of the rate.
+
+  Args:
+    learning_rate: learning rate of the encoder.
+    schedule: 'warmed_poly', or 'switched_poly', whose rate drops to that of the
+      decay after the warm-up.
+    groups: groups of parameters.
+  """
+  return {
+    'learning_rate': learning_rate,
+    'schedule': schedule,
+    'poly_power': 1.0,
+    'warmup_steps': 1500,
+    'warmup_start': 1e-6,
+    'weight_decay': 0.01,
+    'groups': groups,
+  }
+
+
+def encoder_start(encoder: str) -> dict[str, Any]:
+  """Builds the start from the weights of an encoder, or random values if ''."""
+  return {'path': encoder, 'take': ('encoder',)} if encoder else {}
 
 
 def recipe(
@@ -167,7 +199,12 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
 
   Args:
     options: parsed options, among them those of `FOLDER`.
+
+  Raises:
+    ValueError: images and masks are divided into folders by other names than
+      `train` and `val`, and no option says what they are.
   """
+  _refuse_other_splits(options)
   fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
   given = given_folder_options(options)
   if has_split_folders(options):
@@ -212,6 +249,32 @@ def has_split_folders(options: SimpleNamespace) -> bool:
     for folder in (options.images, options.masks)
     for split in ('train', 'val')
   )
+
+
+def _refuse_other_splits(options: SimpleNamespace) -> None:
+  """Refuses folders of splits that would be mixed, as train and valid."""
+  if options.val_fraction or _SPLIT in options.images or not options.source:
+    return
+  if has_split_folders(options):
+    return
+  source = pathlib.Path(options.source).expanduser()
+  common = set.intersection(
+    *(
+      {each.name for each in (source / folder).glob('*/')}
+      for folder in (options.images, options.masks)
+    )
+  )
+  train, other = (
+    sorted(name for name in common if name.lower() in names)
+    for names in (_TRAIN_NAMES, _OTHER_NAMES)
+  )
+  if train and other:
+    raise ValueError(
+      f'images, masks: expected the folders train and val, or no splits, got '
+      f'{", ".join((*train, *other))} in {source}: rename what is trained on '
+      'to train and what is evaluated to val, or divide all images anew by '
+      f'val_fraction={_VAL_FRACTION}'
+    )
 
 
 def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:

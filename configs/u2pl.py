@@ -9,14 +9,19 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, shared, u2pl_losses, unlabeled
+from configs import (
+  networks,
+  semi_systems,
+  shared,
+  switches,
+  u2pl_losses,
+  unlabeled,
+)
 
 # Options of every experiment.
 _METHOD = {
   'system': u2pl_losses.SYSTEMS,
-  **{
-    part: ['auto', 'on', 'off'] for part in u2pl_losses.PARTS
-  },  # auto: the system's own
+  **dict.fromkeys(u2pl_losses.PARTS, switches.CHOICES),
   'contrast_weight': 0.1,  # of the contrastive loss
   'anchor_entropy': ['paper', 'released'],  # decides which pixels are anchors
   'start': '',  # a finished stage, for encoder and decoder
@@ -30,9 +35,12 @@ PAPER = {
   'seed': 0,  # of the choice of labeled images and of training
   'run': 0,  # another choice of labeled images with the same seed
   'equal_steps': False,  # sup_only: as many steps as the other systems
-  # Of system=cct, whose settings: the authors' own, or those of CPS's authors,
-  # whose results later tables have; auto: the first that there are.
+  # Of cct and gct, whose settings: their authors' own, or those of the authors
+  # of CPS, whose results later tables have; auto: the first that there are.
   'implementation': ['auto', 'own', 'cps'],
+  # Scales of images before the crop: from a range, or some of a list, where the
+  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors).
+  'scales': ['uniform', 'listed'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
   # Rule by which labels are scaled: as images, or as in the released code, half
@@ -97,7 +105,7 @@ def paper(
       'subset': _listed_subset(options),
       'learn': losses,
       'heads': heads or _paper_heads(options),
-      'start': _start(options.start, _paper_encoder(options)),
+      'start': _start(options.start, networks.encoder_weights(options)),
       'crop': crop or _scaled_crop(options, size),
       'steps_per_epoch': steps_per_epoch,
       'recipe': shared.recipe(
@@ -288,19 +296,6 @@ def centered(size: int) -> dict[str, Any]:
   }
 
 
-def _paper_encoder(options: SimpleNamespace) -> str:
-  """Returns the weights of the encoder; '' for random values.
-
-  Args:
-    options: `network`, `encoder`, `start` and `tiny`; encoder='auto' stands for
-      public weights.
-  """
-  if options.encoder != 'auto':
-    return options.encoder
-  has_start = options.tiny or options.start
-  return '' if has_start else networks.WEIGHTS[options.network]
-
-
 def _start(start: str, encoder: str) -> dict[str, Any]:
   """Builds the start: of encoder and decoder, of the encoder, or of nothing.
 
@@ -318,7 +313,7 @@ def _start(start: str, encoder: str) -> dict[str, Any]:
     )
   if start:
     return {'path': start, 'take': ('encoder', 'decoder')}
-  return {'path': encoder, 'take': ('encoder',)} if encoder else {}
+  return shared.encoder_start(encoder)
 
 
 def _generate_images(config: ml_collections.ConfigDict) -> None:
@@ -338,12 +333,16 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   train.subset.update(labels=100, list='', seed=0, run=0)
   train.crop.size = (size, size)
   train.learn.update(supervised={'kept_per_image': 500})
-  if train.learn.get('consistency'):
+  if hasattr(train.learn.get('consistency'), 'mixing'):
     train.learn.consistency.mixing.group = 4
+  if train.learn.get('name') == 'gct':
+    train.learn.update(detector=semi_systems.SMALL_DETECTOR)
   if train.learn.get('contrast'):
     train.learn.contrast.update(
       num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )
+  if train.learn.get('name') == 'u2pl_ael':
+    train.learn.contrast_start = 2
   train.recipe.batch_size = 8
   # Padding stays where the experiment of the paper pads.
   padded = 'padding_mode' in config.evaluate.protocol

@@ -12,7 +12,7 @@ Run:   python -m u2pl.main --config=configs/u2pl_adapt.py:source=gta5
 Cost:  40,000 steps of 2 + 2 images of 512 pixels; see --dry_run.
 """
 
-from configs import adaptation, shared
+from configs import adaptation, networks, shared
 from configs import options as options_lib
 
 # Long and short side that images of a data set are resized to fit; ids of
@@ -36,9 +36,6 @@ def get_config(argument=None):
     lr=6e-5,  # of the encoder; ten times that of decoder and heads
     **adaptation.OPTIONS,
   )
-  encoder = f'weights/{options.network}.pth'
-  if options.encoder != 'auto' or options.tiny:
-    encoder = options.encoder.replace('auto', '')
   size, target = (512, 512), {'name': 'cityscapes/fine'}
   is_oracle = options.system == 'target_only'
   config = shared.block(
@@ -60,11 +57,11 @@ def get_config(argument=None):
       },
       'learn': adaptation.losses(options, start_step=1500),
       'rare_classes': adaptation.rare_classes(options),
-      'start': adaptation.start(encoder),
+      'start': shared.encoder_start(networks.encoder_weights(options)),
       'recipe': shared.recipe(
         options.batch,
         options.steps,
-        _optimizer(options.lr),
+        shared.adamw(options.lr, 'warmed_poly', adaptation.GROUPS),
         evaluate_every=options.steps // 10,
       ),
     },
@@ -79,16 +76,3 @@ def get_config(argument=None):
     adaptation.generate_images(config)
     adaptation.shorten(config)
   return config
-
-
-def _optimizer(learning_rate):
-  """Builds AdamW with a linear warm-up, and a linear decay after it."""
-  return {
-    'learning_rate': learning_rate,
-    'schedule': 'warmed_poly',
-    'poly_power': 1.0,
-    'warmup_steps': 1500,
-    'warmup_start': 1e-6,
-    'weight_decay': 0.01,
-    'groups': adaptation.GROUPS,
-  }

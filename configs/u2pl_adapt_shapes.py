@@ -42,7 +42,7 @@ def get_config(argument=None):
         options, min_pixels=50, min_crop_pixels=20
       ),
       'heads': {'width': 32, 'representation': 32},
-      'start': adaptation.start(options.encoder),
+      'start': shared.encoder_start(options.encoder),
       'recipe': shared.recipe(
         8,
         options.steps,

@@ -8,7 +8,7 @@ Run:   python -m u2pl.main --config=configs/u2pl_camvid.py:system=u2pl
 Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
-from configs import pretrained, u2pl, u2pl_losses, unlabeled
+from configs import pretrained, shared, u2pl, u2pl_losses, unlabeled
 
 
 def get_config(argument=None):
@@ -17,7 +17,7 @@ def get_config(argument=None):
     unlabeled.PHOTOGRAPHS,
     unlabeled_weight=1.0,  # of the loss of unlabeled images
     source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
-    **u2pl.SMALL | pretrained.OPTIONS,
+    **u2pl.SMALL | pretrained.OPTIONS | shared.WEIGHTED,
   )
   network = pretrained.choose_network(options)
   return u2pl.small(

@@ -4,7 +4,7 @@ The supervised loss takes hard pixels and has an auxiliary head; inference is by
 windows of 769 pixels.
 
 Paper: Table II, U2PL+: 76.09 / 78.00 / 79.02 / 79.62 % mIoU with 186 / 372 /
-       744 / 1488 labels, probably on top of AEL, which is not implemented.
+       744 / 1488 labels, probably on top of AEL (system=u2pl_ael).
        docs/methods/u2pl_tables.md has a command for every row.
 Data:  python -m input_pipeline.prepare cityscapes/fine --source=…
 Weights: an ImageNet ResNet-101 with a deep stem (.safetensors or .npz)

@@ -7,10 +7,12 @@ the other systems.
 from types import SimpleNamespace
 from typing import Any
 
-from configs import semi_systems, shared, unlabeled
+from configs import semi_systems, shared, switches, unlabeled
 
 # Systems with a teacher, of which U2PL is one.
 _WITH_TEACHER = ['u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt']
+# Systems with a contrastive loss between pixels.
+WITH_CONTRAST = ['u2pl', 'u2pl_plus', 'u2pl_ael']
 # By option `system`: U2PL+, U2PL, and what they are compared with.
 SYSTEMS = [*_WITH_TEACHER, 'sup_only', *semi_systems.LOSSES]
 # Parts of the method that Table IV turns on and off.
@@ -50,19 +52,20 @@ def small_losses(
       the system.
   """
   unlabeled.refuse_options(options)
-  if options.system in semi_systems.LOSSES:
-    return losses(
-      options,
-      supervised=shared.class_weights(options),
-      weight=weight,
-      warmup_epochs=warmup_epochs,
-    )
   sizes = {
     'num_anchors': 64,
     'capacity': 2000,
     'first_capacity': 4000,
     'max_push': 256,
   }
+  if options.system in semi_systems.LOSSES:
+    return losses(
+      options,
+      supervised=shared.class_weights(options),
+      contrast={**sizes, **contrast},
+      weight=weight,
+      warmup_epochs=warmup_epochs,
+    )
   return losses(
     options,
     supervised=shared.class_weights(options),
@@ -96,40 +99,65 @@ def losses(
       the system.
   """
   has = _parts(options)
-  contrasts = options.system in ('u2pl', 'u2pl_plus')
-  options_of_contrast = {
-    'weight': options.contrast_weight,
-    'anchor_entropy': options.anchor_entropy,
+  contrasts = options.system in WITH_CONTRAST
+  pseudo_labels = {
+    'reverse': 0.1 if has['sce'] else 0.0,
+    'denoise': 'raw' if has['pd'] else 'off',
   }
-  if not contrasts and options_of_contrast != _CONTRAST:
-    raise ValueError(
-      'config options contrast_weight and anchor_entropy: '
-      f'system={options.system} has no contrast, expected u2pl or u2pl_plus'
-    )
+  branch = _branch(options, has, contrast or {})
   if options.system in semi_systems.LOSSES:
+    if contrasts:
+      fields |= pseudo_labels | branch
     return semi_systems.LOSSES[options.system](options, **fields)
   return {
     'consistency': None
     if options.system == 'sup_only'
     else {
       'filtered': contrasts,
-      'reverse': 0.1 if has['sce'] else 0.0,
-      'denoise': 'raw' if has['pd'] else 'off',
+      **pseudo_labels,
       'mixing': {'kind': _MIXING[options.system], **(mixing or {})},
       **(consistency or {}),
     },
-    'contrast': {
-      **options_of_contrast,
-      'by_rank': has['prt'],
-      'negatives': 'unreliable' if has['un'] else 'reliable',
-      'bank': has['bank'],
-      **(contrast or {}),
-    }
-    if contrasts
-    else None,
+    **branch,
+    **fields,
+  }
+
+
+def _branch(
+  options: SimpleNamespace, has: dict[str, bool], contrast: dict[str, Any]
+) -> dict[str, Any]:
+  """Builds the fields of the contrastive branch.
+
+  Args:
+    options: `system`, and those of contrast.
+    has: whether each part is on.
+    contrast: further fields of the contrastive loss.
+
+  Raises:
+    ValueError: an option is given that has no effect on the system.
+  """
+  has_contrast = options.system in WITH_CONTRAST
+  given = {
+    'weight': options.contrast_weight,
+    'anchor_entropy': options.anchor_entropy,
+  }
+  if not has_contrast and given != _CONTRAST:
+    raise ValueError(
+      'config options contrast_weight and anchor_entropy: '
+      f'system={options.system} has no contrast, expected one of '
+      f'{", ".join(WITH_CONTRAST)}'
+    )
+  fields = {
+    **given,
+    'by_rank': has['prt'],
+    'negatives': 'unreliable' if has['un'] else 'reliable',
+    'bank': has['bank'],
+    **contrast,
+  }
+  return {
+    'contrast': fields if has_contrast else None,
     'partition': {'dynamic': has['dpa']},
     'prototype_momentum': 0.999 if has['mp'] else 0.0,
-    **fields,
   }
 
 
@@ -140,13 +168,10 @@ def _parts(options: SimpleNamespace) -> dict[str, bool]:
     ValueError: a part is turned on that has no effect on the system.
   """
   system = options.system
-  contrasts, plus = system in ('u2pl', 'u2pl_plus'), system == 'u2pl_plus'
+  contrasts, plus = system in WITH_CONTRAST, system == 'u2pl_plus'
   own = dict.fromkeys(('bank', 'dpa', 'prt', 'un'), contrasts)
   own |= dict.fromkeys(('pd', 'mp', 'sce'), plus)
-  has = {
-    part: {'auto': own[part], 'on': True, 'off': False}[getattr(options, part)]
-    for part in PARTS
-  }
+  has = switches.active_parts(options, own)
   # Without contrast only pseudo-labels and their loss are left to change, and
   # prototypes matter only to denoise pseudo-labels.
   possible = ('pd', 'sce', *(('mp',) if has['pd'] else ()))
@@ -156,9 +181,9 @@ def _parts(options: SimpleNamespace) -> dict[str, bool]:
     possible = ()
   for part, meaning in PARTS.items():
     if getattr(options, part) == 'on' and part not in possible:
-      where = ['u2pl', 'u2pl_plus']
+      where = WITH_CONTRAST
       if part in ('pd', 'sce'):
-        where = _WITH_TEACHER
+        where = [*_WITH_TEACHER, 'u2pl_ael']
       also = ', or pd=on beside it' if part == 'mp' and possible else ''
       raise ValueError(
         f'config option {part}=on: system={system} has no place for {meaning}: '

@@ -48,7 +48,7 @@ def get_config(argument=None):
       'val_split': 'val' if options.masks else '',
       'learn': weak.small_losses(options, options.steps, attends),
       'heads': {'width': 64, 'representation': 64},
-      'start': {'path': encoder, 'take': ('encoder',)} if encoder else {},
+      'start': shared.encoder_start(encoder),
       'crop': {
         'name': 'inception',
         'size': shared.parse_size(options.size),
@@ -82,7 +82,8 @@ def _choose_network(options):
   installed = pretrained.is_installed(pretrained.PACKAGE) and not options.tiny
   if options.network == 'auto':
     if options.encoder not in ('auto', 'random') or not installed:
-      encoder = options.encoder.replace('auto', '').replace('random', '')
+      given = options.encoder not in ('auto', 'random')
+      encoder = options.encoder if given else ''
       note = 'network: a small MiT, whose attention gives affinities'
       return weak.small_mit(), encoder, () if options.tiny else (note,)
     options.network = _PRETRAINED

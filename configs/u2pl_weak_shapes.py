@@ -34,9 +34,7 @@ def get_config(argument=None):
       'flips': ('horizontal', 'vertical'),
       'learn': weak.small_losses(options, options.steps),
       'heads': {'width': 32, 'representation': 32},
-      'start': {'path': options.encoder, 'take': ('encoder',)}
-      if options.encoder
-      else {},
+      'start': shared.encoder_start(options.encoder),
       'recipe': shared.recipe(
         16,
         options.steps,

@@ -15,22 +15,26 @@ Cost:  20,000 steps of 8 images of 512 pixels, of each six passes for CAMs; see
 from configs import networks, shared, weak
 from configs import options as options_lib
 
-_SIZE = (512, 512)
+_CROP = {
+  'name': 'random',
+  'size': (512, 512),
+  'scales': (0.5, 2.0),
+  'fill': 'black',
+  'antialias': True,
+}
 
 
 def get_config(argument=None):
   options = options_lib.parse(
     argument,
     network='mit_b1',  # mit_b0 to mit_b5
+    tags='',  # table of ID,CLASS;CLASS; '': the classes of the masks
     encoder='auto',  # auto: public weights of the network; '': random values
     batch=8,
     steps=20_000,
     lr=6e-5,  # of the encoder; ten times that of decoder and heads
     **weak.OPTIONS,
   )
-  encoder = f'weights/{options.network}.pth'
-  if options.encoder != 'auto' or options.tiny:
-    encoder = options.encoder.replace('auto', '')
   network = networks.named(f'{options.network}+segformer')
   network.encoder.strides = (4, 2, 2, 1)
   config = shared.block(
@@ -41,23 +45,18 @@ def get_config(argument=None):
     weak={
       'data': {'name': 'voc2012'},
       'split': 'train_aug',
+      'tags': '' if options.tiny else options.tags,
       'learn': weak.losses(
         options,
         class_steps=options.steps // 10,
         refined_steps=options.steps * 3 // 10,
       ),
-      'start': {'path': encoder, 'take': ('encoder',)} if encoder else {},
-      'crop': {
-        'name': 'random',
-        'size': _SIZE,
-        'scales': (0.5, 2.0),
-        'fill': 'black',
-        'antialias': True,
-      },
+      'start': shared.encoder_start(networks.encoder_weights(options)),
+      'crop': _CROP,
       'recipe': shared.recipe(
         options.batch,
         options.steps,
-        _optimizer(options.lr),
+        shared.adamw(options.lr, 'switched_poly', weak.GROUPS),
         evaluate_every=options.steps // 10,
       ),
     },
@@ -77,16 +76,3 @@ def get_config(argument=None):
     weak.shorten(config, options)
   config.evaluate.protocol.crf = options.crf
   return config
-
-
-def _optimizer(learning_rate):
-  """Builds AdamW; after the warm-up the rate drops to that of the decay."""
-  return {
-    'learning_rate': learning_rate,
-    'schedule': 'switched_poly',
-    'poly_power': 1.0,
-    'warmup_steps': 1500,
-    'warmup_start': 1e-6,
-    'weight_decay': 0.01,
-    'groups': weak.GROUPS,
-  }

@@ -36,11 +36,12 @@ PUBLISHED_COLORS = {'jitter': 0.8, 'gray': 0.2, 'blur': 0.5, **_COLORS}
 # Systems with an EMA teacher that is run in training mode.
 _TEACHERS = ('u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt')
 _VIEWS = (*_TEACHERS, 'unimatch', 'unimatch_v2')
+_AEL = ('ael', 'u2pl_ael')
 # Systems that take each option.
 _TAKEN_BY = {
-  'ema': (*_TEACHERS, 'unimatch_v2'),
-  'statistics': _TEACHERS,
-  'confidence': _VIEWS,
+  'ema': (*_TEACHERS, 'unimatch_v2', *_AEL),
+  'statistics': (*_TEACHERS, *_AEL),
+  'confidence': (*_VIEWS, *_AEL),
   'jitter': _VIEWS,
   'gray': _VIEWS,
   'blur': _VIEWS,

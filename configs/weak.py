@@ -9,12 +9,11 @@ from typing import Any
 
 import ml_collections
 
-from configs import shared
+from configs import shared, switches
 
 # By option `system`: U2PL+ on AFA, AFA, a classifier whose CAMs are evaluated,
 # and training on masks, an upper bound.
 SYSTEMS = ['u2pl_plus', 'afa', 'cam', 'full']
-_SWITCH = ['auto', 'on', 'off']  # auto: the system's own
 # Parts of AFA and U2PL+ that options turn on and off.
 _PARTS = {
   'affinity': 'affinity loss and propagated labels',
@@ -23,7 +22,7 @@ _PARTS = {
 }
 OPTIONS = {
   'system': SYSTEMS,
-  **dict.fromkeys(_PARTS, _SWITCH),
+  **dict.fromkeys(_PARTS, switches.CHOICES),
   'contrast_weight': 0.1,  # of the contrastive loss
   'beta': 0.45,  # of Eqs. 29 and 31: value of a CAM that makes an anchor
   'literal': False,  # anchors of absent classes, as Eq. 29 is written
@@ -101,27 +100,16 @@ def _parts(options: SimpleNamespace, attends: bool) -> dict[str, bool]:
     'energy': False,
     'contrast': options.system == 'u2pl_plus',
   }
-  has = {
-    part: {'auto': own[part], 'on': True, 'off': False}[getattr(options, part)]
-    for part in _PARTS
-  }
+  has = switches.active_parts(options, own)
   for part, meaning in _PARTS.items():
     if has[part] and not labels_pixels:
       raise ValueError(
         f'config option {part}=on: system={options.system} has no place for '
         f'{meaning}: expected u2pl_plus or afa'
       )
-  for name, default in (
-    ('contrast_weight', 0.1),
-    ('beta', 0.45),
-    ('literal', False),
-  ):
-    value = getattr(options, name)
-    if value != default and not has['contrast']:
-      raise ValueError(
-        f'config option {name}={value}: expected contrast=on, since it has no '
-        f'effect without {_PARTS["contrast"]}'
-      )
+  of_contrast = {'contrast_weight': 0.1, 'beta': 0.45, 'literal': False}
+  of_parts = {name: (value, 'contrast') for name, value in of_contrast.items()}
+  switches.check_part_options(options, has, _PARTS, of_parts)
   return has
 
 

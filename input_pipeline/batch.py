@@ -10,6 +10,9 @@ A batch is a dict of arrays with leading axis B:
   size   int32  [B, 2]        height and width of the original image
   index  int32  [B]           place of the image in its split, where it is read
   id     bytes  [B]           name of the image; stays on the host
+  index  int32  [B]           position of the image in its split, and
+  drawn_class int32 [B]       class it was drawn for, negative where none; of
+                              paired streams alone
 
 In labeled images ignored padding has a negative label, so `valid` is for
 unlabeled ones; without it no pixel is ignored padding.
@@ -18,7 +21,7 @@ Multi-view batches hold one key per resolution instead of `image`:
 `views_NAME` uint8 [B, V, h, w, 3] with `box_NAME` float32 [B, V, 4] (top, left,
 height, width in original pixels) and `flip_NAME` bool [B, V]. Two streams are
 `{'labeled': batch, 'unlabeled': batch}` with equal B, or 'source' and 'target'
-where they differ in their domain.
+where they differ in their domain; 'pasted' are second labeled images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Real, UInt8
 
 IGNORE = -1  # Any negative label is ignored; this is the one that is written.
 
@@ -44,6 +47,7 @@ def batch_spec(
   label: bool = False,
   num_tags: int | None = None,
   valid: bool = False,
+  paired: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shapes and types of a training batch, without any data.
 
@@ -53,6 +57,7 @@ def batch_spec(
     label: whether the batch has a class id per pixel.
     num_tags: number C of image-level labels; None for a batch without tags.
     valid: whether the batch marks ignored padding.
+    paired: whether the batch is that of a paired stream.
   """
 
   def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
@@ -64,12 +69,17 @@ def batch_spec(
     'mask': rows(jnp.bool_),
     **({'label': rows(jnp.int16, *size)} if label else {}),
     **({'valid': rows(jnp.bool_, *size)} if valid else {}),
+    **(
+      {'index': rows(jnp.int32), 'drawn_class': rows(jnp.int32)}
+      if paired
+      else {}
+    ),
     **({} if num_tags is None else {'tags': rows(jnp.bool_, num_tags)}),
   }
 
 
 def batch_images_to_symmetric(
-  images: UInt8[Array, '*B H W 3'],
+  images: Real[Array, '*B H W 3'],
 ) -> Float[Array, '*B H W 3']:
   """Maps pixels from 0…255 to [-1, 1], the range of images on the device."""
   # Not x / 127.5 - 1, which exceeds 1 at x = 255 when compiled.

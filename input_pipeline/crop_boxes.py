@@ -59,16 +59,18 @@ def sample_centered_crop_box(
 
 
 def sample_image_scale(
-  rng: np.random.Generator, scales: tuple[float, float], balanced: bool
+  rng: np.random.Generator, scales: tuple[float, ...], balanced: bool
 ) -> float:
   """Samples a scale factor.
 
   Args:
     rng: random generator.
-    scales: least and largest factor.
+    scales: least and largest factor; or more than two, of which one is taken.
     balanced: whether the factor is below 1 in half of the cases, and uniform
       below and above 1 (spec U2PL §5); else it is uniform in the whole range.
   """
+  if len(scales) > 2:
+    return float(scales[rng.integers(len(scales))])
   low, high = scales
   if balanced:
     low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)

@@ -122,6 +122,19 @@ class Stream:
         'of labels'
       )
 
+  @property
+  def redraw_every(self) -> int:
+    """Returns after how many steps the training state redraws the stream.
+
+    0 for a stream that does not depend on it.
+    """
+    return 0
+
+  def redrawn(self, state: Any) -> 'Stream':
+    """Returns the stream with the sampler of a training state."""
+    del state
+    return self
+
   def examples(self, seed: int) -> 'grain.MapDataset':
     """Returns the infinite sequence of examples, the same on all hosts."""
     # Grain seeds the generator of an example with the seed and the index alone,
@@ -178,6 +191,25 @@ class Loader:
   seed: int
   reading: ReadOptions = ReadOptions()
   shard: ProcessShard = dataclasses.field(default_factory=ProcessShard)
+
+  @property
+  def redraw_every(self) -> int:
+    """Returns after how many steps the streams are redrawn; 0 for never.
+
+    Raises:
+      ValueError: two streams have different numbers.
+    """
+    numbers = {x.redraw_every for x in self.streams.values()} - {0}
+    if len(numbers) > 1:
+      raise ValueError(
+        f'redraw_every: expected one number for all streams, got {numbers}'
+      )
+    return max(numbers, default=0)
+
+  def redrawn(self, state: Any) -> 'Loader':
+    """Returns the loader with the samplers of a training state."""
+    streams = {name: x.redrawn(state) for name, x in self.streams.items()}
+    return dataclasses.replace(self, streams=streams)
 
   def batches(self) -> 'grain.MapDataset':
     """Returns the sequence of this process's parts of the batches, by step."""

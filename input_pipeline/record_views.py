@@ -34,6 +34,34 @@ class Selection(Sequence[records.Record]):
     return f'Selection({len(self)} records)'
 
 
+class Retagged(Sequence[records.Record]):
+  """The records of another sequence with other tags."""
+
+  def __init__(
+    self, source: Sequence[records.Record], tags: Sequence[Sequence[int]]
+  ):
+    """Keeps the tags and reads no record.
+
+    Args:
+      source: the records.
+      tags: class ids of each image.
+    """
+    self._source = source
+    self._tags = tags
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i) -> records.Record:
+    # As in `Concatenation`: IndexError ends an iteration.
+    position = range(len(self))[int(i)]
+    tags = np.array(self._tags[position], np.int64)
+    return {**self._source[position], 'tags': tags}
+
+  def __repr__(self) -> str:
+    return f'Retagged({len(self)} records)'
+
+
 class IndexedRecords(Sequence[records.Record]):
   """The records of another sequence, each with its `index` there."""
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from input_pipeline import crop_content
 from runtime import errors
@@ -28,10 +28,12 @@ class Draw(NamedTuple):
   Attributes:
     index: position of the record.
     required: class that a crop of it must show, or None.
+    class_id: class that it was drawn for; negative where none.
   """
 
   index: int
   required: crop_content.RequiredClass | None = None
+  class_id: int = -1
 
 
 @runtime_checkable
@@ -160,3 +162,31 @@ class RareClassSampler:
     return Draw(
       index, crop_content.RequiredClass(class_id, self.min_crop_pixels)
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassImageSampler:
+  """Draws a class, then one of the images that show it (AEL).
+
+  Attributes:
+    probabilities: probability of each class.
+    images: whether each of N images shows a class; where none does, the image
+      is any of them.
+  """
+
+  probabilities: Float[np.ndarray, 'C']
+  images: Bool[np.ndarray, 'C N']
+
+  @classmethod
+  def without_classes(cls, num_records: int) -> 'ClassImageSampler':
+    """Returns the sampler of any image, for class 0."""
+    return cls(np.ones(1), np.zeros((1, num_records), bool))
+
+  def sample(self, rng: np.random.Generator) -> Draw:
+    """Draws a class and an image."""
+    class_id = int(rng.choice(len(self.probabilities), p=self.probabilities))
+    shown = np.flatnonzero(self.images[class_id])
+    index = (
+      rng.choice(shown) if len(shown) else rng.integers(len(self.images.T))
+    )
+    return Draw(int(index), class_id=class_id)

@@ -296,7 +296,8 @@ class RandomCrop:
     size: (height, width) of the output in pixels.
     fit_sides: long and short side in pixels that each image is resized to fit,
       keeping its aspect ratio, before all else; (0, 0) keeps its size.
-    scales: least and largest factor by which the image is resized first.
+    scales: least and largest factor by which the image is resized first; or,
+      in ascending order, more than two factors, of which one is taken.
     balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
@@ -312,7 +313,7 @@ class RandomCrop:
   """
 
   size: tuple[int, int]
-  scales: tuple[float, float] = (1.0, 1.0)
+  scales: tuple[float, ...] = (1.0, 1.0)
   balanced: bool = False
   centered: bool = False
   fill: str = 'ignored'
@@ -328,13 +329,13 @@ class RandomCrop:
       raise ValueError(
         f'max_class_share: expected (0, 1], got {self.max_class_share}'
       )
-    low, high = self.scales
+    low, high = self.scales[0], self.scales[-1]
     if not 0 < low <= high:
       raise ValueError(f'scales: expected 0 < low <= high, got {self.scales}')
-    if self.balanced and not low <= 1 <= high:
+    if self.balanced and (not low <= 1 <= high or len(self.scales) > 2):
       raise ValueError(
-        'scales: expected low <= 1 <= high with balanced=True, got '
-        f'{self.scales}'
+        'scales: expected low <= 1 <= high, and no more than these two, with '
+        f'balanced=True, got {self.scales}'
       )
     _check_choice('fill', self.fill, FILLS)
     _check_choice('label_resize', self.label_resize, LABEL_RULES)

@@ -7,12 +7,16 @@ from pass_luss.protocols.distance import DistanceOptions
 from pass_luss.pseudo_labels.cluster import ClusterOptions
 from pass_luss.pseudo_labels.labeler import LabelOptions
 from pass_luss.stages.attend import AttendOptions
+from pass_luss.stages.classify import ClassifyOptions
+from pass_luss.stages.cluster_images import ClusterImagesOptions
 from pass_luss.stages.finetune import FinetuneOptions
 from pass_luss.stages.frozen_distance import FrozenDistanceOptions
 from pass_luss.stages.frozen_kmeans import FrozenKmeansOptions
 from pass_luss.stages.frozen_knn import FrozenKnnOptions
 from pass_luss.stages.represent import RepresentOptions
 from pass_luss.stages.segment import SegmentOnOptions, SegmentOptions
+from pass_luss.stages.segment_cam import LabelCamOptions, SegmentCamOptions
+from pass_luss.stages.subdivide import SubdivideOptions
 from segcore.experiment import data as data_lib
 from segcore.experiment import program as program_lib
 
@@ -33,6 +37,18 @@ class Experiment(program_lib.Experiment):
     semi: training on masks, the semi-supervised protocol.
     segment_semi: label maps of the network trained on masks.
     segment_on: label maps of either network on another data set.
+    cluster_images: clusters of images by any encoder, as image-level labels.
+    classify: classifier, or SEAM, trained on image-level labels.
+    subdivide1: sub-categories of the first round of SC-CAM.
+    classify1: first round of SC-CAM.
+    subdivide2: sub-categories of the second round.
+    classify2: second round.
+    subdivide3: sub-categories of the third round.
+    classify3: third round.
+    segment_cam: label maps of class activation maps.
+    label_cam: label maps of the training images, whose classes are given.
+    retrain: training on the label maps of `label_cam`.
+    segment_retrained: label maps of the network trained on these.
     frozen_knn: dense nearest neighbors of any encoder, without training.
     frozen_distance: distance matching of any encoder.
     frozen_kmeans: k-means segments of any encoder.
@@ -50,6 +66,18 @@ class Experiment(program_lib.Experiment):
   semi: FinetuneOptions | None = None
   segment_semi: SegmentOptions = SegmentOptions()
   segment_on: SegmentOnOptions | None = None
+  cluster_images: ClusterImagesOptions | None = None
+  classify: ClassifyOptions | None = None
+  subdivide1: SubdivideOptions = SubdivideOptions()
+  classify1: ClassifyOptions | None = None
+  subdivide2: SubdivideOptions = SubdivideOptions()
+  classify2: ClassifyOptions | None = None
+  subdivide3: SubdivideOptions = SubdivideOptions()
+  classify3: ClassifyOptions | None = None
+  segment_cam: SegmentCamOptions = SegmentCamOptions()
+  label_cam: LabelCamOptions = LabelCamOptions()
+  retrain: FinetuneOptions | None = None
+  segment_retrained: SegmentOptions = SegmentOptions()
   frozen_knn: FrozenKnnOptions | None = None
   frozen_distance: FrozenDistanceOptions | None = None
   frozen_kmeans: FrozenKmeansOptions | None = None
@@ -89,6 +117,9 @@ class Experiment(program_lib.Experiment):
     if all(name.startswith('frozen_') for name in self.stages):
       return
     needed = 'images', 'represent', 'attend', 'finetune', 'semi'
+    if 'segment_cam' in self.stages:
+      pretrains = 'represent' in self.stages
+      needed = 'images', *(('represent',) if pretrains else ())
     missing = [name for name in needed if getattr(self, name) is None]
     if missing:
       raise ValueError(

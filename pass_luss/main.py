@@ -6,7 +6,9 @@ python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 from pass_luss import experiment
 from pass_luss.stages import (
   attend,
+  classify,
   cluster,
+  cluster_images,
   distance,
   finetune,
   frozen_distance,
@@ -14,7 +16,10 @@ from pass_luss.stages import (
   frozen_knn,
   label,
   represent,
+  retrain,
   segment,
+  segment_cam,
+  subdivide,
 )
 from segcore.experiment import cli, program
 
@@ -31,6 +36,18 @@ PROGRAM = program.Program(
     finetune.SemiStage,
     segment.SegmentSemiStage,
     segment.SegmentOnStage,
+    cluster_images.ClusterImagesStage,
+    classify.ClassifyStage,
+    subdivide.Subdivide1Stage,
+    classify.ClassifyRound1Stage,
+    subdivide.Subdivide2Stage,
+    classify.ClassifyRound2Stage,
+    subdivide.Subdivide3Stage,
+    classify.ClassifyRound3Stage,
+    segment_cam.SegmentCamStage,
+    segment_cam.LabelCamStage,
+    retrain.RetrainStage,
+    retrain.SegmentRetrainedStage,
     frozen_knn.FrozenKnnStage,
     frozen_distance.FrozenDistanceStage,
     frozen_kmeans.FrozenKmeansStage,

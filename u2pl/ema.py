@@ -175,7 +175,6 @@ class EmaTeacher:
       state.teacher_batch_stats,
       images,
       heads=heads,
-      train=segmenter_lib.SUBMODULES,
       rng=rng,
     )
     if self.options.statistics == 'own':

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 from input_pipeline import batch as batch_lib
 from runtime import files
 from segcore import types
-from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
@@ -147,13 +146,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
     self, trained: Finetune, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
     """Builds the evaluation of `val_split` and `follow` during training."""
-    return evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        self.options,
-        self.options.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
-      )
+    del streams
+    return evaluation.build_training_stage_evaluation(
+      self, trained, self.options
     )

@@ -12,6 +12,7 @@ is evaluated; all others are `train`.
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from input_pipeline.sources.pairing import Listing
 from runtime import errors
 
 BACKGROUND = 'background'
+# One number or several, as the files of detectors have: no names.
+_NUMBERS = re.compile(r'[-+.\d\s]+(e[-+]?\d+)?', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,10 @@ class ImageTagFolder(folders.ImageFolder):
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
     """Returns that images without a mask have tags alone."""
     return {'train': ('label',)} if self._options.masks else {}
+
+  def warnings(self) -> Sequence[str]:
+    """Returns warnings, and notes on a class list of another format."""
+    return [*self.builder_config.classes.notes, *super().warnings()]
 
   def read_mask(self, file: Any) -> Any:
     """Reads class ids by the class list."""
@@ -159,11 +166,18 @@ class ImageTagFolder(folders.ImageFolder):
     """Reads the class list, or makes one of the tags."""
     options = self._options
     if options.classes:
-      return class_list.read_class_list(
+      classes = class_list.read_class_list(
         source / options.classes, options.ignore
       )
-    names = sorted({name for each in tags.values() for name in each})
-    names = (BACKGROUND, *(name for name in names if name != BACKGROUND))
+      later = [x for x in classes.names[1:] if x.casefold() == BACKGROUND]
+      if later:
+        raise errors.UserError(
+          f'classes: expected the background in the first line of '
+          f'{options.classes}, got {classes.names[0]!r} there, and '
+          f'{later[0]!r} below'
+        )
+      return classes
+    names = _class_names(tags)
     return class_list.ClassList(names, tuple(range(len(names))))
 
   def _with_tags(
@@ -177,6 +191,15 @@ class ImageTagFolder(folders.ImageFolder):
       if each.id not in tags:
         continue
       for name in tags[each.id]:
+        if id_of.get(name) == 0 and name.casefold() != BACKGROUND:
+          raise errors.UserError(
+            errors.format_on_one_line(
+              f'classes: expected the background in the first line of '
+              f'{self._options.classes}, got {name!r}, which {each.image} has '
+              f'as a tag: add a line {BACKGROUND} in front, or leave out tags '
+              'of the background'
+            )
+          )
         if name not in id_of:
           raise errors.UserError(
             errors.format_on_one_line(
@@ -188,3 +211,39 @@ class ImageTagFolder(folders.ImageFolder):
       present = sorted({0, *(id_of[name] for name in tags[each.id])})
       tagged.append(dataclasses.replace(each, tags=tuple(present)))
     return tuple(tagged)
+
+
+def _class_names(tags: tag_files.Tags) -> tuple[str, ...]:
+  """Returns the background and the sorted names of the tags.
+
+  Raises:
+    UserError: there is no name, one is a number, or two differ by case alone.
+  """
+  image_of = {name: each for each in tags for name in tags[each]}
+  names = sorted(name for name in image_of if name != BACKGROUND)
+  if tags and not names:
+    raise errors.UserError(
+      f'tags: expected the name of a class for some of the {len(tags):,} '
+      'images, got none'
+    )
+  for name in names:
+    if _NUMBERS.fullmatch(name):
+      raise errors.UserError(
+        errors.format_on_one_line(
+          f'tags: {image_of[name]}: expected names of classes, got {name!r}: '
+          'write the names (columns of 0 and 1, numbers of classes and boxes '
+          'are not read), or set classes to a list that has such names'
+        )
+      )
+  spelled = {BACKGROUND: BACKGROUND}
+  for name in names:
+    other = spelled.setdefault(name.casefold(), name)
+    if other != name:
+      raise errors.UserError(
+        errors.format_on_one_line(
+          f'tags: {image_of[name]}: expected one spelling of a class, got '
+          f'{name!r} beside {other!r}: write them alike, or set classes to a '
+          'list that has both'
+        )
+      )
+  return (BACKGROUND, *names)

@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from runtime import files, progress, threads
+from runtime import console, errors, files, progress, threads
 
 _DIGEST_BYTES = 16
 # Seconds before a progress bar appears.
@@ -58,7 +58,7 @@ class DigestCache:
   def write(self) -> None:
     """Writes the digests if they have changed.
 
-    Nothing is written to a folder that is read-only: then the files are read
+    Where they cannot be written, a warning is printed, and the files are read
     again the next time.
     """
     if not self._changed or self._path is None:
@@ -67,8 +67,8 @@ class DigestCache:
       with files.atomic_path(self._path) as partial:
         partial.write_text(json.dumps(self._known), 'utf-8')
       self._changed = False
-    except OSError:
-      pass  # A cache alone: preparation itself reports a full disk.
+    except OSError as error:
+      _warn_of_unwritten(str(self._path), error.strerror or str(error))
 
   def _read(self) -> dict[str, Entry]:
     """Reads the JSON file; one that is missing or damaged counts as empty."""
@@ -79,6 +79,16 @@ class DigestCache:
     except (OSError, ValueError):
       return {}
     return content if isinstance(content, dict) else {}
+
+
+@functools.cache  # A run writes the same cache several times.
+def _warn_of_unwritten(path: str, reason: str) -> None:
+  console.print_line(
+    errors.format_on_one_line(
+      f'warning: cannot write {path}: {reason}: all files of the data set are '
+      'read again by the next run'
+    )
+  )
 
 
 def _file_entry(path: str, known: Entry) -> Entry:

@@ -3,13 +3,15 @@
   tags = read_image_tags(source / 'tags.csv', source / 'images', ids)
   tags['holiday/001']      # ('dog', 'person')
 
-A table has a line `FILE,LABEL;LABEL` for each image; a head line `file,…` is
-left out. A folder of text files has NAME.txt for each image, with a label a
-line or between commas. Without either, an image has the name of the folder in
-the images that holds it. An image without labels shows the background alone.
+A table has a line `FILE,LABEL;LABEL` for each image, with a comma, tab or
+semicolon behind the file; a head line `file,…` is left out. A folder of text
+files has NAME.txt for each image, with a label a line or between commas.
+Without either, an image has the name of the folder in the images that holds it.
+An image without labels shows the background alone.
 """
 
 import csv
+import io
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +24,9 @@ Tags = Mapping[str, tuple[str, ...]]
 _BETWEEN = re.compile(r'[;,\n\t|]')
 _HEADS = ('file', 'filename', 'image', 'name', 'id', 'path')
 _SUFFIXES = ('.csv', '.tsv', '.txt')
+_FORM = 'FILE,LABEL;LABEL'
+# Folders of splits, which are no classes.
+_SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test')
 
 
 def read_image_tags(
@@ -55,13 +60,26 @@ def _read_folders(
   for each in ids:
     folder, _, name = each.partition('/')
     if name:
-      tags[each] = (folder,)
+      tags[each] = (image_ids.compose_unicode(folder.strip()),)
     else:
       reason = (
         'is in no folder of a class: expected FOLDER/CLASS/NAME, or set tags '
         'to a table or a folder of text files'
       )
       problems[each] = errors.BadFile(images / each, reason)
+  names = sorted({name for labels in tags.values() for name in labels})
+  if names and all(name.lower() in _SPLITS for name in names):
+    raise errors.UserError(
+      f'tags: expected a folder of {images} for each class, got those of '
+      f'splits, {", ".join(names)}: move the folders of the classes of one of '
+      'them to a folder of images, or set tags to a table'
+    )
+  if len(names) == 1 and not problems:
+    raise errors.UserError(
+      f'tags: expected folders of several classes in {images}, got '
+      f'{names[0]!r} alone, which tells no image from another: add images of '
+      'another class or of `background`, or set tags to a table'
+    )
   return tags, problems
 
 
@@ -83,8 +101,8 @@ def _read_table(
   path: pathlib.Path, images: pathlib.Path, ids: Sequence[str]
 ) -> tuple[Tags, dict[str, errors.BadFile]]:
   index, tags = image_ids.IdIndex(ids), {}
-  for line, (name, labels) in enumerate(_rows(path), 1):
-    if line == 1 and name.lower() in _HEADS:
+  for i, (line, name, labels) in enumerate(_rows(path)):
+    if not i and name.lower() in _HEADS:
       continue
     indices = index.find(name)
     if len(indices) != 1:
@@ -93,7 +111,9 @@ def _read_table(
       raise errors.UserError(
         errors.format_on_one_line(
           f'tags: {path}, row {line}: expected an image of {images}, got '
-          f'{name!r}, {got}'
+          f'{name!r}, {got}: write {_FORM}, with the folder of the image if '
+          f'there are several, and a head line that begins with one of '
+          f'{", ".join(_HEADS)}, or none'
         )
       )
     each = ids[indices[0]]
@@ -110,20 +130,44 @@ def _read_table(
   return tags, problems
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """Yields name and labels of each line that is not empty."""
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, str, str]]:
+  """Yields line, name and labels of each row that is not empty.
+
+  Raises:
+    UserError: the file has another ending, or a quote is not closed.
+  """
   if path.suffix.lower() not in _SUFFIXES:
+    there = '' if path.exists() else ', which does not exist'
     raise errors.UserError(
       f'tags: expected a folder of text files, or a table '
-      f'({", ".join(_SUFFIXES)}), got {path}'
+      f'({", ".join(_SUFFIXES)}), got {path}{there}'
     )
   text = _read(path)
-  head = text.partition('\n')[0]
-  separator = next((each for each in '\t,' if each in head), ',')
-  for row in csv.reader(text.splitlines(), delimiter=separator):
-    if any(cell.strip() for cell in row):
-      # Further columns are labels as well.
-      yield row[0].strip(), ';'.join(row[1:])
+  lines = csv.reader(
+    io.StringIO(text),
+    delimiter=_separator(text),
+    skipinitialspace=True,
+    strict=True,
+  )
+  try:
+    for row in lines:
+      if any(cell.strip() for cell in row):
+        # Further columns are labels as well.
+        yield lines.line_num, row[0].strip(), ';'.join(row[1:])
+  except csv.Error as error:
+    raise errors.UserError(
+      f'tags: {path}, row {lines.line_num}: expected {_FORM}, each in a pair '
+      f'of quotes or without any, got another use of quotes: {error}'
+    ) from error
+
+
+def _separator(text: str) -> str:
+  """Returns what ends the name of a file; ',' if no line has a separator."""
+  for line in text.splitlines():
+    for each in '\t,;':
+      if each in line:
+        return each
+  return ','
 
 
 def _read(path: pathlib.Path) -> str:

@@ -48,9 +48,9 @@ def conv(
 
 
 def wide(dtype: DTypeLike) -> DTypeLike:
-  """Returns float32 for narrower types.
+  """Returns the dtype of last layers: float32 for narrower dtypes.
 
-  Last layers run in it: the norm or the loss after them subtracts a mean that
+  They run in it since the norm or the loss after them subtracts a mean that
   may be large, which in bfloat16 would leave few correct digits.
   """
   return jnp.promote_types(dtype, jnp.float32)

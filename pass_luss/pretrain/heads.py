@@ -5,7 +5,6 @@ their methods in training, since views of several sizes share a head.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import embedding_ops, head_layers
+from segcore.models import heads
 from segcore.models.layers import norm
 
 
@@ -35,14 +35,6 @@ class HeadSizes:
     for name, value in dataclasses.asdict(self).items():
       if value < 2:
         raise ValueError(f'{name}: expected 2 or more, got {value}')
-
-
-class EncoderHead:
-  """A head that reads the encoder's map `map_name`; None for the deepest."""
-
-  reads: ClassVar[str] = 'encoder'
-  stride: ClassVar[int | None] = None
-  map_name: str | None = None
 
 
 class Projection(nn.Module):
@@ -106,7 +98,7 @@ class PixelProjection(nn.Module):
     return x
 
 
-class Clusters(EncoderHead, nn.Module):
+class Clusters(heads.EncoderHead):
   """Projection of images, and the prototypes that embeddings are compared with.
 
   Attributes:
@@ -157,19 +149,17 @@ class Clusters(EncoderHead, nn.Module):
     return embedding_ops.prototype_similarities(embeddings, prototypes)
 
 
-class Shallow(EncoderHead, nn.Module):
+class Shallow(heads.EncoderHead):
   """Embeds a shallow map: pixels are projected, pooled, and projected again.
 
   Attributes:
     hidden: width of both projections.
     size: number of features of the embedding.
-    map_name: name of the encoder's map.
     dtype: dtype of both projections.
   """
 
   hidden: int
   size: int
-  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -185,7 +175,7 @@ class Shallow(EncoderHead, nn.Module):
     )
 
 
-class Alignment(EncoderHead, nn.Module):
+class Alignment(heads.EncoderHead):
   """The projection p and the predictor q of pixels, for P2P.
 
   Attributes:
@@ -255,7 +245,7 @@ class Predictor(nn.Module):
     )(x)
 
 
-class PixproHead(EncoderHead, nn.Module):
+class PixproHead(heads.EncoderHead):
   """The projector of PixPro and the transform of its propagation (§2.10).
 
   Attributes:
@@ -317,7 +307,7 @@ class _Projector(nn.Module):
     )(x)
 
 
-class AttentionHead(EncoderHead, nn.Module):
+class AttentionHead(heads.EncoderHead):
   """Pixel attention: sigmoid(MLP(x) + θ) for each channel (§3.1).
 
   Attributes:
@@ -352,7 +342,7 @@ class AttentionHead(EncoderHead, nn.Module):
     return nn.sigmoid(x + threshold)
 
 
-class Classifier(EncoderHead, nn.Module):
+class Classifier(heads.EncoderHead):
   """A 1x1 convolution with bias on the deepest map (§4).
 
   Attributes:

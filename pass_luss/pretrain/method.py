@@ -300,7 +300,7 @@ def _encode(
   by_view: bool,
   numbers: tuple[int, ...],
 ) -> objective_lib.EncodedViews:
-  """Applies the encoder in training mode to each group of views, or view.
+  """Applies the encoder in training mode to each group of views or each view.
 
   Of the large views only those of the given numbers are encoded.
   """

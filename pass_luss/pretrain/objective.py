@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -48,6 +49,15 @@ class State(train_state.TrainState):
   momentum_params: Any
   momentum_batch_stats: Any
   memory: Any = None
+
+  def with_memory(self, name: str, memory: Any) -> 'State':
+    """Returns the state with another memory of one objective.
+
+    Args:
+      name: name of the objective.
+      memory: what it keeps.
+    """
+    return self.replace(memory={**self.memory, name: memory})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +108,18 @@ class EncodedViews:
       return view_axis.apply_to_each_view(function, views)
     return view_axis.apply_to_all_views(function, views)
 
+  def apply_to_pooled(self, function: Callable[[Array], Any]) -> Any:
+    """Applies a head in training mode to the pooled maps of the large views.
+
+    Args:
+      function: function from rows [N, D] to a tree of arrays [N, …].
+
+    Returns:
+      The tree, of arrays [B, V, …].
+    """
+    rows = embedding_ops.average_pool_embeddings(self.large.deepest.array)
+    return jax.tree.map(self.split, self.apply(function, rows))
+
   def pooled(self) -> Float[Array, 'B V D']:
     """Average-pools the deepest maps of all views, the large ones first."""
     return jnp.concatenate(
@@ -147,7 +169,9 @@ class LossTerms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingSpec:
-  """When embeddings of all images are computed by the momentum encoder.
+  """Schedule and preprocessing of the momentum encoder's embeddings.
+
+  They are those of all images of the training split.
 
   Attributes:
     first: number of finished steps before which they are not.
@@ -189,7 +213,7 @@ class Objective:
 
   @property
   def momentum_views(self) -> tuple[int, ...]:
-    """Returns the numbers of those that the momentum encoder encodes."""
+    """Returns the numbers of the large views of the momentum encoder."""
     return (0, 1)
 
   @property
@@ -204,7 +228,7 @@ class Objective:
 
   @property
   def needs_embeddings(self) -> EmbeddingSpec | None:
-    """Returns when it needs embeddings of all images, or None for never."""
+    """Returns the schedule of the embeddings that it needs, or None."""
     return None
 
   def check_batch_size(self, batch_size: int) -> None:
@@ -216,7 +240,7 @@ class Objective:
     raise NotImplementedError
 
   def initial_memory(self, rng: Array) -> Any:
-    """Builds what it keeps from step to step; None if it keeps nothing."""
+    """Builds its memory before step 0; None if it keeps nothing."""
     del rng
 
   def prepare(self, params: types.Params) -> types.Params:

@@ -36,7 +36,9 @@ _METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveOptions:
-  """The objectives and how their terms add up; SwAV, another one or both.
+  """Options of the objectives and of the sum of their terms.
+
+  At least one of SwAV and of the methods by themselves is trained.
 
   Attributes:
     clusters: options of SwAV, on all views; None for none.

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pass_luss.pretrain import embedding_ops, head_layers, heads
+from pass_luss.pretrain import embedding_ops, head_layers
+from segcore.models import heads
 from segcore.models.layers import norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """A dense layer, and what follows it.
+  """Specification of a dense layer, and of the norm and ReLU after it.
 
   Attributes:
     size: number of its outputs; 0 for that of the encoder's features, D, which
@@ -41,13 +42,8 @@ class Layer:
   init: Literal['fan_in_uniform', 'kaiming', 'normal'] = 'fan_in_uniform'
 
 
-def hidden_layer(size: int, bias: bool = True, norm: str = 'none') -> Layer:
-  """Builds a layer that a ReLU follows."""
-  return Layer(size, bias, norm, relu=True)
-
-
 class Layers(nn.Module):
-  """Applies layers to the last axis; convolves a map by 1x1.
+  """Applies dense layers to the last axis, to maps as 1x1 convolutions.
 
   Attributes:
     layers: layers in their order.
@@ -90,7 +86,7 @@ class Layers(nn.Module):
 def _initializers(
   name: str, fan_in: int
 ) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
-  """Returns the initializers of a kernel and of a bias."""
+  """Returns the initializers of the kernel and of the bias of a layer."""
   if name == 'fan_in_uniform':
     init = head_layers.fan_in_uniform(fan_in)
     return init, init
@@ -100,7 +96,7 @@ def _initializers(
   return nn.initializers.normal(0.01), nn.initializers.zeros
 
 
-class ProjectionHead(heads.EncoderHead, nn.Module):
+class ProjectionHead(heads.EncoderHead):
   """Projects pooled maps, and predicts projections where it has a predictor.
 
   Attributes:
@@ -114,7 +110,7 @@ class ProjectionHead(heads.EncoderHead, nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    """Builds the projector and the predictor."""
+    """Builds the projector, and the predictor if it has layers."""
     self.projector = Layers(self.projection, self.dtype)
     if self.prediction:
       self.predictor = Layers(self.prediction, self.dtype)
@@ -122,14 +118,14 @@ class ProjectionHead(heads.EncoderHead, nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B E']:
-    """Projects, and predicts, each image."""
+    """Projects each image; returns the prediction if there is a predictor."""
     rows = self.project(embedding_ops.average_pool_embeddings(x), train)
     return self.predict(rows, train) if self.prediction else rows
 
   def project(
     self, x: Float[Array, 'B D'], train: bool = False
   ) -> Float[Array, 'B E']:
-    """Projects pooled maps."""
+    """Computes the projections of pooled maps, not normalized."""
     return self.projector(x, train)
 
   def predict(
@@ -139,7 +135,7 @@ class ProjectionHead(heads.EncoderHead, nn.Module):
     return self.predictor(x, train)
 
 
-class DenseHead(heads.EncoderHead, nn.Module):
+class DenseHead(heads.EncoderHead):
   """The two parallel projections of DenseCL: of images, and of cells.
 
   Attributes:
@@ -153,7 +149,7 @@ class DenseHead(heads.EncoderHead, nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    """Builds both projectors."""
+    """Builds the projectors of images and of cells."""
     self.image_projector = Layers(self.image_layers, self.dtype)
     self.cell_projector = Layers(self.cell_layers, self.dtype)
 
@@ -166,6 +162,6 @@ class DenseHead(heads.EncoderHead, nn.Module):
   def project(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> tuple[Float[Array, 'B E'], Float[Array, 'B h w E']]:
-    """Projects each image and each of its cells."""
+    """Computes the projections of each image and of each of its cells."""
     pooled = embedding_ops.average_pool_embeddings(x)
     return self.image_projector(pooled, train), self.cell_projector(x, train)

@@ -268,23 +268,29 @@ class ThresholdSweep:
       self.pixels + other.pixels, self.images + other.images
     )
 
-  def best(self) -> tuple[float, float]:
-    """Returns the threshold of the highest mIoU after matching, and that mIoU.
+  def best(self, by_name: bool = False) -> tuple[float, float]:
+    """Returns the threshold of the highest mIoU, and that mIoU.
 
     Among equal mIoUs the lowest threshold wins.
+
+    Args:
+      by_name: whether categories are the classes; else they are matched.
     """
-    mious = [self._miou(i) for i in range(len(THRESHOLDS))]
+    mious = [self._miou(i, by_name) for i in range(len(THRESHOLDS))]
     best = int(np.argmax(mious))
     return THRESHOLDS[best], mious[best]
 
-  def _miou(self, i: int) -> float:
-    """Computes the mIoU of the i-th threshold after Hungarian matching."""
+  def _miou(self, i: int, by_name: bool) -> float:
+    """Computes the mIoU of the i-th threshold, after Hungarian matching."""
     # Foreground pixels pass at least i + 1 thresholds; all others are 'other'.
     confusion = self.pixels[i + 1 :].sum(axis=0)
     confusion[0] += self.pixels[: i + 1].sum(axis=(0, 1))
-    match = matching.Cooccurrence(self.images[i + 1 :].sum(axis=0)).match()
+    classes = range(len(confusion))
+    if not by_name:
+      images = self.images[i + 1 :].sum(axis=0)
+      classes = matching.Cooccurrence(images).match().classes
     matched = np.zeros((confusion.shape[1],) * 2, np.int64)
-    np.add.at(matched, np.array(match.classes), confusion)
+    np.add.at(matched, np.array(classes), confusion)
     intersection = np.diagonal(matched)
     union = matched.sum(axis=0) + matched.sum(axis=1) - intersection
     return float(np.mean(intersection / (union + 1e-10)))

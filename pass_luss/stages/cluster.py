@@ -14,6 +14,7 @@ from runtime import console, errors, files, json_files
 from segcore.distributed import collectives
 from segcore.eval import short_side
 from segcore.experiment import experiment_stage
+from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
 
 # Bytes of the features on a host, at most.
@@ -93,6 +94,12 @@ class ClusterStage(ClusteredStage):
         'images'
       )
 
+  def network_state(
+    self, workspace: workspace_lib.Workspace
+  ) -> train_state.TrainState:
+    """Reads the variables of the network whose features are clustered."""
+    return self.read_state(workspace.needed[self.trained_by.name])[1]
+
   def feature_map_shape(self) -> tuple[int, int, int]:
     """Returns height, width and channels of the map clustered by pixels."""
     side, net = self.options.crop, self.build_network()
@@ -115,11 +122,10 @@ class ClusterStage(ClusteredStage):
       block.short_side,
       block.crop,
     )
-    _, state = self.read_state(workspace.needed[self.trained_by.name])
     extracted = features.extract_clustering_features(
       split,
       feature_maps,
-      state,
+      self.network_state(workspace),
       block.batch_size,
       context.mesh,
       context.operation.reading,

@@ -78,7 +78,7 @@ class RepresentOptions:
 
   @property
   def objectives(self) -> tuple[objective_lib.Objective, ...]:
-    """Builds the objectives."""
+    """Builds the objectives of `learn`, in the order of their terms."""
     return pretrain_options.build_objectives(self.learn, self.widths)
 
   @property
@@ -102,7 +102,7 @@ class RepresentStage(base.ViewsStage):
   @property
   def follows_num_steps(self) -> bool:
     """Returns whether the decay of a momentum encoder has a schedule."""
-    specs = [o.needs_momentum for o in self.method(self.context).objectives]
+    specs = [o.needs_momentum for o in self.options.objectives]
     return any(s and s.decay(1, 2) != s.decay(1, 3) for s in specs)
 
   def check(self) -> None:
@@ -158,7 +158,7 @@ class RepresentStage(base.ViewsStage):
     return {**super().batch_spec(num_classes), **read}
 
   def check_data(self) -> None:
-    """Refuses images of other numbers than the objectives are built for."""
+    """Raises UserError unless images and classes are as many as expected."""
     block = self.options
     split = self.context.open(block.data, block.split)
     pcl_clustering.check_num_images(self.path, block.objectives, len(split))

@@ -8,7 +8,6 @@ from typing import Literal
 import jax
 
 from input_pipeline import datasets
-from pass_luss import finetune as finetune_lib
 from pass_luss.benchmark import label_folders, matching
 from pass_luss.protocols import segment as segment_lib
 from pass_luss.pseudo_labels import labeler as labeler_lib
@@ -18,6 +17,7 @@ from segcore.eval import predict, short_side
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage, stage
+from segcore.train import method as method_lib
 from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
 
@@ -88,11 +88,11 @@ class LussSegmentationStage(base.InferenceStage):
 
   @property
   @abc.abstractmethod
-  def trainer(self) -> type[finetune.SegmenterStage]:
+  def trainer(self) -> type[experiment_stage.TrainingStage]:
     """Returns the kind of stage that trains the network."""
 
   @property
-  def trained_by(self) -> finetune.SegmenterStage:
+  def trained_by(self) -> experiment_stage.TrainingStage:
     """Returns the stage that trains the network."""
     return self.trainer(self.experiment, self.context)
 
@@ -154,7 +154,9 @@ class LussSegmentationStage(base.InferenceStage):
     num_categories = len(classes) - 1
     method = self.trained_by.method(self.exact_context, num_categories + 1)
     step, state = self.read_state(folder)
-    maps, chosen = self._label_maps(workspace, method, state, num_categories)
+    maps, chosen = self.build_label_maps(
+      workspace, method, state, num_categories
+    )
     path = workspace.directory / _MATCH_FILE
     results = results_lib.Results(workspace, step)
     outputs = [path, *data_lib.write_stage_classes(workspace, first)]
@@ -187,16 +189,23 @@ class LussSegmentationStage(base.InferenceStage):
     )
     return [*outputs, *written]
 
-  def _label_maps(
+  def build_label_maps(
     self,
     workspace: workspace_lib.Workspace,
-    method: finetune_lib.Finetune,
+    method: method_lib.Method,
     state: train_state.TrainState,
     num_categories: int,
   ) -> tuple[
     label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold | None
   ]:
-    """Returns the function of label maps, and the threshold of 'cam'."""
+    """Builds the function of label maps, and the threshold of 'cam'.
+
+    Args:
+      workspace: workspace of the stage.
+      method: method that trained the network.
+      state: its training state.
+      num_categories: number of categories without 'other'.
+    """
     block, context = self.options, self.context
     reading = context.operation.reading
     if block.inference == 'logits':

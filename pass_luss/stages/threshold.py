@@ -16,6 +16,7 @@ def choose_attention_threshold(
   given: float,
   choose_on: datasets.Split | None,
   foreground: labeler_lib.ForegroundFunction | None = None,
+  by_name: bool = False,
 ) -> labeler_lib.ForegroundThreshold:
   """Returns the threshold that attention must reach; writes it to a file.
 
@@ -28,6 +29,7 @@ def choose_attention_threshold(
     choose_on: images with masks, on which the best threshold is chosen; None
       takes the given one.
     foreground: supplied foreground, if any.
+    by_name: whether categories are the classes of the masks.
   """
   path = workspace.directory / FILE
   # Host 0 decides: another host may see its files later.
@@ -39,7 +41,9 @@ def choose_attention_threshold(
     sweep = labeler.sweep_thresholds(
       choose_on, num_categories, num_classes, foreground
     )
-    threshold = labeler_lib.ForegroundThreshold(*sweep.best(), choose_on.name)
+    threshold = labeler_lib.ForegroundThreshold(
+      *sweep.best(by_name), choose_on.name
+    )
     console.print_line(
       f'threshold {threshold.threshold:.2f}: mIoU {threshold.miou:.4f} on '
       f'{choose_on.name}, the best of those tried'

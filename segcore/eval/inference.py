@@ -237,6 +237,9 @@ class LabelMaps(view_votes.ViewVotes):
           ),
         }
       )
+    if self.protocol.scale_merge == 'max':
+      sizes = [(0, 0) if image is None else image.shape[:2] for image in images]
+      inputs['sizes'] = np.array(sizes, np.int32)
     return {**inputs, 'views': packed}
 
   def __call__(
@@ -327,17 +330,13 @@ class LabelMaps(view_votes.ViewVotes):
     return view_maps.argmax_scores_by_rows(scores, *matrices)
 
   def _maximum(self, state, inputs) -> tuple[Array, Any]:
-    """Computes the maximum of the scales' scores, and the view they are of."""
-    views = inputs['views']
-    scores = [
-      self.scores(
-        state,
-        view_maps.view_network_input(inputs['images'], view, self._fill),
-      )
-      for view in views
-    ]
-    flip = self.protocol.flip
-    return scale_merging.max_over_scales(scores, flip), views[0]
+    """Computes the maximum of the scales' scores, and what they cover."""
+    images, scores = inputs['images'], []
+    for view in inputs['views']:
+      network_input = view_maps.view_network_input(images, view, self._fill)
+      scores.append(self.scores(state, network_input))
+    maximum = scale_merging.max_over_scales(scores, self.protocol.flip)
+    return maximum, view_maps.ImageSizes(inputs['sizes'])
 
   @functools.cached_property
   def _decide(self):

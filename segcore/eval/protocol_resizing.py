@@ -43,6 +43,12 @@ def symbolic_protocol_size(
   """Returns what `ProtocolOptions.resized_size` does; sides may be symbolic."""
   if not protocol.resizes_images:
     return size
+  if multiple := protocol.side_multiple:
+    height, width = (
+      core.max_dim((2 * n + multiple) // (2 * multiple), 1) * multiple
+      for n in size
+    )
+    return height, width
   shorter, longer = core.min_dim(*size), core.max_dim(*size)
   # jax cannot infer that a symbolic long side is not below the short side, nor
   # that a side is not 0.

@@ -38,6 +38,10 @@ class ProtocolOptions:
     long_side: length to which the longer side of every image is resized first,
       without antialiasing, in pixels; the other side is rounded down. 0 keeps
       the size of the image. Scores are enlarged as with `fit_sides`.
+    side_multiple: number of pixels to whose nearest multiples both sides of
+      every image are resized first, without antialiasing, as UniMatch V2 does
+      for patches of 14 pixels. 0 keeps the size of the image. Scores are
+      enlarged as with `fit_sides`.
     scales: factors by which the image is resized; their scores are averaged.
     flip: whether to average with the horizontally flipped image.
     scale_merge: 'mean' of the scales at the size of the image; or 'max', the
@@ -70,6 +74,7 @@ class ProtocolOptions:
   align_corners: bool = False
   size_multiple: int = 0
   long_side: int = 0
+  side_multiple: int = 0
   scale_merge: Literal['mean', 'max'] = 'mean'
   crf: bool = False
   crf_options: dense_crf.CrfOptions = dense_crf.CrfOptions()
@@ -86,13 +91,15 @@ class ProtocolOptions:
         "padding_mode='mean': expected tiling='sliding_window', got "
         f'{self.tiling!r}'
       )
-    for name in ('short_side', 'long_side', 'size_multiple'):
+    for name in (
+      *('short_side', 'long_side', 'side_multiple', 'size_multiple'),
+    ):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}: expected >= 0, got {getattr(self, name)}')
     resampling.check_fit_sides(self.fit_sides)
     resizing = {
       name: getattr(self, name)
-      for name in ('short_side', 'long_side', 'fit_sides')
+      for name in ('short_side', 'long_side', 'fit_sides', 'side_multiple')
       if np.any(getattr(self, name))
     }
     if len(resizing) > 1:
@@ -138,7 +145,8 @@ class ProtocolOptions:
   @property
   def resizes_images(self) -> bool:
     """Returns whether images are resized before all else."""
-    return bool(self.short_side or self.long_side or any(self.fit_sides))
+    lengths = self.short_side, self.long_side, self.side_multiple
+    return any((*lengths, *self.fit_sides))
 
   @property
   def is_whole_image(self) -> bool:
@@ -149,6 +157,9 @@ class ProtocolOptions:
     """Returns height and width of an image after it is resized first."""
     if any(self.fit_sides):
       return resampling.size_within_sides(size, self.fit_sides)
+    if multiple := self.side_multiple:
+      height, width = (round_to_multiple(n, multiple) for n in size)
+      return height, width
     side, reference = self.short_side or self.long_side, min(size)
     if self.long_side:
       reference = max(size)
@@ -210,6 +221,8 @@ class ProtocolOptions:
       parts.append(f'resized to fit {long}x{short}')
     if self.long_side:
       parts.append(f'long side {self.long_side}')
+    if self.side_multiple:
+      parts.append(f'sides resized to multiples of {self.side_multiple}')
     parts.append(
       'single scale'
       if self.scales == (1.0,)
@@ -241,3 +254,12 @@ class ProtocolOptions:
     if self.padding_mode == 'mean':
       text += ' (smaller images padded with the mean color)'
     return text
+
+
+def round_to_multiple(side: int, multiple: int) -> int:
+  """Returns the multiple nearest to a side, halves up; one at least.
+
+  >>> round_to_multiple(500, 14), round_to_multiple(333, 14)
+  (504, 336)
+  """
+  return max((2 * side + multiple) // (2 * multiple), 1) * multiple

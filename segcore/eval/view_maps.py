@@ -34,6 +34,16 @@ class Packed(NamedTuple):
   weight: Any
 
 
+class ImageSizes(NamedTuple):
+  """View of the whole image, whose scores are upsampled to it in one step.
+
+  Attributes:
+    sizes: int32 [B, 2], height and width of each image.
+  """
+
+  sizes: Any
+
+
 def pack_view_maps(
   maps: Sequence[protocol_views.Map | None], length: int, taps: int
 ) -> Packed:
@@ -93,7 +103,7 @@ def view_network_input(images, view, fill):
 
 def score_upsampling_matrices(
   scores: Array,
-  view: Mapping[str, Packed] | None,
+  view: Mapping[str, Packed] | ImageSizes | None,
   padded_size: tuple[int, int],
   align_corners: bool,
 ) -> list[Array]:
@@ -101,7 +111,8 @@ def score_upsampling_matrices(
 
   Args:
     scores: [B, h, w, C].
-    view: packed maps of the view; None for a view that is the padded image.
+    view: packed maps of the view; or sizes of the images that the scores cover;
+      None for a view that is the padded image.
     padded_size: (H, W).
     align_corners: rule of the bilinear resizing.
 
@@ -116,6 +127,14 @@ def score_upsampling_matrices(
         grid, padded_size[axis], align_corners
       )
       matrix = jnp.broadcast_to(matrix, (len(scores), *matrix.shape))
+    elif isinstance(view, ImageSizes):
+      length = jnp.maximum(view.sizes[:, axis], 1)
+      start = jnp.zeros_like(length)
+      matrix = resize.interval_resize_matrices(
+        resize.Intervals(start, jnp.full_like(length, grid), grid),
+        resize.Intervals(start, length, padded_size[axis]),
+        align_corners,
+      )
     else:
       # From the scores to the input, then from the input to the image.
       length = view[f'read_{name}'].index.shape[1]

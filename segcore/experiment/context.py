@@ -151,15 +151,31 @@ class Context:
       block.subset.held_out_indices(split.ids(), split.id_rule)
     )
 
+  def labeled_and_held_out(
+    self, block: data_lib.LabeledData, purpose: str
+  ) -> list[datasets.Split]:
+    """Opens the labeled images and, if there are any, those set aside.
+
+    Args:
+      block: data block of the training.
+      purpose: name of the part that needs the masks, for the message.
+    """
+    opened = [self.labeled(block, purpose)]
+    if block.subset.held_out:
+      opened.append(self.evaluated(block, splits.HELD_OUT, purpose))
+    return opened
+
   def _not_labeled_indices(
     self, block: data_lib.LabeledData, split: datasets.Split, purpose: str
   ) -> Int[np.ndarray, 'not_labeled']:
     """Returns the indices of images that are neither labeled nor held out."""
-    ids = np.array(split.ids())
-    excluded = self.labeled(block, purpose).ids()
-    if block.subset.held_out:
-      excluded += self.evaluated(block, splits.HELD_OUT, purpose).ids()
-    indices = np.flatnonzero(~np.isin(ids, excluded))
+    ids = split.ids()
+    excluded = {
+      name
+      for other in self.labeled_and_held_out(block, purpose)
+      for name in other.ids()
+    }
+    indices = np.flatnonzero([name not in excluded for name in ids])
     if not len(indices):
       raise errors.UserError(
         f'split {splits.NOT_LABELED!r}: expected images of {block.split!r} '

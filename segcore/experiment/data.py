@@ -11,6 +11,7 @@ from input_pipeline import (
   crop_scale,
   datasets,
   loader,
+  long_side_crop,
   record_views,
   samplers,
   splits,
@@ -23,7 +24,11 @@ from segcore.ops import class_weights
 from segcore.train import workspace as workspace_lib
 
 # Crops by their names in configs.
-CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedInceptionCrop}
+CROPS = {
+  **transforms.CROPS,
+  'fitted': crop_scale.FittedInceptionCrop,
+  'long_side': long_side_crop.LongSideCrop,
+}
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
 # Labeled images that are searched for classes before training.

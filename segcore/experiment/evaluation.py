@@ -8,7 +8,8 @@ from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.train import method
+from segcore.experiment import experiment_stage
+from segcore.train import loop, method
 
 # Rows of a panel.
 NUM_PANEL_ROWS = 6
@@ -141,31 +142,31 @@ def build_stage_segmentation_evaluator(
   )
 
 
-def build_training_stage_evaluators(
-  context: context_lib.Context,
+def build_training_stage_evaluation(
+  stage: experiment_stage.TrainingStage,
   scores: method.ScoreModel,
   block: data_lib.LabeledData,
-  batch_size: int,
-  protocol: protocols.ProtocolOptions,
-  purpose: str,
-) -> dict[str, evaluator_lib.Evaluator]:
-  """Builds the evaluators of the splits evaluated during training, by name.
+) -> loop.EvaluateFn:
+  """Builds the evaluation of `val_split` and `follow` during training.
+
+  The protocol is the one-view variant of that of the report.
 
   Args:
-    context: network options, data and devices of the experiment.
+    stage: stage that trains.
     scores: network with a score per class and pixel.
-    block: data block of the training, which names the splits.
-    batch_size: global number of images of a batch.
-    protocol: inference protocol, of which the variant with one view is used.
-    purpose: name of the part that needs the masks, for messages.
+    block: data whose splits are evaluated.
   """
-  return {
-    name: build_stage_segmentation_evaluator(
-      context,
-      scores,
-      context.evaluated(block, name, purpose),
-      batch_size,
-      protocol.single_view(),
-    )
-    for name in (block.val_split, *block.follow)
-  }
+  crop, _ = stage.augmentations()
+  protocol = stage.experiment.evaluate.protocol_after(crop).single_view()
+  return evaluator_lib.combine_evaluators(
+    {
+      name: build_stage_segmentation_evaluator(
+        stage.context,
+        scores,
+        stage.context.evaluated(block, name, stage.name),
+        stage.options.recipe.batch_size,
+        protocol,
+      )
+      for name in (block.val_split, *block.follow)
+    }
+  )

@@ -68,11 +68,27 @@ def merge_flipped_cams(
     size: height and width to which maps are upsampled bilinearly first.
   """
   upsampled = resize.resize_bilinear(cams, size)
-  pairs = upsampled.reshape(-1, 2, *upsampled.shape[1:])
-  return jnp.maximum(
-    jnp.maximum(pairs[:, 0], pairs[:, 1, :, ::-1]),
-    0.0,
-  )
+  return jnp.maximum(jnp.maximum(*_flip_back(upsampled)), 0.0)
+
+
+def sum_flipped_cams(
+  cams: Float[Array, 'B_doubled h w C'],
+) -> Float[Array, 'B h w C']:
+  """Adds the maps of flipped images, flipped back, to those of the images.
+
+  Args:
+    cams: maps of `resize_and_flip`ped images.
+  """
+  plain, flipped = _flip_back(cams)
+  return plain + flipped
+
+
+def _flip_back(
+  cams: Float[Array, 'B_doubled h w C'],
+) -> tuple[Float[Array, 'B h w C'], Float[Array, 'B h w C']]:
+  """Returns the maps of images, and those of flipped images flipped back."""
+  pairs = cams.reshape(-1, 2, *cams.shape[1:])
+  return pairs[:, 0], pairs[:, 1, :, ::-1]
 
 
 def normalize_cams(cams: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:

@@ -185,21 +185,29 @@ class ShuffleHead(nn.Module):
     return x
 
 
-class PoolHead(nn.Module):
+class EncoderHead(nn.Module, kw_only=True):
+  """Base class of heads that read a map of the encoder, the deepest by default.
+
+  Attributes:
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
+    stride: stride of the map that the head reads; None for the deepest map.
+    map_name: name of the map that the head reads, instead of its stride.
+  """
+
+  reads: str = 'encoder'
+  stride: int | None = None
+  map_name: str | None = None
+
+
+class PoolHead(EncoderHead):
   """Global average pooling and a dense layer: C scores for the whole image.
 
   Attributes:
     out_features: number C of scores or values.
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
     init_scale: factor of the kernel's initial values, as in `ConvHead`.
   """
 
   out_features: int
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
   init_scale: float = 1.0
 
   @nn.compact
@@ -227,22 +235,18 @@ class TagScores(NamedTuple):
   maps: Any
 
 
-class TagHead(nn.Module):
+class TagHead(EncoderHead):
   """A linear classifier of pooled features without bias, and its CAMs.
 
   Attributes:
     out_features: number C of classes.
     pooling: 'max' over all cells, as in AFA, or 'mean'.
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
+    kernel_init: initializer of the kernel; None for torch's.
   """
 
   out_features: int
   pooling: Literal['max', 'mean'] = 'max'
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
+  kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(
@@ -251,13 +255,14 @@ class TagHead(nn.Module):
     """Computes logits and class activation maps, in float32 at least."""
     del train
     x = losses.at_least_float32(x)
-    pool = {'max': jnp.max, 'mean': jnp.mean}[self.pooling]
+    pool = {'max': _max_over_cells, 'mean': _mean_over_cells}[self.pooling]
     kernel = self.param(
-      'kernel', _torch_init, (x.shape[-1], self.out_features), jnp.float32
+      'kernel',
+      self.kernel_init or _torch_init,
+      (x.shape[-1], self.out_features),
+      jnp.float32,
     )
-    logits = jnp.matmul(
-      pool(x, axis=(1, 2)), kernel, precision=jax.lax.Precision.HIGHEST
-    )
+    logits = jnp.matmul(pool(x), kernel, precision=jax.lax.Precision.HIGHEST)
     return TagScores(logits, cam.class_activation_maps(x, kernel))
 
 
@@ -360,20 +365,11 @@ class ConvBlocksHead(nn.Module):
     )(x)
 
 
-class EncoderMap(nn.Module):
+class EncoderMap(EncoderHead):
   """The deepest map of the encoder as it is, for losses on features.
 
   It has no parameters.
-
-  Attributes:
-    reads: 'encoder', whose map the head reads.
-    stride: None, for the deepest map.
-    map_name: None, for no map of a name.
   """
-
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -436,6 +432,20 @@ class PixelClassifier(nn.Module):
 
 # Of torch's linear layers: uniform in ±1/√n, with the fan-in n.
 _torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def _mean_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+  return jnp.mean(x, axis=(1, 2))
+
+
+def _max_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+  """Computes the maximum; the gradient is that of one cell, as torch's."""
+  # Not jnp.max, whose gradient searches the cells that equal the maximum: where
+  # the compiler computes x twice, with other rounding, none does, and the
+  # gradient is 0/0.
+  cells = x.reshape(len(x), -1, x.shape[-1])
+  largest = jnp.argmax(jax.lax.stop_gradient(cells), axis=1, keepdims=True)
+  return jnp.take_along_axis(cells, largest, axis=1)[:, 0]
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

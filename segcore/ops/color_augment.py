@@ -133,6 +133,13 @@ def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> ColorDraws:
   )
 
 
+def sample_batch_color_draws(
+  keys: ExampleKeys, options: ColorOptions
+) -> ColorDraws:
+  """Draws the random values of each image of a batch, by its own key."""
+  return jax.vmap(lambda key: sample_color_draws(key, options))(keys)
+
+
 def apply_color_draws(
   image: Float[Array, 'H W 3'], draws: ColorDraws, options: ColorOptions
 ) -> Float[Array, 'H W 3']:

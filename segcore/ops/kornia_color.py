@@ -70,9 +70,7 @@ def sample_batch_draws(
     keys: key of each image.
     options: probabilities and ranges.
   """
-  draws = jax.vmap(
-    lambda key: color_augment.sample_color_draws(key, options.ranges)
-  )(keys)
+  draws = color_augment.sample_batch_color_draws(keys, options.ranges)
   jittered, blurred = jax.random.uniform(rng, (2,)) > jnp.array(
     [1 - options.jitter, 1 - options.blur]
   )
@@ -103,6 +101,7 @@ def change_color(
   image: Float[Array, 'H W 3'],
   kind: Int[Array, ''],
   factor: Float[Array, ''],
+  center: Float[Array, '3'] | None = None,
 ) -> Float[Array, 'H W 3']:
   """Changes brightness, contrast or saturation of an image in [0, 1].
 
@@ -110,15 +109,18 @@ def change_color(
     image: image in [0, 1].
     kind: `BRIGHTNESS`, `CONTRAST` or `SATURATION` of `color_augment`.
     factor: factor; that of brightness is a shift by factor - 1.
+    center: color that contrast leaves as it is; None for black.
   """
-  shifted = jnp.clip(image + (factor - 1.0), 0.0, 1.0)
-  scaled = jnp.clip(image * factor, 0.0, 1.0)
+  shifted = image + (factor - 1.0)
+  if center is None:
+    scaled = image * factor
+  else:
+    scaled = center + factor * (image - center)
+  changed = jnp.where(kind == color_augment.BRIGHTNESS, shifted, scaled)
   return jnp.where(
-    kind == color_augment.BRIGHTNESS,
-    shifted,
-    jnp.where(
-      kind == color_augment.CONTRAST, scaled, scale_saturation(image, factor)
-    ),
+    kind == color_augment.SATURATION,
+    scale_saturation(image, factor),
+    jnp.clip(changed, 0.0, 1.0),
   )
 
 

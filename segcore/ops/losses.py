@@ -128,6 +128,20 @@ def squared_error(
   return jnp.square(at_least_float32(prediction) - at_least_float32(target))
 
 
+def absolute_error(
+  prediction: Float[Array, '*shape'], target: Float[Array, '*shape']
+) -> Float[Array, '*shape']:
+  """Computes the absolute difference of each element.
+
+  Where both are equal its gradient is 0, as torch's; that of `jnp.abs` is 1.
+
+  >>> absolute_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
+  Array([2., 0.], dtype=float32)
+  """
+  difference = at_least_float32(prediction) - at_least_float32(target)
+  return difference * jnp.sign(jax.lax.stop_gradient(difference))
+
+
 def label_weights(
   labels: Int[Array, '*shape'], class_weights: Sequence[float] | None
 ) -> Float[Array, '*shape'] | None:

@@ -7,7 +7,6 @@ same bits as an uninterrupted one.
 
 import contextlib
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from segcore.distributed import sharding
 from segcore.train import (
   callbacks,
   checkpoint,
+  feed,
   run_log,
   tensorboard,
   train_state,
@@ -167,11 +167,13 @@ def run_training_loop(
         training.hparams,
         training.zero_terms_until,
       ) as log,
-      training.loader.start(start) as batches,
+      feed.BatchFeed(
+        training.loader,
+        training.num_steps,
+        sharding.make_batch_sharder(mesh),
+        log.record_ids if operation.record_ids else None,
+      ) as batches,
     ):
-      batches = itertools.islice(batches, training.num_steps - start)
-      if operation.record_ids:
-        batches = log.record_ids(batches, start)
       step_fn, nonfinite_steps = build_jitted_train_step(
         training.method, mesh, state, spec
       )
@@ -187,9 +189,7 @@ def run_training_loop(
           state,
           step_fn,
           jax.device_put(nonfinite_steps, sharding.replicated_sharding(mesh)),
-          loader_lib.prefetch_batches(
-            batches, sharding.make_batch_sharder(mesh)
-          ),
+          batches,
           start,
         )
 
@@ -216,7 +216,7 @@ class _Run:
     periodic = self._callbacks()
     for step in range(start + 1, self.training.num_steps + 1):
       with self.log.meter.timed('input'):
-        batch = next(batches)
+        batch = batches.next(state, step - 1)
       state = self._refresh(state, step - 1)
       is_first = step == start + 1
       with self._timing_start(step) if is_first else contextlib.nullcontext():

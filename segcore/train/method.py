@@ -115,7 +115,7 @@ def training_forward_pass(
   images: Float[Array, 'B H W 3'],
   *,
   heads: tuple[str, ...],
-  train: tuple[str, ...],
+  train: tuple[str, ...] = segmenter_lib.SUBMODULES,
   rng: Array | None,
   condition: Float[Array, 'B'] | None = None,
   perturb: segmenter_lib.Perturbation | None = None,

@@ -76,6 +76,7 @@ class OptimizerOptions:
       at the peak, whatever the schedule; '' for none.
     poly_power: exponent of the poly schedules.
     final_learning_rate: learning rate at the end of the schedule.
+    schedule_steps: length of the schedule if longer than that of the training.
     warmup_steps: steps of the linear warm-up to the peak.
     warmup_start: learning rate at step 0 as a fraction of the peak; 1 for a
       constant rate before the schedule starts.
@@ -109,6 +110,7 @@ class OptimizerOptions:
   constant_rate: str = ''
   poly_power: float = 0.9
   final_learning_rate: float = 0.0
+  schedule_steps: int = 0
   warmup_steps: int = 0
   warmup_start: float = 0.0
   weight_decay: float = 0.0
@@ -135,6 +137,7 @@ class OptimizerOptions:
       self.final_learning_rate,
       most=self.learning_rate,
     )
+    field_checks.check_number('schedule_steps', self.schedule_steps)
     field_checks.check_number('b1', self.b1, below=1.0)
     field_checks.check_number('b2', self.b2, below=1.0)
     field_checks.check_number('eps', self.eps, above=0.0)
@@ -244,6 +247,7 @@ def learning_rate_schedule(
   """
   if num_steps < 1:
     field_checks.refuse('num_steps', num_steps, '>= 1')
+  num_steps = max(options.schedule_steps, num_steps)
   warmup = options.warmup_steps
   if warmup >= num_steps:
     field_checks.refuse(
@@ -356,9 +360,11 @@ def build_optimizer(
 def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
   """Describes the optimizer in one line, for the log.
 
-  >>> describe_optimizer(OptimizerOptions(learning_rate=6e-5, clip_norm=1.0), 1000)
-  'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05, cosine to 0 at step 1,000, clip at norm 1'
-  """  # noqa: E501
+  >>> options = OptimizerOptions(learning_rate=6e-5, clip_norm=1.0)
+  >>> print(describe_optimizer(options, 1000))  # doctest: +NORMALIZE_WHITESPACE
+  adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05,
+  cosine to 0 at step 1,000, clip at norm 1
+  """
   if options.name == 'adam':
     inner = f'b1 {options.b1:g}, b2 {options.b2:g}, eps {options.eps:g}'
   else:
@@ -375,6 +381,7 @@ def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
     warmup = f'warm-up of {options.warmup_steps:,} steps'
     start = options.warmup_start * options.learning_rate
     parts.append(f'{warmup} from {start:g}' if start else warmup)
+  num_steps = max(options.schedule_steps, num_steps)
   end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
   is_poly = options.schedule in ('poly', *_POLYS_FROM_STEP_0)
   power = f' {options.poly_power:g}' if is_poly else ''

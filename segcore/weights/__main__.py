@@ -20,12 +20,12 @@ def describe_weight_files(argv: Sequence[str]) -> int:
   parser.add_argument('paths', nargs='+', metavar='FILE')
   parser.add_argument('--torchvision', metavar='FILE')
   arguments, status = parser.parse_args(argv), 0
-  if arguments.torchvision and len(arguments.paths) > 1:
+  if arguments.torchvision is not None and len(arguments.paths) > 1:
     parser.error('--torchvision: expected one FILE to write the encoder of')
   for text in arguments.paths:
     try:
       path = files.parse_file_path(text, 'FILE')
-      if arguments.torchvision:
+      if arguments.torchvision is not None:
         _export(path, arguments.torchvision)
       else:
         print('\n'.join(describe.describe_weights(path)))

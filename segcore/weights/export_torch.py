@@ -102,17 +102,23 @@ def write_torchvision_encoder(source: files.Path, target: files.Path) -> int:
     The number of arrays.
 
   Raises:
-    UserError: the ending is another one, or the encoder is none of
-      torchvision's.
+    UserError: the ending is another one, the encoder is none of torchvision's,
+      or the file cannot be written.
   """
   if target.suffix not in SUFFIXES:
     raise errors.UserError(
       f'--torchvision={target}: expected a file {" or ".join(SUFFIXES)}'
     )
   state = make_torchvision_state_dict(load.read_weight_variables(source))
-  if target.suffix == '.npz':
-    with target.open('wb') as file:
-      np.savez(file, **state)
-  else:
-    target.write_bytes(safetensors.numpy.save(state))
+  try:
+    if target.suffix == '.npz':
+      with target.open('wb') as file:
+        np.savez(file, **state)
+    else:
+      target.write_bytes(safetensors.numpy.save(state))
+  except OSError as error:
+    raise errors.UserError(
+      f'--torchvision={target}: expected a file that can be written, got '
+      f'{error.strerror or error}: make the folder, or give another one'
+    ) from error
   return len(state)

@@ -6,7 +6,7 @@ import pytest
 from configs import luss_objectives
 from pass_luss import main
 from pass_luss.pretrain.objectives import simsiam
-from runtime import options
+from runtime import errors, options
 from segcore.train import optimizers
 from tests.configs import loading
 from tests.transcriptions import luss_comparators
@@ -166,25 +166,31 @@ def test_sizes_of_data_sets():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_config_has_every_objective(name):
-  """Whole experiments, the paper's protocols, and tiny ones."""
-  for config in ('pass_shapes', 'pass_imagenet_s50', 'pass_imagenet_s919'):
+  """Whole experiments, tiny ones, and P2P and D2S added."""
+  for config in ('pass_shapes', 'pass_imagenet_s300', 'pass_imagenet_s919'):
     for argument in ('', 'tiny'):
-      text = f'objective={name},{argument}'
-      loaded = loading.load(config, text)
-      stages = main.PROGRAM.build_stages(loaded)
-      assert [s.name for s in stages] == [
-        *('represent', 'cluster', 'label', 'finetune', 'segment')
-      ]
+      loaded = loading.load(config, f'objective={name},{argument}')
+      main.PROGRAM.build(loaded)
+      assert loaded.stages == (
+        *('represent', 'cluster', 'label', 'finetune', 'segment'),
+      )
       assert loaded.cluster.kind == 'image'
       zero_init = loaded.network.encoder.zero_init
       assert zero_init == (name == 'simsiam')
   added = f'objective={name},p2p=regression,d2s=3,tiny'
   loaded = loading.load('pass_shapes', added)
-  assert [s.name for s in main.PROGRAM.build_stages(loaded)][1] == 'attend'
+  main.PROGRAM.build(loaded)
+  assert loaded.stages[1] == 'attend'
   learn = loaded.represent.learn
   assert learn.alignment.kind == 'regression'
   assert learn.clusters is not None and learn.shallow.stages == (3,)
   assert loaded.represent.large.count == 2
+
+
+def test_stages_of_an_objective_fit_their_networks():
+  loaded = loading.load('pass_shapes', 'objective=densecl,p2p=regression')
+  stages = main.PROGRAM.build_stages(loaded)
+  assert [s.name for s in stages][:2] == ['represent', 'cluster']
 
 
 def test_attention_of_an_encoder_without_prototypes():
@@ -236,3 +242,64 @@ def test_options_that_an_objective_does_not_have(argument, message):
   for config in ('pass_shapes', 'pass_imagenet_s300'):
     with pytest.raises(ValueError, match=message):
       loading.load(config, argument)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'is_fresh', 'message'),
+  [
+    (
+      'objective=moco,cluster=attended',
+      False,
+      "'attend' needs represent.learn",
+    ),
+    ('', True, 'attend.fresh_projection: expected False, as represent.learn'),
+  ],
+)
+def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
+  config = loading.load('pass_shapes', argument)
+  config.attend.fresh_projection = is_fresh
+  with pytest.raises(errors.UserError, match=message):
+    main.PROGRAM.build(config)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('objective=moco,setting=official', 'setting=official: expected luss, as'),
+    ('choose=published', 'choose=published: expected val, .*threshold=NUMBER'),
+  ],
+)
+def test_what_was_published_for_photographs_is_not_of_shapes(argument, message):
+  with pytest.raises(ValueError, match=message):
+    loading.load('pass_shapes', argument)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'fields', 'message'),
+  [
+    ('', {'large.count': 3}, "large: expected 2 views named 'large', got 3"),
+    ('objective=supervised', {'large.count': 2}, 'large: expected 1 views'),
+    ('', {'recipe.accumulate': 2}, 'recipe.accumulate: expected 1, got 2'),
+    (
+      'objective=moco',
+      {'learn.moco.queue': 100},
+      'moco.queue: expected a multiple of the batch',
+    ),
+  ],
+)
+def test_pretraining_that_does_not_fit(argument, fields, message):
+  config = loading.load('pass_imagenet_s300', argument)
+  for path, value in fields.items():
+    config.represent.update_from_flattened_dict({path: value})
+  with pytest.raises(errors.UserError, match=message):
+    main.PROGRAM.build(config)
+
+
+def test_another_number_of_classes_is_refused():
+  config = loading.load('pass_shapes', 'objective=supervised')
+  config.represent.learn.supervised.num_classes = 5
+  stage = main.PROGRAM.build(config)['represent']
+  with pytest.raises(
+    errors.UserError, match='num_classes: expected 8, the classes of .* got 5'
+  ):
+    stage.check_data()

@@ -156,6 +156,22 @@ def test_folders_of_splits_are_the_splits(tmp_path):
   assert again.train.data.images == 'images'
 
 
+@pytest.mark.parametrize('other', ['valid', 'Validation', 'test'])
+def test_folders_of_other_splits_are_not_mixed(tmp_path, other):
+  for folder in ('images', 'masks'):
+    for split in ('train', other):
+      (tmp_path / folder / split).mkdir(parents=True)
+  for name in ('u2pl_folder', 'ddep_folder'):
+    with pytest.raises(
+      ValueError,
+      match=f'images, masks: expected the folders train and val.*train, {other}'
+      ' in .*: rename .* val_fraction=0.2',
+    ):
+      loading.load(name, f'source={tmp_path}')
+  config = loading.load('u2pl_folder', f'source={tmp_path},val_fraction=0.2')
+  assert config.train.data.images == 'images'
+
+
 def test_packages_are_recognized(monkeypatch):
   monkeypatch.undo()
   assert pretrained.is_installed('numpy')

@@ -11,6 +11,7 @@ from u2pl.semi import systems
 pytestmark = pytest.mark.usefixtures('networks_checked_once')
 
 SYSTEMS = ('cps', 'cps_cutmix', 'unimatch', 'unimatch_v2')
+AEL = ('ael', 'u2pl_ael')
 
 
 # Steps, side of crops, batch, rate of the encoder and of all else: the lists of
@@ -25,6 +26,9 @@ SYSTEMS = ('cps', 'cps_cutmix', 'unimatch', 'unimatch_v2')
     ('u2pl_cityscapes', 'cps', 44_544, 800, 8, 2.5e-3, 2.5e-3),
     ('u2pl_cityscapes', 'unimatch', 83_520, 801, 8, 5e-3, 5e-3),
     ('u2pl_cityscapes', 'unimatch_v2', 62_640, 798, 8, 5e-6, 2e-4),
+    ('u2pl_voc', 'ael', 49_600, 513, 16, 1.25e-3, 1.25e-2),
+    ('u2pl_cityscapes', 'ael', 34_800, 769, 16, 1.25e-3, 1.25e-2),
+    ('u2pl_cityscapes', 'u2pl_ael', 34_800, 769, 16, 1.25e-3, 1.25e-2),
   ],
 )
 def test_recipes_are_as_published(
@@ -86,11 +90,47 @@ def test_losses_are_as_published():
   assert teacher.statistics == 'ema'
 
 
+def test_ael_is_as_published():
+  voc, cityscapes, contrastive = (
+    loading.load(*arguments).train
+    for arguments in (
+      ('u2pl_voc', 'system=ael'),
+      ('u2pl_cityscapes', 'system=ael'),
+      ('u2pl_cityscapes', 'system=u2pl_ael,pd=on,mp=on,sce=on'),
+    )
+  )
+  for block in (voc, cityscapes, contrastive):
+    assert (block.learn.supervised.kind, block.learn.supervised.auxiliary) == (
+      ('ohem', 0.4)
+    )
+    assert block.crop.balanced and block.crop.fill == 'paper'
+  built = u2pl_main.PROGRAM.build(loading.load('u2pl_voc', 'system=ael'))
+  learn = built['train'].options.learn
+  assert (learn.confidence, learn.paste.num_draws) == (0.7, 1)
+  assert (learn.boxes.component, learn.boxes.image) == (0.03, 0.03)
+  assert learn.paste.excluded == (0,)
+  built = u2pl_main.PROGRAM.build(
+    loading.load('u2pl_cityscapes', 'system=u2pl_ael,pd=on,mp=on,sce=on')
+  )
+  learn = built['train'].options.learn
+  assert (learn.confidence, learn.paste.num_draws) == (0.0, 3)
+  assert (learn.boxes.component, learn.boxes.image) == (0.005, 0.01)
+  assert learn.paste.excluded == (0, 1, 2, 8, 10)
+  assert (learn.denoise, learn.reverse) == ('raw', 0.1)
+  assert learn.prototype_momentum == 0.999
+  assert (learn.contrast.weight, learn.contrast_start) == (0.1, 20)
+  teacher = learn.teacher
+  assert (teacher.decay, teacher.copy_epochs) == (0.99, 0)
+  assert teacher.statistics == 'own'
+
+
 def test_inference_is_as_published():
   for system, window, stride, average in (
     ('cps', 800, 534, 'logits'),
     ('unimatch', 801, 534, 'probs'),
     ('unimatch_v2', 798, 532, 'probs'),
+    ('ael', 769, 513, 'probs'),
+    ('u2pl_ael', 769, 513, 'logits'),
   ):
     protocol = loading.load('u2pl_cityscapes', f'system={system}').evaluate
     assert protocol.protocol.window == (window, window)
@@ -103,9 +143,15 @@ def test_inference_is_as_published():
 @pytest.mark.parametrize(
   ('name', 'system'),
   [
-    *((name, s) for name in ('u2pl_voc', 'u2pl_shapes') for s in SYSTEMS),
+    *((name, s) for name in ('u2pl_voc', 'u2pl_shapes') for s in SYSTEMS + AEL),
     ('u2pl_voc', 'cct,batch=8'),  # of 8 devices
     ('u2pl_shapes', 'cct'),
+    ('u2pl_voc', 'gct,implementation=cps'),
+    ('u2pl_shapes', 'gct'),
+    ('u2pl_voc', 'pseudoseg'),
+    ('u2pl_shapes', 'pseudoseg'),
+    ('u2pl_voc', 'pc2seg'),
+    ('u2pl_shapes', 'pc2seg'),
   ],
 )
 def test_each_system_builds(name, system):
@@ -135,18 +181,31 @@ def test_options_change_what_a_system_takes():
       'system=cps,confidence=0.8',
       'confidence=0.8: expected one of the systems ',
     ),
-    ('system=unimatch,ema=0.9', 'mt, unimatch_v2, got system=unimatch'),
+    ('system=unimatch,ema=0.9', 'mt, unimatch_v2, ael, u2pl_ael, got'),
     (
       'system=unimatch,bank=on',
       'earlier steps: expected one of u2pl, u2pl_plus',
     ),
-    ('system=cps,sce=on', 'one of u2pl_plus, u2pl, cutmix, classmix, mt$'),
+    ('system=cps,sce=on', 'cutmix, classmix, mt, u2pl_ael$'),
     ('system=cps,contrast_weight=1.0', 'system=cps has no contrast'),
+    ('system=ael,contrast_weight=1.0', 'system=ael has no contrast'),
+    ('system=ael,jitter=0.5', 'jitter=0.5: expected one of the systems '),
+    ('system=ael,pd=on', 'system=ael has no place for prototypical denoising'),
+    ('system=cps,un=on', 'one of u2pl, u2pl_plus, u2pl_ael$'),
   ],
 )
 def test_options_of_other_systems_are_refused(argument, message):
   with pytest.raises(ValueError, match=message):
     loading.load('u2pl_shapes', argument)
+
+
+def test_ranks_of_negatives_need_contrast():
+  with pytest.raises(
+    ValueError, match='low_rank=2: system=cutmix has no contr'
+  ):
+    loading.load('u2pl_folder', 'source=x,low_rank=2')
+  block = loading.load('u2pl_folder', 'source=x,system=u2pl,low_rank=2').train
+  assert block.learn.contrast.low_rank == 2
 
 
 def test_a_plain_vit_is_refused_where_none_is_published():
@@ -192,15 +251,57 @@ def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
   assert [learn.decoders[name] for name in names] == [2, 2, 2, 2, 2, 0]
   assert again.network.decoder.num_refinements == 2
   assert (again.train.heads.kind, again.train.heads.kernel) == ('conv', 1)
+  listed = loading.load('u2pl_voc', 'system=cps,scales=listed').train.crop
+  assert (listed.scales, again.train.crop.scales) == (
+    (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
+    (0.5, 2.0),
+  )
   # On Cityscapes the authors of CPS alone have results.
   city = loading.load('u2pl_cityscapes', 'system=cct')
   assert city.train.learn.annealing == 0.99
   assert city.evaluate.protocol.window == (800, 800)
 
 
+def test_settings_of_gct_are_those_of_its_authors_or_of_cps():
+  own = loading.load('u2pl_voc', 'system=gct,labels=662,partition=blender')
+  recipe, learn = own.train.recipe, own.train.learn
+  assert (recipe.batch_size, own.train.crop.size) == (2, (513, 513))
+  assert recipe.num_steps == 45 * (10_582 - 662) // 2
+  assert recipe.optimizer.weight_decay == 5e-4
+  assert (own.network.decoder.name, learn.joint) == ('psp', True)
+  assert (learn.ramp_epochs, learn.detector.schedule) == (5, 'poly')
+  again = loading.load(
+    'u2pl_voc',
+    'system=gct,implementation=cps,labels=662,partition=blender',
+  )
+  learn = again.train.learn
+  assert again.train.recipe.num_steps == 39_680
+  assert (learn.joint, learn.ramp_epochs) == (False, 3)
+  assert learn.detector.schedule == 'constant' and learn.detector.after_update
+  city = loading.load('u2pl_cityscapes', 'system=gct').train.learn
+  assert city.detector.learning_rate == 8e-4
+  assert city.supervised.kind == 'ohem'
+
+
+def test_pseudoseg_and_pc2seg_have_30_000_steps_of_64_images():
+  for system in ('pseudoseg', 'pc2seg'):
+    for labels in (92, 183, 366, 732, 1464):
+      config = loading.load('u2pl_voc', f'system={system},labels={labels}')
+      recipe = config.train.recipe
+      assert recipe.batch_size == 64
+      assert abs(recipe.num_steps - 30_000) < 60
+    assert rates(config)['heads'] == 7e-3
+    assert config.evaluate.protocol.padding_mode == 'mean'
+  assert config.train.heads.representation == 128
+  with pytest.raises(ValueError, match='confidence=0.5: expected one of the'):
+    loading.load('u2pl_shapes', 'system=pseudoseg,confidence=0.5')
+
+
 @pytest.mark.parametrize(
   ('name', 'argument', 'message'),
   [
+    ('voc', 'system=unimatch,scales=listed', 'system=unimatch have a range'),
+    ('voc', 'scales=listed', 'authors of system=u2pl_plus have a range'),
     ('voc', 'system=cps,implementation=own', 'there is one implementation of'),
     (
       'cityscapes',
@@ -209,8 +310,6 @@ def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
     ),
   ],
 )
-def test_an_implementation_that_there_is_not_is_refused(
-  name, argument, message
-):
+def test_settings_that_there_are_not_are_refused(name, argument, message):
   with pytest.raises(ValueError, match=message):
     loading.load(f'u2pl_{name}', argument)

@@ -1,4 +1,4 @@
-"""Rows of docs/methods/semi_tables.md: experiments of CPS and UniMatch."""
+"""Rows of docs/methods/semi_tables.md: experiments beside U2PL's own."""
 
 import collections
 
@@ -11,8 +11,13 @@ ROWS = tables.read('semi_tables.md')
 LABELS = {
   'CPS': [662, 1323, 2646, 5291],
   'CPS on Cityscapes': [186, 372, 744, 1488],
+  'CCT and GCT': [662, 1323, 2646, 5291],
+  'CCT and GCT on Cityscapes': [186, 372, 744, 1488],
+  'PseudoSeg and PC2Seg': [92, 183, 366, 732, 1464],
   'UniMatch': [92, 183, 366, 732, 1464],
   'UniMatch on Cityscapes': [186, 372, 744, 1488],
+  'AEL': [662, 1323, 2646, 5291],
+  'AEL on Cityscapes': [186, 372, 744, 1488],
 }
 
 
@@ -20,8 +25,13 @@ def test_all_tables_are_there():
   assert collections.Counter(row.table for row in ROWS) == {
     'CPS': 4,
     'CPS on Cityscapes': 4,
+    'CCT and GCT': 4,
+    'CCT and GCT on Cityscapes': 2,
+    'PseudoSeg and PC2Seg': 2,
     'UniMatch': 3,
     'UniMatch on Cityscapes': 3,
+    'AEL': 1,
+    'AEL on Cityscapes': 4,
   }
 
 
@@ -40,9 +50,21 @@ def test_a_row_is_the_experiment_that_it_names(row):
   assert learn.name == {
     'UniMatch V2': 'unimatch_v2',
     'UniMatch': 'unimatch',
+    'CCT': 'cct',
+    'GCT': 'gct',
+    'PseudoSeg': 'pseudoseg',
+    'PC2Seg-like': 'pc2seg',
+    'AEL': 'ael',
+    'U2PL on AEL': 'u2pl_ael',
+    'U2PL+ on AEL': 'u2pl_ael',
   }.get(name, 'cps')
+  assert (configs[0].network.decoder.name == 'psp') == ('PSPNet' in row.name)
   if learn.name == 'cps':
     assert learn.cutmix == ('CutMix' in name)
+  if learn.name == 'u2pl_ael':
+    assert (learn.denoise == 'raw') == ('U2PL+' in name)
+    released = learn.entropy_drop == 'lowest_released'
+    assert released == ('as released' in row.name)
   encoder = configs[0].network.encoder
   assert (encoder.name == 'vit') == ('ViT' in row.name)
   if encoder.name != 'vit':

@@ -111,10 +111,10 @@ def test_configs_build(name, argument):
 
 def test_settings_of_a_folder():
   config = loading.load(
-    'u2pl_folder', 'source=/photographs,labels=20,low_rank=2'
+    'u2pl_folder', 'source=/x,labels=20,low_rank=2,system=u2pl_plus'
   )
   assert u2pl_main.PROGRAM.build_stages(config)[-1].name == 'evaluate'
-  assert config.train.data.source == '/photographs'
+  assert config.train.data.source == '/x'
   assert config.train.learn.contrast.low_rank == 2
 
 
@@ -234,12 +234,12 @@ def test_prototypes_of_momentum_mend_labels_without_contrast():
     (
       'u2pl_shapes',
       'system=mt,mp=on',
-      'one of u2pl, u2pl_plus, or pd=on beside it',
+      'one of u2pl, u2pl_plus, u2pl_ael, or pd=on',
     ),
     (
       'u2pl_shapes',
       'system=sup_only,mp=on',
-      'expected one of u2pl, u2pl_plus$',
+      'expected one of u2pl, u2pl_plus, u2pl_ael$',
     ),
     # Epochs that cannot be counted.
     ('u2pl_voc', 'labels=0', 'labels=0: expected 1 to 1464'),

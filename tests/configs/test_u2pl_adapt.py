@@ -1,6 +1,5 @@
 """Experiments of domain adaptation: data, optimizer, options, refusals."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -94,18 +93,10 @@ def test_u2pl_plus_on_daformer():
 
 def test_optimizer_groups_of_the_paper(stage):
   """Of the encoder norms do not decay; decoder and heads all do, x 10."""
-  net = stage.build_network(stage.context, 19)
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  params = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)['params']
-  options = optimizers.OptimizerOptions(
-    **adapt_of('u2pl_adapt').recipe.optimizer
+  options = stage.options.recipe.optimizer
+  counts = loading.count_parameters(
+    stage, 19, lambda name: name.partition('/')[0]
   )
-  counts = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    part = name.split('/')[0]
-    key = part, *options.factors(name)
-    counts[key] = counts.get(key, 0) + leaf.size
   # B0: all parameters, and those of its layer norms (§1.1).
   assert counts.pop(('encoder', 1.0, 1.0)) == 3_319_392 - 7_168
   assert counts.pop(('encoder', 1.0, 0.0)) == 7_168
@@ -117,7 +108,7 @@ def test_optimizer_groups_of_the_paper(stage):
   np.testing.assert_allclose(rate(0), 6e-11, rtol=1e-4)
   np.testing.assert_allclose(rate(1500), 6e-5 * (1 - 1500 / 40_000), rtol=1e-5)
   # The decoder and the classifier of the paper have 3.71 M parameters with B5.
-  heads = net.heads.modules
+  heads = stage.build_network(stage.context, 19).heads.modules
   assert heads['logits'].dropout_rate == 0.1
   assert heads['rep'].dropout_rate == 0.0 and heads['rep'].num_blocks == 2
   assert (heads['rep'].width, heads['rep'].out_features) == (256, 256)

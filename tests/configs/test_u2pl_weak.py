@@ -1,6 +1,5 @@
 """Experiments of weak supervision: data, optimizer, options, refusals."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -72,18 +71,12 @@ def test_u2pl_plus_on_afa():
 
 
 def test_optimizer_and_parameters_of_the_paper(stage):
-  net = stage.build_network(stage.context, 21)
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  params = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)['params']
-  options = optimizers.OptimizerOptions(
-    **weak_of('u2pl_weak_voc').recipe.optimizer
+  counts = loading.count_parameters(
+    stage,
+    21,
+    lambda name: '/'.join(name.split('/')[: 1 + name.startswith('heads')]),
   )
-  counts = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    part = '/'.join(name.split('/')[: 2 if name.startswith('heads') else 1])
-    key = part, *options.factors(name)
-    counts[key] = counts.get(key, 0) + leaf.size
+  options = stage.options.recipe.optimizer
   assert counts == {
     ('encoder', 1.0, 1.0): 13_151_424 - 14_336,
     ('encoder', 0.0, 0.0): 14_336,  # Norms are frozen.
@@ -168,6 +161,29 @@ def test_the_crf_needs_its_package(monkeypatch):
     evaluate.check()
 
 
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'recipe': {'accumulate': 2}}, 'accumulate: expected 1, got 2: means'),
+    (
+      {'learn': {'class_steps': 60, 'refined_steps': 60}},
+      'fewer than the 60 st',
+    ),
+  ],
+)
+def test_steps_that_do_not_fit_are_refused(fields, message):
+  config = loading.load('u2pl_weak_shapes', 'tiny')
+  with config.unlocked():
+    config.weak.update(fields)
+  with pytest.raises((ValueError, errors.UserError), match=message):
+    u2pl_main.PROGRAM.build(config)
+
+
+def test_the_background_alone_is_refused(stage):
+  with pytest.raises(errors.UserError, match='weak.data: expected the backgr'):
+    stage.check_num_classes(1)
+
+
 def test_two_trainings_are_refused():
   config = loading.load('u2pl_weak_voc', 'tiny')
   other = loading.load('u2pl_adapt_shapes', 'tiny')
@@ -189,3 +205,18 @@ def test_every_command_of_the_tables_is_an_experiment():
     assert config.evaluate.protocol.crf == ('crf=true' in command)
     reported = u2pl_main.PROGRAM.build(config)['evaluate'].reported_metrics()
     assert made.report in reported
+
+
+@pytest.mark.parametrize(
+  ('name', 'block'),
+  [
+    ('u2pl_weak_folder', 'weak'),
+    ('u2pl_weak_voc', 'weak'),
+    ('u2pl_adapt', 'adapt'),
+  ],
+)
+def test_the_path_of_an_encoder_stays_as_given(name, block):
+  """It may contain the words that stand for other encoders."""
+  source = 'source=x,' if name.endswith('folder') else ''
+  config = loading.load(name, f'{source}encoder=runs/autos_random/represent')
+  assert config[block].start.path == 'runs/autos_random/represent'

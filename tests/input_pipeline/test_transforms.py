@@ -219,6 +219,20 @@ def test_random_scales_are_uniform_or_balanced():
   assert abs(np.mean(balanced[balanced > 1]) - 1.5) < 0.03
 
 
+def test_listed_scales_are_equally_frequent():
+  scales = (0.5, 0.75, 1.0, 1.5)
+  drawn = [
+    crop_boxes.sample_image_scale(rng, scales, False)
+    for rng in images.draws(2000)
+  ]
+  values, counts = np.unique(drawn, return_counts=True)
+  assert tuple(values) == scales
+  # A standard deviation is 20.
+  assert np.abs(counts - 500).max() < 80
+  with pytest.raises(ValueError, match='no more than these two'):
+    transforms.RandomCrop((4, 6), scales, balanced=True)
+
+
 def test_a_scaled_crop_resizes_then_cuts(example):
   crop = transforms.RandomCrop((4, 6), scales=(2.0, 2.0))
   actual = crop(example, np.random.default_rng(0))

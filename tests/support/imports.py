@@ -6,6 +6,7 @@ The checks are those of `check`; none of them imports the code it reads.
 import ast
 import dataclasses
 import pathlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
 # What each top-level package may import of ours.
@@ -86,7 +87,7 @@ def read(root: pathlib.Path, packages: Iterable[str]) -> Iterator[Import]:
     for path in sorted((root / package).rglob('*.py'))
   }
   for name, path in files.items():
-    tree = ast.parse(path.read_text('utf-8'), str(path))
+    tree = _parse(path)
     is_package = path.name == '__init__.py'
     for node in ast.walk(tree):
       for target in _targets(node, name, is_package, files):
@@ -197,3 +198,17 @@ def _closure(edges: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
         pending += direct[other]
     reachable[node] = visited
   return reachable
+
+
+def _parse(path):
+  """Parses a file.
+
+  Python 3.11 counts the depth of its parser for all threads together, and
+  raises SystemError where another thread parses at the same time.
+  """
+  for _ in range(20):
+    try:
+      return ast.parse(path.read_text('utf-8'), str(path))
+    except SystemError:
+      time.sleep(0.05)
+  return ast.parse(path.read_text('utf-8'), str(path))

@@ -90,7 +90,11 @@ def start(
   """
   method_options, short = {
     'ddep': ('init=none', SHORT),
-    'u2pl': ('labels=4', SHORT_U2PL),
+    # A teacher of so few steps is confident of nothing.
+    'u2pl': (
+      'labels=4,system=u2pl_plus,confidence=0,statistics=own',
+      SHORT_U2PL,
+    ),
   }[method]
   options = ','.join(
     filter(
@@ -205,6 +209,7 @@ def read_state(stage: pathlib.Path) -> dict:
     'rng',
     'teacher_params',
     'teacher_batch_stats',
+    'frozen',
     'bank',
     'prototypes',
   )

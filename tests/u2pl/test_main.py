@@ -48,7 +48,11 @@ def test_a_killed_run_resumes_bit_for_bit(discs, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'system', ['cps_cutmix', 'cct', 'unimatch', 'unimatch_v2']
+  'system',
+  [
+    *('cps_cutmix', 'unimatch', 'unimatch_v2'),
+    *('cct', 'gct', 'pseudoseg', 'pc2seg', 'ael', 'u2pl_ael'),
+  ],
 )
 def test_a_killed_run_of_each_system_resumes_bit_for_bit(
   discs, tmp_path, system

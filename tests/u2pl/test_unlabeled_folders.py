@@ -24,7 +24,7 @@ def train_stage(source, options):
 def unlabeled_ids(source, options):
   stage = train_stage(source, options)
   labeled = stage.context.labeled(stage.options, 'train')
-  return labeled.ids(), stage._open_unlabeled(labeled).ids()
+  return labeled.ids(), stage._open_unlabeled().ids()
 
 
 @pytest.fixture

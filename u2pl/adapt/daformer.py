@@ -114,8 +114,13 @@ class DAFormer:
     """
     options = self.options
     # L_s: mean cross entropy over all pixels; ignored ones count as 0.
-    outputs, batch_stats = self.forward(
-      params, state.batch_stats, source, options.source_heads, keys.source
+    outputs, batch_stats = method.training_forward_pass(
+      self.segmenter,
+      params,
+      state.batch_stats,
+      source,
+      heads=options.source_heads,
+      rng=keys.source,
     )
     terms = {'loss_source': losses.mean_loss(outputs['logits'], labels)}
     total = terms['loss_source']
@@ -163,8 +168,13 @@ class DAFormer:
     Returns:
       The loss, the outputs by head, and the batch statistics after the pass.
     """
-    outputs, batch_stats = self.forward(
-      params, batch_stats, targets.mixed.images, self.options.mixed_heads, rng
+    outputs, batch_stats = method.training_forward_pass(
+      self.segmenter,
+      params,
+      batch_stats,
+      targets.mixed.images,
+      heads=self.options.mixed_heads,
+      rng=rng,
     )
     loss = losses.mean_loss(
       outputs['logits'],
@@ -174,32 +184,11 @@ class DAFormer:
     )
     return loss, outputs, batch_stats
 
-  def forward(
-    self,
-    params: types.Params,
-    batch_stats: types.Params,
-    images: Float[Array, 'B H W 3'],
-    heads: tuple[str, ...],
-    rng: Array,
-  ) -> tuple[dict[str, Array], types.Params]:
-    """Applies the student in training mode."""
-    return method.training_forward_pass(
-      self.segmenter,
-      params,
-      batch_stats,
-      images,
-      heads=heads,
-      train=segmenter_lib.SUBMODULES,
-      rng=rng,
-    )
-
   def predict(
     self, state: target_teacher.State, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
     """Computes logits of the student, which is evaluated."""
-    return self.segmenter.apply(
-      train_state.train_state_variables(state), images, heads=('logits',)
-    )['logits']
+    return method.HeadScores(self.segmenter).predict(state, images)
 
   def panel_output(
     self, state: target_teacher.State, batch: batch_lib.Batch, rng: Array

@@ -171,7 +171,8 @@ class Cct(method.SemiSupervised):
       main = jax.lax.stop_gradient(
         pseudo_labels.upsample_teacher_scores(main['logits'], known.shape[1:])
       )
-      target, foreground = jax.nn.softmax(main), jnp.argmax(main, -1) > 0
+      target = jax.nn.softmax(main)
+      foreground = cct_perturbations.find_foreground(jnp.argmax(main, axis=-1))
       errors = [
         losses.mean_squared_error(jax.nn.softmax(logits), target, known)
         for logits in self.perturbed_logits(params, z, foreground, perturb_rng)
@@ -189,7 +190,7 @@ class Cct(method.SemiSupervised):
     self,
     params: types.Params,
     z: Float[Array, 'B h w D'],
-    foreground: Array,
+    foreground: cct_perturbations.Foreground,
     rng: Array,
   ) -> list[Float[Array, 'B H W C']]:
     """Computes the logits of every perturbed decoder, in the order of KINDS.
@@ -197,10 +198,10 @@ class Cct(method.SemiSupervised):
     Args:
       params: parameters of the network.
       z: map that the decoders read.
-      foreground: bool [B, H, W], pixels whose predicted class is not 0.
+      foreground: foreground of the main decoder's prediction.
       rng: key of the perturbations.
     """
-    options, size, results = self.options, foreground.shape[1:], []
+    options, size, results = self.options, foreground.mask.shape[1:], []
     for i, (name, kind) in enumerate(options.decoders.heads.items()):
       draws = cct_perturbations.sample_draws(
         jax.random.fold_in(rng, i), kind, z.shape, size
@@ -212,11 +213,12 @@ class Cct(method.SemiSupervised):
 
       own = params['heads'][name]
       if kind == 'vat':
+        # In float32: bfloat16 features would swallow noise this small.
         fixed = jax.lax.stop_gradient(own)
         perturbed = z + cct_perturbations.adversarial_noise(
           lambda x, fixed=fixed, decode=decode: decode(x, fixed),
           *(z, draws, options.vat_xi, options.vat_epsilon),
-        ).astype(z.dtype)
+        )
       else:
         perturbation = cct_perturbations.PERTURBATIONS[kind]
         perturbed = perturbation(z, draws, foreground)

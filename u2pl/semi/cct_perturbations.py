@@ -1,5 +1,6 @@
 """The perturbations of CCT: seven ways to change the map that decoders read.
 
+  foreground = find_foreground(labels)
   draws = sample_draws(rng, kind, z.shape, size)
   perturbed = PERTURBATIONS[kind](z, draws, foreground)
 
@@ -10,10 +11,11 @@ Segmentation with Cross-Consistency Training" (CCT), Sec. 3.2.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from segcore.models.layers import resize
 from segcore.ops import connected_components
@@ -38,6 +40,25 @@ KINDS = (
   'object',
   'vat',
 )
+
+
+class Foreground(NamedTuple):
+  """The foreground of images, which guides some of the perturbations.
+
+  Attributes:
+    mask: pixels whose predicted class is not 0.
+    objects: extent of its connected components, [B, P] each.
+  """
+
+  mask: Bool[Array, 'B H W']
+  objects: connected_components.ComponentBoxes
+
+
+def find_foreground(labels: Int[Array, 'B H W']) -> Foreground:
+  """Computes the foreground of predicted labels, and its components."""
+  mask = labels > 0
+  roots = jax.vmap(connected_components.label_components)(mask)
+  return Foreground(mask, jax.vmap(connected_components.component_boxes)(roots))
 
 
 def sample_draws(
@@ -77,7 +98,7 @@ def sample_draws(
 def drop_random_channels(
   z: Float[Array, 'B h w D'],
   kept: Bool[Array, 'B D'],
-  foreground: Bool[Array, 'B H W'],
+  foreground: Foreground,
 ) -> Float[Array, 'B h w D']:
   """Clears half of the channels of each image, and doubles the others."""
   del foreground
@@ -87,7 +108,7 @@ def drop_random_channels(
 def drop_active_cells(
   z: Float[Array, 'B h w D'],
   factor: Float[Array, ''],
-  foreground: Bool[Array, 'B H W'],
+  foreground: Foreground,
 ) -> Float[Array, 'B h w D']:
   """Clears the cells of an image whose mean over channels is about the largest.
 
@@ -107,7 +128,7 @@ def drop_active_cells(
 def add_feature_noise(
   z: Float[Array, 'B h w D'],
   noise: Float[Array, 'h w D'],
-  foreground: Bool[Array, 'B H W'],
+  foreground: Foreground,
 ) -> Float[Array, 'B h w D']:
   """Multiplies all images by one and the same map 1 + n."""
   del foreground
@@ -117,21 +138,22 @@ def add_feature_noise(
 def cut_out_objects(
   z: Float[Array, 'B h w D'],
   uniforms: Float[Array, 'B H W 2'],
-  foreground: Bool[Array, 'B H W'],
+  foreground: Foreground,
 ) -> Float[Array, 'B h w D']:
   """Clears a box within the bounding box of each object of the foreground.
 
   Args:
     z: map.
     uniforms: uniform numbers in [0, 1), see `object_box_mask`.
-    foreground: pixels that are no background.
+    foreground: objects.
   """
-  boxes = jax.vmap(object_box_mask)(foreground, uniforms)
+  boxes = jax.vmap(object_box_mask)(foreground.objects, uniforms)
   return _keep(z, ~boxes)
 
 
 def object_box_mask(
-  foreground: Bool[Array, 'H W'], uniforms: Float[Array, 'H W 2']
+  objects: connected_components.ComponentBoxes,
+  uniforms: Float[Array, 'H W 2'],
 ) -> Bool[Array, 'H W']:
   """Computes a mask of a random box within each object of an image.
 
@@ -141,13 +163,11 @@ def object_box_mask(
   rounded down, and starts at a uniform integer from 0 to 0.6 of them.
 
   Args:
-    foreground: pixels of objects.
+    objects: components of the image.
     uniforms: uniform numbers in [0, 1) for row and column of the box's start;
       those at the root of a component are its.
   """
-  height, width = foreground.shape
-  roots = connected_components.label_components(foreground)
-  boxes = connected_components.component_boxes(roots)
+  height, width, _ = uniforms.shape
   uniforms = uniforms.reshape(-1, 2)
 
   def extent(first: Array, last: Array, uniform: Array) -> tuple[Array, Array]:
@@ -158,11 +178,11 @@ def object_box_mask(
     start = first + jnp.minimum(offset, choices - 1)
     return start, start + side * 2 // 5
 
-  top, bottom = extent(boxes.top, boxes.bottom, uniforms[:, 0])
-  left, right = extent(boxes.left, boxes.right, uniforms[:, 1])
+  top, bottom = extent(objects.top, objects.bottom, uniforms[:, 0])
+  left, right = extent(objects.left, objects.right, uniforms[:, 1])
   # A box is the double cumulative sum of 1, -1, -1, 1 at its corners; however
   # many boxes there are, an image is read once.
-  one = (boxes.perimeter > _PERIMETER).astype(jnp.int32)
+  one = (objects.perimeter > _PERIMETER).astype(jnp.int32)
   corners = jnp.zeros((height + 1, width + 1), jnp.int32)
   for row, column, sign in (
     (top, left, 1),
@@ -176,19 +196,19 @@ def object_box_mask(
 
 
 def keep_foreground(
-  z: Float[Array, 'B h w D'], draws: None, foreground: Bool[Array, 'B H W']
+  z: Float[Array, 'B h w D'], draws: None, foreground: Foreground
 ) -> Float[Array, 'B h w D']:
   """Clears the background (the context mask of the authors)."""
   del draws
-  return _keep(z, foreground)
+  return _keep(z, foreground.mask)
 
 
 def keep_background(
-  z: Float[Array, 'B h w D'], draws: None, foreground: Bool[Array, 'B H W']
+  z: Float[Array, 'B h w D'], draws: None, foreground: Foreground
 ) -> Float[Array, 'B h w D']:
   """Clears the foreground (the object mask of the authors)."""
   del draws
-  return _keep(z, ~foreground)
+  return _keep(z, ~foreground.mask)
 
 
 def adversarial_noise(

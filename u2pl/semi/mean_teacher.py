@@ -256,9 +256,7 @@ class MeanTeacher(method.TeacherStudent):
       )
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
     valid = labels >= 0
-    percent = self.options.partition.at(
-      _progress(state.step, self.steps_per_epoch, self.update.num_steps)
-    )
+    percent = self.options.partition.at(self.progress(state))
     reliability = pseudo_labels.partition_by_entropy(
       entropy, valid, percent, self.options.anchor_entropy
     )
@@ -374,14 +372,6 @@ def _augment_colors(
     return images
   keys = update_lib.row_prng_keys(rng, len(images))
   return color_augment.augment_colors(images, keys, options)
-
-
-def _progress(
-  step: Array, steps_per_epoch: int, num_steps: int
-) -> types.Scalar:
-  """Computes t / T of Eq. 15, finished epochs over all epochs."""
-  epoch = (step // steps_per_epoch).astype(jnp.float32)
-  return epoch * steps_per_epoch / num_steps
 
 
 def _pixel_masks(

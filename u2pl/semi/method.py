@@ -45,6 +45,7 @@ class SemiSupervised:
     steps_per_epoch: number of steps that read all unlabeled images once.
     class_weights: weight of each class in the supervised loss; None for equal
       weights.
+    num_unlabeled: number of unlabeled images; 1 until the data is open.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -53,6 +54,7 @@ class SemiSupervised:
   num_classes: int
   steps_per_epoch: int
   class_weights: tuple[float, ...] | None = None
+  num_unlabeled: int = 1
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -100,10 +102,14 @@ class SemiSupervised:
       batch_stats,
       images,
       heads=self.options.student_heads,
-      train=segmenter_lib.SUBMODULES,
       rng=rng,
       perturb=perturb,
     )
+
+  def progress(self, state: train_state.TrainState) -> types.Scalar:
+    """Computes t / T of Eq. 15 of U2PL, finished epochs over all epochs."""
+    epoch = (state.step // self.steps_per_epoch).astype(jnp.float32)
+    return epoch * self.steps_per_epoch / self.update.num_steps
 
   def apply_in_training(
     self,

@@ -117,6 +117,19 @@ class SystemOptions:
     return 1
 
   @property
+  def paste_scales(self) -> tuple[float, float] | None:
+    """Returns by which factors second labeled images are resized.
+
+    None without second images, and with unlabeled images that are not paired.
+    """
+    return None
+
+  @property
+  def full_loss_epoch(self) -> int:
+    """Returns the epoch from which on all terms of the loss are computed."""
+    return self.warmup_epochs
+
+  @property
   def needs_representations(self) -> bool:
     """Returns whether the network needs a head `rep`."""
     return False

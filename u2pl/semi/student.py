@@ -46,7 +46,6 @@ def student_step(
       state.batch_stats,
       images,
       heads=heads,
-      train=segmenter_lib.SUBMODULES,
       rng=rng,
     )
     total, terms = loss(outputs)

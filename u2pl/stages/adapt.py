@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, samplers
 from input_pipeline.sources import fingerprints
-from runtime import console, errors, files
+from runtime import console, errors
 from segcore import types
 from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
@@ -19,13 +19,13 @@ from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
-from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.adapt import daformer
 from u2pl.adapt import options as adapt_options
+from u2pl.stages import base, pixel_heads
 
 SOURCE, TARGET = 'source', 'target'
 
@@ -43,22 +43,6 @@ class TargetOptions:
   data: datasets.DataOptions
   split: str = 'train'
   crop: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """Options of the heads of student and teacher, on the decoder's finest map.
-
-  Attributes:
-    dropout_rate: share of the channels that the classifier drops in training.
-    width: channels of the blocks of representations.
-    representation: D, channels of a representation; its map has stride 4, or
-      the nearest that the decoder has.
-  """
-
-  dropout_rate: float = 0.1
-  width: int = 256
-  representation: int = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +67,7 @@ class AdaptOptions(data_lib.LabeledData):
   target: TargetOptions
   learn: adapt_options.LearnOptions = adapt_options.LearnOptions()
   rare_classes: samplers.RareClassOptions | None = samplers.RareClassOptions()
-  heads: HeadOptions = HeadOptions()
+  heads: pixel_heads.HeadOptions = pixel_heads.HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
@@ -118,12 +102,11 @@ class AdaptOptions(data_lib.LabeledData):
     )
 
 
-class AdaptStage(experiment_stage.TrainingStage):
+class AdaptStage(base.ClassStage):
   """Trains a student on source and target images; reports on the target."""
 
   name = 'adapt'
   options: AdaptOptions
-  val_metric = 'miou'
 
   @property
   def zero_terms_until(self) -> int:
@@ -146,9 +129,6 @@ class AdaptStage(experiment_stage.TrainingStage):
         f'{self.path}.target.crop.size: expected {self.size}, that of '
         f'{self.path}.crop, got {crop.size}'
       )
-    num_classes = datasets.known_dataset_num_classes(self.options.data)
-    if num_classes is not None:
-      self._check_classes(num_classes)
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""
@@ -169,7 +149,7 @@ class AdaptStage(experiment_stage.TrainingStage):
         f'{self.path}.target.data: expected the classes of {source.name}, '
         f'{", ".join(source.classes)}, got {", ".join(target.classes)}'
       )
-    self._check_classes(len(source.classes))
+    self.check_num_classes(len(source.classes))
     names = (block.val_split, *block.follow, *self.experiment.evaluate.splits)
     for name in dict.fromkeys(names):
       evaluated = context.open(block.target.data, name, 'label', self.name)
@@ -214,25 +194,12 @@ class AdaptStage(experiment_stage.TrainingStage):
     block = self.options
     dtype = jnp.dtype(self.experiment.network.dtype)
     heads: dict[str, Any] = {
-      'logits': heads_lib.PixelClassifier(
-        num_classes,
-        stride=1,
-        nearest=True,
-        dropout_rate=block.heads.dropout_rate,
-        dtype=dtype,
-      )
+      'logits': block.heads.build_classifier(num_classes, dtype, stride=1)
     }
     if block.learn.feature_distance:
       heads[adapt_options.FEATURES] = heads_lib.EncoderMap()
     if block.learn.needs_representations:
-      heads['rep'] = heads_lib.ConvBlocksHead(
-        block.heads.representation,
-        width=block.heads.width,
-        nearest=True,
-        dropout_rate=0.0,
-        kernel_init=conv_block.he_normal_fan_out,
-        dtype=dtype,
-      )
+      heads['rep'] = block.heads.build_representation(dtype)
     return context.build(heads, self.size)
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
@@ -272,15 +239,8 @@ class AdaptStage(experiment_stage.TrainingStage):
     self, trained: daformer.DAFormer, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
     """Builds the evaluation on the target, with panels of mixed images."""
-    evaluate = evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        self.options.evaluated,
-        self.options.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
-      )
+    evaluate = evaluation.build_training_stage_evaluation(
+      self, trained, self.options.evaluated
     )
     if TARGET not in streams:
       return evaluate
@@ -297,12 +257,6 @@ class AdaptStage(experiment_stage.TrainingStage):
     )
     return evaluator.combine_evaluation_summaries(evaluate, panel)
 
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(workspace, streams[SOURCE].split)
-
   def _target_augmentations(self) -> tuple[Any, Any]:
     """Builds the crop and the flips of target images."""
     block = self.options
@@ -310,7 +264,7 @@ class AdaptStage(experiment_stage.TrainingStage):
       block.target.crop, block.flips, f'{self.path}.target'
     )
 
-  def _check_classes(self, num_classes: int) -> None:
+  def check_num_classes(self, num_classes: int) -> None:
     """Raises UserError where a loss would be 0, or a class is unknown."""
     learn = self.options.learn
     if learn.contrast:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, splits
-from runtime import console, errors, files
+from runtime import console, errors
 from segcore import types
 from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
@@ -25,6 +25,7 @@ from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import method as method_lib
 from u2pl.semi import systems
+from u2pl.stages import base, equalized_streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +120,16 @@ class TrainOptions(data_lib.LabeledData):
     return self.learn.warmup_epochs * self.steps_per_epoch
 
 
-class TrainStage(experiment_stage.TrainingStage):
+class TrainStage(base.ClassStage):
   """Trains the network of a system, and whatever else its state has."""
 
   name = 'train'
   options: TrainOptions
-  val_metric = 'miou'
 
   @property
   def zero_terms_until(self) -> int:
-    """Returns the end of the warm-up, in which only one term is computed."""
-    return self.options.warmup_steps
+    """Returns the number of steps before all terms are computed."""
+    return self.options.learn.full_loss_epoch * self.options.steps_per_epoch
 
   @property
   def follows_num_steps(self) -> bool:
@@ -137,15 +137,12 @@ class TrainStage(experiment_stage.TrainingStage):
     return self.options.learn.follows_num_steps
 
   def check(self) -> None:
-    """Checks batch, network and, where it is known, the number of classes."""
+    """Checks batch, network, classes where they are known, and the crop."""
     super().check()
     try:
       self.options.learn.check_image_size(self.size)
     except ValueError as error:
       raise errors.UserError(f'config.train.crop.size: {error}') from error
-    num_classes = datasets.known_dataset_num_classes(self.options.data)
-    if num_classes is not None:
-      self._check_num_classes(num_classes)
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""
@@ -162,7 +159,7 @@ class TrainStage(experiment_stage.TrainingStage):
       self.options, self.experiment.evaluate.splits, self.name
     )
     labeled = self.context.labeled(self.options, self.name)
-    self._check_num_classes(len(labeled.classes))
+    self.check_num_classes(len(labeled.classes))
 
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of one stream, or of both."""
@@ -174,7 +171,10 @@ class TrainStage(experiment_stage.TrainingStage):
     if not block.learn.reads_unlabeled:
       return spec()
     crop, _ = self.augmentations()
-    return {'labeled': spec(), 'unlabeled': spec(valid=crop.ignores_padding)}
+    equalizes = block.learn.paste_scales is not None
+    unlabeled = spec(valid=crop.ignores_padding, paired=equalizes)
+    pasted = {'pasted': spec()} if equalizes else {}
+    return {'labeled': spec(), 'unlabeled': unlabeled, **pasted}
 
   def method(
     self, context: context_lib.Context, num_classes: int
@@ -201,8 +201,11 @@ class TrainStage(experiment_stage.TrainingStage):
       self.context.labeled(self.options, self.name),
       self.options.learn.supervised.class_weights,
     )
+    fields: dict[str, Any] = {'class_weights': weights}
+    if 'unlabeled' in streams:
+      fields['num_unlabeled'] = len(streams['unlabeled'].split)
     method = super().trained_method(workspace, streams)
-    return dataclasses.replace(method, class_weights=weights)
+    return dataclasses.replace(method, **fields)
 
   def build_network(
     self, context: context_lib.Context, num_classes: int
@@ -227,7 +230,7 @@ class TrainStage(experiment_stage.TrainingStage):
     if not block.learn.reads_unlabeled:
       self._log_epoch(f'{len(labeled)} labeled images', len(labeled) / batch)
       return {'': stream(labeled, 'label')}
-    unlabeled = self._open_unlabeled(labeled)
+    unlabeled = self._open_unlabeled()
     self._log_epoch(
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
@@ -239,10 +242,15 @@ class TrainStage(experiment_stage.TrainingStage):
     kept = ['label'] if 'label' in unlabeled.label_kinds else []
     if augmentations[0].ignores_padding:
       kept.append('valid')
-    return {
+    streams = {
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *kept),
     }
+    if scales := block.learn.paste_scales:
+      streams |= equalized_streams.equalized_streams(
+        labeled, streams, scales, block.steps_per_epoch
+      )
+    return streams
 
   def evaluation(
     self, trained: method_lib.SemiSupervised, streams: data_lib.Streams
@@ -252,34 +260,17 @@ class TrainStage(experiment_stage.TrainingStage):
     The splits are `val_split` and those of `follow`.
     """
     block = self.options
-    evaluate = evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        block,
-        block.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
-      )
-    )
+    evaluate = evaluation.build_training_stage_evaluation(self, trained, block)
     if not block.learn.reads_unlabeled:
       return evaluate
     panel = panels.TeacherPanels(
       trained,
-      self._panel_batch(streams),
+      _panel_batch(streams, block.learn.mixing_group),
       streams['labeled'].split.palette,
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
     )
     return evaluator.combine_evaluation_summaries(evaluate, panel)
-
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(
-      workspace, next(iter(streams.values())).split
-    )
 
   def _heads(self, num_classes: int) -> dict[str, Any]:
     block = self.options
@@ -314,7 +305,7 @@ class TrainStage(experiment_stage.TrainingStage):
       )
     return heads | block.learn.further_heads(num_classes, heads['logits'])
 
-  def _open_unlabeled(self, labeled: datasets.Split) -> datasets.Split:
+  def _open_unlabeled(self) -> datasets.Split:
     """Opens the unlabeled images: neither labeled nor held out.
 
     Of another data set, images of the validation split are left out, too; they
@@ -326,9 +317,7 @@ class TrainStage(experiment_stage.TrainingStage):
     block = self.options
     images = block.unlabeled_images
     split = self.context.open(images.data, images.split)
-    excluded = [labeled]
-    if block.subset.held_out:
-      excluded.append(self.context.evaluated(block, splits.HELD_OUT, self.name))
+    excluded = self.context.labeled_and_held_out(block, self.name)
     if images.data == block.data:
       names = {name for other in excluded for name in other.ids()}
       rest = [i for i, name in enumerate(split.ids()) if name not in names]
@@ -349,18 +338,18 @@ class TrainStage(experiment_stage.TrainingStage):
       f'{self.options.steps_per_epoch} steps'
     )
 
-  def _panel_batch(self, streams: data_lib.Streams) -> dict[str, Any]:
-    """Builds the fixed batch that the panel shows."""
-    group = self.options.learn.mixing_group
-    # Images are mixed within groups, so the batch has whole groups.
-    count = -(-evaluation.NUM_PANEL_ROWS // group) * group
-    return {
-      name: data_lib.fixed_panel_batch(stream, count)
-      for name, stream in streams.items()
-    }
-
-  def _check_num_classes(self, num_classes: int) -> None:
+  def check_num_classes(self, num_classes: int) -> None:
+    """Raises UserError where a loss of the system is not defined."""
     try:
       self.options.learn.check_num_classes(num_classes)
     except ValueError as error:
       raise errors.UserError(f'config.train.learn.{error}') from error
+
+
+def _panel_batch(streams: data_lib.Streams, group: int) -> dict[str, Any]:
+  """Builds the fixed batch that the panel shows, of whole groups of images."""
+  count = -(-evaluation.NUM_PANEL_ROWS // group) * group
+  return {
+    name: data_lib.fixed_panel_batch(stream, count)
+    for name, stream in streams.items()
+  }

@@ -1,15 +1,17 @@
 """Stage `weak`: a network from labels of whole images."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets
-from input_pipeline.sources import fingerprints
-from runtime import console, errors, files
+from input_pipeline import datasets, split_tags
+from input_pipeline.sources import fingerprints, tag_files
+from runtime import console, errors
+from runtime import options as options_lib
 from segcore import types
 from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
@@ -18,29 +20,12 @@ from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
-from segcore.models.layers import conv_block
 from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from u2pl.weak import afa
+from u2pl.stages import base, pixel_heads
+from u2pl.weak import afa, panels
 from u2pl.weak import options as weak_options
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """Options of the heads on the decoder's finest map.
-
-  Attributes:
-    dropout_rate: share of the channels that the classifier of pixels drops in
-      training.
-    width: channels of the blocks of representations.
-    representation: D, channels of a representation; its map has stride 4, or
-      the nearest that the decoder has.
-  """
-
-  dropout_rate: float = 0.1
-  width: int = 256
-  representation: int = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +38,8 @@ class WeakOptions:
     data: data set with tags, or with masks, whose classes are the tags.
     split: name of the split that is trained on; its masks, if it has any, only
       measure the labels made from CAMs.
+    tags: table or folder of labels of all images of the split, which replace
+      those of the data set (see `tag_files`); '' to keep these.
     val_split: name of a split with masks that is evaluated during training; ''
       if there is none.
     follow: names of further splits with masks evaluated during training.
@@ -66,10 +53,11 @@ class WeakOptions:
 
   data: datasets.DataOptions
   split: str = 'train'
+  tags: str = options_lib.location_option(default='')
   val_split: str = 'val'
   follow: tuple[str, ...] = ()
   learn: weak_options.LearnOptions = weak_options.LearnOptions()
-  heads: HeadOptions = HeadOptions()
+  heads: pixel_heads.HeadOptions = pixel_heads.HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
@@ -103,12 +91,11 @@ class WeakOptions:
     )
 
 
-class WeakStage(experiment_stage.TrainingStage):
+class WeakStage(base.ClassStage):
   """Trains on tags of images; reports on a split with masks, if any."""
 
   name = 'weak'
   options: WeakOptions
-  val_metric = 'miou'
 
   @property
   def best_metric(self) -> str | None:
@@ -121,25 +108,29 @@ class WeakStage(experiment_stage.TrainingStage):
     learn = self.options.learn
     return learn.class_steps + 1 if learn.contrast else 0
 
-  def check(self) -> None:
-    """Checks batch, network, crop and, where it is known, the classes."""
-    super().check()
-    num_classes = datasets.known_dataset_num_classes(self.options.data)
-    if num_classes is not None:
-      self._check_classes(num_classes)
-
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the split to read, and the source of the initial parameters."""
     block = self.options
-    kind = {'tags': 'tags', 'masks': 'label'}[block.learn.supervision]
+    kind = 'label' if block.learn.supervision == 'masks' else 'tags'
+    if block.tags and kind == 'tags':
+      kind = ''
     read = experiment_stage.SplitInput(block.data, block.split, kind)
     return experiment_stage.Inputs((read,), block.start)
+
+  def content(self) -> dict[str, Any]:
+    """Adds the tags that replace those of the data set."""
+    content = super().content()
+    if self.options.tags:
+      path = pathlib.Path(self.options.tags)
+      labels, _ = tag_files.read_image_tags(path, path, self._tagged.ids())
+      content['tags'] = options_lib.options_digest(labels)
+    return content
 
   def check_data(self) -> None:
     """Refuses leaking images, and data of a single class."""
     block, context = self.options, self.context
-    trained = context.open(block.data, block.split)
-    self._check_classes(len(trained.classes))
+    trained = self._tagged
+    self.check_num_classes(len(trained.classes))
     splits = (block.val_split, *block.follow)
     if 'evaluate' in self.experiment.stages:
       splits += self.experiment.evaluate.splits
@@ -180,22 +171,11 @@ class WeakStage(experiment_stage.TrainingStage):
     dtype = jnp.dtype(self.experiment.network.dtype)
     heads = {
       'tags': heads_lib.TagHead(num_classes - 1, block.learn.pooling),
-      'logits': heads_lib.PixelClassifier(
-        num_classes,
-        nearest=True,
-        dropout_rate=block.heads.dropout_rate,
-        init_deviation=None,
-        dtype=dtype,
+      'logits': block.heads.build_classifier(
+        num_classes, dtype, init_deviation=None
       ),
       'affinity': heads_lib.AffinityHead(),
-      'rep': heads_lib.ConvBlocksHead(
-        block.heads.representation,
-        width=block.heads.width,
-        nearest=True,
-        dropout_rate=0.0,
-        kernel_init=conv_block.he_normal_fan_out,
-        dtype=dtype,
-      ),
+      'rep': block.heads.build_representation(dtype),
     }
     return context.build(
       {name: heads[name] for name in block.learn.heads}, self.size
@@ -204,8 +184,7 @@ class WeakStage(experiment_stage.TrainingStage):
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens the images with their tags."""
     del workspace
-    block = self.options
-    split = self.context.open(block.data, block.split)
+    split = self._tagged
     crop, flips = self.augmentations()
     # Masks of tagged images only measure the labels made from CAMs.
     kept = [kind for kind in ('tags', 'label') if kind in split.label_kinds]
@@ -220,29 +199,36 @@ class WeakStage(experiment_stage.TrainingStage):
   def evaluation(
     self, trained: afa.AFA, streams: data_lib.Streams
   ) -> loop.EvaluateFn | None:
-    """Builds the evaluation during training, if there is a split for it."""
-    del streams
-    block = self.options
-    if not block.val_split:
-      return None
-    return evaluator.combine_evaluators(
-      evaluation.build_training_stage_evaluators(
-        self.context,
-        trained,
-        block.evaluated,
-        block.recipe.batch_size,
-        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
-        self.name,
+    """Builds the evaluation of a split with masks, and panels of labels."""
+    block, functions = self.options, []
+    if block.val_split:
+      functions.append(
+        evaluation.build_training_stage_evaluation(
+          self, trained, block.evaluated
+        )
       )
-    )
+    if block.learn.needs_cams:
+      stream = streams['']
+      batch = data_lib.fixed_panel_batch(stream, evaluation.NUM_PANEL_ROWS)
+      functions.append(
+        panels.LabelPanels(
+          trained, batch, stream.split.palette, self.context.mesh
+        )
+      )
+    if not functions:
+      return None
+    return evaluator.combine_evaluation_summaries(*functions)
 
-  def write_outputs(
-    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> Sequence[files.Path]:
-    """Writes names and colors of the classes."""
-    return data_lib.write_stage_classes(workspace, streams[''].split)
+  @property
+  def _tagged(self) -> datasets.Split:
+    """Opens the images with their tags."""
+    block = self.options
+    split = self.context.open(block.data, block.split)
+    if not block.tags:
+      return split
+    return split_tags.replace_tags(split, pathlib.Path(block.tags))
 
-  def _check_classes(self, num_classes: int) -> None:
+  def check_num_classes(self, num_classes: int) -> None:
     """Raises UserError unless there is a class beside the background."""
     if num_classes < 2:
       raise errors.UserError(

@@ -63,11 +63,15 @@ class Targets(NamedTuple):
     segmentation: class of each pixel; negative where unknown.
     refined: labels of the affinity loss; None on masks.
     cams: multi-scale CAMs; None on masks.
+    plain: labels of thresholded CAMs, to be shown; None on masks.
+    batch_stats: batch statistics after the passes of CAMs; None on masks.
   """
 
   segmentation: Int[Array, 'B H W']
   refined: Int[Array, 'B H W'] | None = None
   cams: Float[Array, 'B H W C'] | None = None
+  plain: Int[Array, 'B H W'] | None = None
+  batch_stats: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,11 @@ class AFA:
     targets, scalars = None, {}
     if self.options.needs_cams:
       # CAMs of several scales and flips → refined and propagated labels.
-      state, targets, scalars = self.label(state, batch, images, keys.cams)
+      targets = self.make_labels(state, images, keys.cams)
+      state = state.replace(batch_stats=targets.batch_stats)
+      scalars = losses.label_scalars(
+        targets.plain, targets.segmentation, images.inside, batch.get('label')
+      )
     elif self.options.segmentation:
       targets = Targets(batch['label'].astype(jnp.int32))
     # One step on the sum of all losses.
@@ -126,19 +134,17 @@ class AFA:
       after = after.replace(**vars(branch))
     return after, {'loss': total, **terms, **scalars}
 
-  def label(
-    self,
-    state: State,
-    batch: batch_lib.Batch,
-    images: cam_labels.TaggedImages,
-    rng: Array,
-  ) -> tuple[State, Targets, types.Metrics]:
+  def make_labels(
+    self, state: State, images: cam_labels.TaggedImages, rng: Array
+  ) -> Targets:
     """Computes CAMs and affinities without gradient, and labels from them.
 
     The passes are in training mode: they update the batch statistics.
     """
-    options, inside = self.options.cam, images.inside
-    cams, affinities, state = self.multi_scale_cams(state, images.pixels, rng)
+    options = self.options.cam
+    cams, affinities, batch_stats = self.multi_scale_cams(
+      state, images.pixels, rng
+    )
     refined = cam_labels.refine_cam_labels(cams, images, options)
     segmentation = refined
     if affinities is not None:
@@ -152,16 +158,20 @@ class AFA:
     plain = cam_labels.threshold_cams(
       cams, images, options.plain, options.plain
     )
-    scalars = losses.label_scalars(
-      plain, segmentation, inside, batch.get('label')
-    )
-    return state, Targets(segmentation, refined, cams), scalars
+    return Targets(segmentation, refined, cams, plain, batch_stats)
 
   def multi_scale_cams(
     self, state: State, pixels: Float[Array, 'B H W 3'], rng: Array
-  ) -> tuple[Float[Array, 'B H W C'], cam_labels.Affinities | None, State]:
-    """Computes normalized CAMs, and affinities at the largest scale."""
-    images, scales = _to_symmetric(pixels), self.options.cam.scales
+  ) -> tuple[
+    Float[Array, 'B H W C'], cam_labels.Affinities | None, types.Params
+  ]:
+    """Computes normalized CAMs, and affinities at the largest scale.
+
+    Returns:
+      CAMs, affinities if there are any, and the batch statistics after.
+    """
+    images = batch_lib.batch_images_to_symmetric(pixels)
+    scales = self.options.cam.scales
     maps, affinities, batch_stats = [], None, state.batch_stats
     for i, scale in enumerate(scales):
       # `logits` only for the statistics of the decoder's batch norms.
@@ -169,19 +179,20 @@ class AFA:
       is_largest = i == scales.index(max(scales))
       if is_largest and self.options.affinity:
         heads += ('affinity',)
-      outputs, batch_stats = self.forward(
+      outputs, batch_stats = method.training_forward_pass(
+        self.segmenter,
         state.params,
         batch_stats,
         cam.resize_and_flip(images, scale),
-        heads,
-        jax.random.fold_in(rng, i),
+        heads=heads,
+        rng=jax.random.fold_in(rng, i),
       )
       maps.append(outputs['tags'].maps)
       if 'affinity' in heads:
         plain, _ = batch_lib.split_batch_rows(outputs['affinity'], 2)
         affinities = cam_labels.Affinities(plain, maps[-1].shape[1:3])
     cams = cam.fuse_scaled_cams(maps, pixels.shape[1:3])
-    return cams, affinities, state.replace(batch_stats=batch_stats)
+    return cams, affinities, batch_stats
 
   def loss(
     self,
@@ -200,12 +211,13 @@ class AFA:
       contrastive branch.
     """
     options, branch, scalars = self.options, None, {}
-    outputs, batch_stats = self.forward(
+    outputs, batch_stats = method.training_forward_pass(
+      self.segmenter,
       params,
       state.batch_stats,
-      _to_symmetric(images.pixels),
-      options.heads,
-      keys.network,
+      batch_lib.batch_images_to_symmetric(images.pixels),
+      heads=options.heads,
+      rng=keys.network,
     )
     if options.supervision == 'masks':
       loss = losses.mean_cross_entropy(outputs['logits'], targets.segmentation)
@@ -271,25 +283,6 @@ class AFA:
       )
     return terms
 
-  def forward(
-    self,
-    params: types.Params,
-    batch_stats: types.Params,
-    images: Float[Array, 'B H W 3'],
-    heads: tuple[str, ...],
-    rng: Array,
-  ) -> tuple[dict[str, Any], types.Params]:
-    """Applies the network in training mode."""
-    return method.training_forward_pass(
-      self.segmenter,
-      params,
-      batch_stats,
-      images,
-      heads=heads,
-      train=segmenter_lib.SUBMODULES,
-      rng=rng,
-    )
-
   def predict(
     self, state: State, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w K']:
@@ -325,7 +318,3 @@ def tagged_images(batch: batch_lib.Batch) -> cam_labels.TaggedImages:
   if inside is None:
     inside = jnp.ones(pixels.shape[:3], bool)
   return cam_labels.TaggedImages(pixels, batch['tags'][:, 1:], inside)
-
-
-def _to_symmetric(pixels: Float[Array, 'B H W 3']) -> Float[Array, 'B H W 3']:
-  return (pixels - 127.5) / 127.5

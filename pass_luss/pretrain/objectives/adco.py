@@ -65,7 +65,7 @@ class AdcoOptions(moco.KeyOptions):
 
 @flax.struct.dataclass
 class Negatives:
-  """The trained negatives.
+  """Negatives of AdCo and the momentum of their training.
 
   Attributes:
     rows: float32 [K, D], W: not normalized.
@@ -78,7 +78,7 @@ class Negatives:
 
 @dataclasses.dataclass(frozen=True)
 class Adco(moco.KeyObjective):
-  """The AdCo objective.
+  """The AdCo objective: keys of the batch and trained negatives.
 
   Attributes:
     options: negatives and momentum encoder.
@@ -90,12 +90,12 @@ class Adco(moco.KeyObjective):
 
   @property
   def views(self) -> tuple[int, ...]:
-    """Returns the views of the queries."""
+    """Returns the numbers of the views of the queries."""
     return (0, 1) if self.options.symmetric else (0,)
 
   @property
   def momentum_views(self) -> tuple[int, ...]:
-    """Returns the views of the keys."""
+    """Returns the numbers of the views of the keys."""
     return (0, 1) if self.options.symmetric else (1,)
 
   def check_batch_size(self, batch_size: int) -> None:
@@ -105,14 +105,14 @@ class Adco(moco.KeyObjective):
     )
 
   def initial_memory(self, rng: Array) -> Negatives:
-    """Builds negatives of Gaussian noise, at rest."""
+    """Builds negatives of Gaussian noise, with a velocity of 0."""
     shape = self.options.negatives, self.options.size
     return Negatives(jax.random.normal(rng, shape), jnp.zeros(shape))
 
   def _pairs(
     self, step: objective.Step
   ) -> list[tuple[Float[Array, 'B D'], Float[Array, 'B D']]]:
-    """Returns queries and keys of different views; the first is of view 1."""
+    """Pairs queries with keys of the other view, that of view 1 first."""
     queries = step.outputs[self.name]['queries']
     keys = step.momentum_outputs[self.name]['keys'][:, ::-1]
     return [(queries[:, i], keys[:, i]) for i in range(queries.shape[1])]
@@ -122,10 +122,11 @@ class Adco(moco.KeyObjective):
     return step.state.step < self._num_initial_steps(step)
 
   def _num_initial_steps(self, step: objective.Step) -> int:
+    """Returns the number of steps that fill the negatives, K / B."""
     return self.options.negatives // len(step.outputs[self.name]['queries'])
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes L, the mean over pairs of views."""
+    """Computes the loss L, the mean over pairs of views."""
     negatives = step.state.memory[self.name].rows
     terms = [
       adco_loss(
@@ -159,16 +160,14 @@ class Adco(moco.KeyObjective):
     )
     negatives = _choose(is_initial, filled, trained)
     is_last = step.state.step == self._num_initial_steps(step) - 1
-    return new.replace(
-      memory={**new.memory, self.name: negatives},
-      momentum_params=_choose(
-        is_last, self.needs_momentum.select(new.params), new.momentum_params
-      ),
+    params = _choose(
+      is_last, self.needs_momentum.select(new.params), new.momentum_params
     )
+    return new.with_memory(self.name, negatives).replace(momentum_params=params)
 
 
 def _choose(condition: Bool[Array, ''], one: Any, other: Any) -> Any:
-  """Returns one of two trees."""
+  """Selects one of two trees of arrays by a traced condition."""
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 

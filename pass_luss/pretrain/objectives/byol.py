@@ -68,27 +68,27 @@ class Byol(objective.Objective):
       momentum.momentum_encoder_decay, initial=self.options.decay
     )
     return momentum.MomentumSpec(
-      decay, {'byol': ('projector',)}, after_update=True
+      decay, {self.name: ('projector',)}, after_update=True
     )
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds the projector g and the predictor q, of the same layers."""
     layers = (
-      projection_heads.hidden_layer(self.options.hidden, norm='affine'),
+      projection_heads.Layer(self.options.hidden, norm='affine', relu=True),
       projection_heads.Layer(self.options.size, bias=False),
     )
     head = projection_heads.ProjectionHead(layers, layers, dtype=dtype)
-    return {'byol': head}
+    return {self.name: head}
 
   def momentum_outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Projects both views: z' [B, 2, D]."""
-    projections = views.apply(
-      lambda rows: net.heads.call_method('byol', 'project', rows, True),
-      embedding_ops.average_pool_embeddings(views.large.deepest.array),
-    )
-    return {'projections': views.split(projections)}
+
+    def project(rows: Array) -> Array:
+      return net.heads.call_method(self.name, 'project', rows, True)
+
+    return {'projections': views.apply_to_pooled(project)}
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
@@ -96,14 +96,13 @@ class Byol(objective.Objective):
     """Predicts from both views: p [B, 2, D]."""
 
     def predict(rows: Array) -> Array:
-      rows = net.heads.call_method('byol', 'project', rows, True)
-      return net.heads.call_method('byol', 'predict', rows, True)
+      rows = net.heads.call_method(self.name, 'project', rows, True)
+      return net.heads.call_method(self.name, 'predict', rows, True)
 
-    pooled = embedding_ops.average_pool_embeddings(views.large.deepest.array)
-    return {'predictions': views.split(views.apply(predict, pooled))}
+    return {'predictions': views.apply_to_pooled(predict)}
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes L, of both views."""
+    """Computes the loss L of both views."""
     loss = byol_loss(
       step.outputs[self.name]['predictions'],
       step.momentum_outputs[self.name]['projections'],

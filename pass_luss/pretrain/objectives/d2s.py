@@ -73,7 +73,10 @@ class D2S(objective.Objective):
     """Builds g_s and P_s of each stage."""
     return {
       f'shallow{stage}': heads.Shallow(
-        self.sizes.hidden, self.sizes.embedding, f'x{stage}', dtype
+        self.sizes.hidden,
+        self.sizes.embedding,
+        dtype,
+        map_name=f'x{stage}',
       )
       for stage in self.options.stages
     }

@@ -13,8 +13,6 @@ with λ = 1/2; the second term is a mean over images and cells.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +23,6 @@ from jaxtyping import Array, Float
 from pass_luss.pretrain import (
   contrast,
   embedding_ops,
-  momentum,
   objective,
   projection_heads,
 )
@@ -54,7 +51,7 @@ class DenseclOptions(moco.MocoOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Densecl(objective.Objective):
+class Densecl(moco.RingObjective):
   """The DenseCL objective: queries of view 1, keys of view 2.
 
   Attributes:
@@ -64,28 +61,7 @@ class Densecl(objective.Objective):
   options: DenseclOptions
 
   name = 'densecl'
-  encodes_by_view = True
-
-  @property
-  def views(self) -> tuple[int, ...]:
-    """Returns the view of the queries."""
-    return (0,)
-
-  @property
-  def momentum_views(self) -> tuple[int, ...]:
-    """Returns the view of the keys."""
-    return (1,)
-
-  @property
-  def needs_momentum(self) -> momentum.MomentumSpec:
-    """Returns the average of the encoder and of both projections."""
-    decay = functools.partial(momentum.constant_decay, decay=self.options.decay)
-    modules = ('image_projector', 'cell_projector')
-    return momentum.MomentumSpec(decay, {self.name: modules})
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError unless batches fill the rings evenly."""
-    queue_lib.check_ring_length('densecl.queue', self.options.queue, batch_size)
+  head_modules = ('image_projector', 'cell_projector')
 
   def initial_memory(self, rng: Array) -> dict[str, queue_lib.Ring]:
     """Builds the rings of keys of images and of pooled keys of cells."""
@@ -113,40 +89,54 @@ class Densecl(objective.Objective):
   def momentum_outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
-    """Embeds the view of the keys; see `_embed`."""
-    return self._embed(net, views.view(1))
+    """Embeds view 2: the keys of the image, its cells and their mean.
+
+    Returns:
+      L2-normalized 'keys' k [B, 1, E]; 'cells' k_t [B, h·w, E]; 'pooled' k̄
+      [B, E]; 'features' F' [B, h·w, D].
+    """
+    image, cells, features = self._embed_image_and_cells(net, views.view(1))
+    normalize = embedding_ops.l2_normalize_embeddings
+    return {
+      'keys': image,
+      'cells': normalize(cells),
+      'pooled': normalize(jnp.mean(cells, axis=1)),
+      'features': features,
+    }
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
-    """Embeds the view of the queries; see `_embed`."""
-    return self._embed(net, views.view(0))
-
-  def _embed(
-    self, net: segmenter.Segmenter, maps: Float[Array, 'B h w D']
-  ) -> objective.Arrays:
-    """Embeds a view.
+    """Embeds view 1: the queries of the image and of its cells.
 
     Returns:
-      L2-normalized 'image' [B, E] and 'cells' [B, h·w, E]; 'pooled' [B, E], the
-      normalized mean of the cells' projections; 'features' [B, h·w, D], the
-      normalized features of the encoder.
+      L2-normalized 'queries' q [B, 1, E]; 'cells' q_s [B, h·w, E]; 'features' F
+      [B, h·w, D].
+    """
+    image, cells, features = self._embed_image_and_cells(net, views.view(0))
+    cells = embedding_ops.l2_normalize_embeddings(cells)
+    return {'queries': image, 'cells': cells, 'features': features}
+
+  def _embed_image_and_cells(
+    self, net: segmenter.Segmenter, maps: Float[Array, 'B h w D']
+  ) -> tuple[
+    Float[Array, 'B 1 E'], Float[Array, 'B n E'], Float[Array, 'B n D']
+  ]:
+    """Embeds each image and the n = h·w cells of its map.
+
+    Returns:
+      Normalized embeddings of images, those of cells as they are, and the
+      normalized features of the cells.
     """
     image, cells = net.heads.call_method(self.name, 'project', maps, True)
-    flat = (
+    cells, features = (
       x.reshape(len(x), -1, x.shape[-1]) for x in (cells, jnp.asarray(maps))
     )
-    cells, features = flat
     normalize = embedding_ops.l2_normalize_embeddings
-    return {
-      'image': normalize(image),
-      'cells': normalize(cells),
-      'pooled': normalize(jnp.mean(cells, axis=1)),
-      'features': normalize(features),
-    }
+    return normalize(image)[:, None], cells, normalize(features)
 
   def targets(self, step: objective.Step) -> objective.Arrays:
-    """Returns the key of each cell of the queries' view: k_c(s)."""
+    """Selects the key of each cell of the queries' view: k_c(s)."""
     keys = step.momentum_outputs[self.name]
     matches = match_cells(step.outputs[self.name]['features'], keys['features'])
     cells = jnp.take_along_axis(keys['cells'], matches[..., None], axis=1)
@@ -154,22 +144,17 @@ class Densecl(objective.Objective):
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
     """Computes both terms of L, with their weights."""
-    queries = step.outputs[self.name]
-    keys = step.momentum_outputs[self.name]
-    rings, temperature = step.state.memory[self.name], self.options.temperature
-    images = contrast.info_nce_loss(
-      queries['image'], keys['image'], rings['images'].rows, temperature
-    )
-    size = self.options.size
+    rings, size = step.state.memory[self.name], self.options.size
     cells = contrast.info_nce_loss(
-      queries['cells'].reshape(-1, size),
+      step.outputs[self.name]['cells'].reshape(-1, size),
       step.targets[self.name]['cells'].reshape(-1, size),
       rings['cells'].rows,
-      temperature,
+      self.options.temperature,
     )
     weight = self.options.dense_weight
     terms = {
-      'loss_densecl_images': (1.0 - weight) * images,
+      'loss_densecl_images': (1.0 - weight)
+      * self.image_loss(step, rings['images']),
       'loss_densecl_cells': weight * cells,
     }
     return objective.LossTerms(terms, {})
@@ -178,19 +163,19 @@ class Densecl(objective.Objective):
     self, step: objective.Step, new: objective.State
   ) -> objective.State:
     """Writes this step's keys of images, and its pooled keys of cells."""
-    keys = step.momentum_outputs[self.name]
-    rings: dict[str, Any] = step.state.memory[self.name]
+    rings = step.state.memory[self.name]
+    pooled = step.momentum_outputs[self.name]['pooled']
     written = {
-      'images': queue_lib.write_ring(rings['images'], keys['image']),
-      'cells': queue_lib.write_ring(rings['cells'], keys['pooled']),
+      'images': self.write_keys(step, rings['images']),
+      'cells': queue_lib.write_ring(rings['cells'], pooled),
     }
-    return new.replace(memory={**new.memory, self.name: written})
+    return new.with_memory(self.name, written)
 
 
 def match_cells(
   features: Float[Array, 'B n D'], key_features: Float[Array, 'B m D']
 ) -> Array:
-  """Finds the most similar cell of the other view, the first on a tie.
+  """Finds the most similar cell of the keys' view, the first on a tie.
 
   Args:
     features: L2-normalized features of the cells of the queries' view.

@@ -13,7 +13,7 @@ Batch statistics are those of the whole batch, so the keys need no shuffling.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from pass_luss.pretrain import (
 from pass_luss.pretrain import queue as queue_lib
 from runtime import options as options_lib
 from segcore.models import segmenter
+from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,43 +67,44 @@ class MocoOptions(KeyOptions):
     options_lib.check_options_in_range(self, 'queue', least=1)
 
 
-def projection_layers(size: int) -> tuple[projection_heads.Layer, ...]:
-  """Builds the layers of the head g, the hidden one as wide as the encoder."""
-  return (projection_heads.hidden_layer(0), projection_heads.Layer(size))
-
-
 @dataclasses.dataclass(frozen=True)
 class KeyObjective(objective.Objective):
-  """Base of the objectives with MoCo's head: a query of a view, and a key.
+  """Base of the objectives that compare queries of a view with keys of another.
 
   Attributes:
     options: options of a subclass of `KeyOptions`.
+    head_modules: names of the modules of the head, all of which the momentum
+      encoder has.
   """
 
   options: Any
 
+  head_modules: ClassVar[tuple[str, ...]] = ('projector',)
   # The official code encodes each view by itself, by a network of its own.
   encodes_by_view = True
 
   @property
   def views(self) -> tuple[int, ...]:
-    """Returns the view of the queries."""
+    """Returns the number of the view of the queries."""
     return (0,)
 
   @property
   def momentum_views(self) -> tuple[int, ...]:
-    """Returns the view of the keys."""
+    """Returns the number of the view of the keys."""
     return (1,)
 
   @property
   def needs_momentum(self) -> momentum.MomentumSpec:
     """Returns the average of the encoder and of the whole head."""
     decay = functools.partial(momentum.constant_decay, decay=self.options.decay)
-    return momentum.MomentumSpec(decay, {self.name: ('projector',)})
+    return momentum.MomentumSpec(decay, {self.name: self.head_modules})
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
-    """Builds the head g."""
-    layers = projection_layers(self.options.size)
+    """Builds the head g, whose hidden layer is as wide as the encoder."""
+    layers = (
+      projection_heads.Layer(0, relu=True),
+      projection_heads.Layer(self.options.size),
+    )
     return {self.name: projection_heads.ProjectionHead(layers, dtype=dtype)}
 
   def momentum_outputs(
@@ -137,39 +139,65 @@ class KeyObjective(objective.Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class Moco(KeyObjective):
+class RingObjective(KeyObjective):
+  """Base of the objectives whose negatives are the keys of earlier batches.
+
+  Attributes:
+    options: options of a subclass of `MocoOptions`.
+  """
+
+  options: MocoOptions
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises ValueError unless batches fill the ring evenly."""
+    queue_lib.check_ring_length(
+      f'{self.name}.queue', self.options.queue, batch_size
+    )
+
+  def image_loss(self, step: objective.Step, ring: queue_lib.Ring) -> Scalar:
+    """Computes InfoNCE(q, k, ring; T), of one view of each image.
+
+    Args:
+      step: outputs of both networks.
+      ring: ring as it was before this step.
+    """
+    return contrast.info_nce_loss(
+      step.outputs[self.name]['queries'][:, 0],
+      step.momentum_outputs[self.name]['keys'][:, 0],
+      ring.rows,
+      self.options.temperature,
+    )
+
+  def write_keys(
+    self, step: objective.Step, ring: queue_lib.Ring
+  ) -> queue_lib.Ring:
+    """Writes the keys of this step into a ring."""
+    keys = step.momentum_outputs[self.name]['keys'][:, 0]
+    return queue_lib.write_ring(ring, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moco(RingObjective):
   """The MoCo v2 objective: a query of view 1, a key of view 2.
 
   Attributes:
     options: head, ring and momentum encoder.
   """
 
-  options: MocoOptions
-
   name = 'moco'
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError unless batches fill the ring evenly."""
-    queue_lib.check_ring_length('moco.queue', self.options.queue, batch_size)
 
   def initial_memory(self, rng: Array) -> queue_lib.Ring:
     """Builds the ring of keys, of noise."""
     return queue_lib.random_ring(rng, self.options.queue, self.options.size)
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes L, against the ring as it was before this step."""
-    loss = contrast.info_nce_loss(
-      step.outputs[self.name]['queries'][:, 0],
-      step.momentum_outputs[self.name]['keys'][:, 0],
-      step.state.memory[self.name].rows,
-      self.options.temperature,
-    )
+    """Computes the loss L of a batch."""
+    loss = self.image_loss(step, step.state.memory[self.name])
     return objective.LossTerms({'loss_moco': loss}, {})
 
   def after_update(
     self, step: objective.Step, new: objective.State
   ) -> objective.State:
     """Writes the keys of this step into the ring."""
-    keys = step.momentum_outputs[self.name]['keys'][:, 0]
-    ring = queue_lib.write_ring(step.state.memory[self.name], keys)
-    return new.replace(memory={**new.memory, self.name: ring})
+    ring = self.write_keys(step, step.state.memory[self.name])
+    return new.with_memory(self.name, ring)

@@ -84,7 +84,7 @@ class PclOptions(moco.MocoOptions):
 
 @flax.struct.dataclass
 class Prototypes:
-  """One clustering of all images.
+  """Prototypes of a clustering of all images, with their densities.
 
   Attributes:
     centroids: float32 [K, D], L2-normalized.
@@ -99,7 +99,7 @@ class Prototypes:
 
 @flax.struct.dataclass
 class Memory:
-  """What PCL keeps.
+  """Ring of keys and clusterings, which PCL keeps from step to step.
 
   Attributes:
     ring: ring of keys.
@@ -113,7 +113,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pcl(moco.KeyObjective):
+class Pcl(moco.RingObjective):
   """The PCL objective: a query of view 1, a key of view 2, and prototypes.
 
   Attributes:
@@ -127,7 +127,7 @@ class Pcl(moco.KeyObjective):
 
   @property
   def needs_embeddings(self) -> objective.EmbeddingSpec:
-    """Returns when the images are clustered: before each epoch."""
+    """Returns the schedule of the clusterings: one before each epoch."""
     options = self.options
     return objective.EmbeddingSpec(
       options.from_step,
@@ -139,7 +139,7 @@ class Pcl(moco.KeyObjective):
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises ValueError if ring or prototypes are too few for the batch."""
-    queue_lib.check_ring_length('pcl.queue', self.options.queue, batch_size)
+    super().check_batch_size(batch_size)
     # Otherwise too few prototypes could be nobody's positive.
     least = self.options.negatives + batch_size
     if min(self.options.clusters) < least:
@@ -159,7 +159,7 @@ class Pcl(moco.KeyObjective):
     return Memory(ring, clusterings, jnp.array(False))
 
   def targets(self, step: objective.Step) -> objective.Arrays:
-    """Returns each image's cluster, and the drawn negatives, by clustering."""
+    """Selects each image's cluster, and draws negatives, by clustering."""
     targets = {}
     for i, clustering in enumerate(step.state.memory[self.name].clusterings):
       own = clustering.assignments[step.batch['index']]
@@ -176,12 +176,6 @@ class Pcl(moco.KeyObjective):
     """Computes both terms of L; the second is 0 before the first clustering."""
     queries = step.outputs[self.name]['queries'][:, 0]
     memory, targets = step.state.memory[self.name], step.targets[self.name]
-    images = contrast.info_nce_loss(
-      queries,
-      step.momentum_outputs[self.name]['keys'][:, 0],
-      memory.ring.rows,
-      self.options.temperature,
-    )
     prototypes = [
       proto_nce_loss(
         queries, clustering, targets[f'own{i}'], targets[f'drawn{i}']
@@ -190,7 +184,7 @@ class Pcl(moco.KeyObjective):
     ]
     mean = sum(prototypes) / len(prototypes)
     terms = {
-      'loss_pcl_images': images,
+      'loss_pcl_images': self.image_loss(step, memory.ring),
       'loss_pcl_prototypes': jnp.where(memory.is_clustered, mean, 0.0),
     }
     return objective.LossTerms(terms, {})
@@ -200,10 +194,8 @@ class Pcl(moco.KeyObjective):
   ) -> objective.State:
     """Writes the keys of this step into the ring."""
     memory = step.state.memory[self.name]
-    keys = step.momentum_outputs[self.name]['keys'][:, 0]
-    ring = queue_lib.write_ring(memory.ring, keys)
-    memory = memory.replace(ring=ring)
-    return new.replace(memory={**new.memory, self.name: memory})
+    memory = memory.replace(ring=self.write_keys(step, memory.ring))
+    return new.with_memory(self.name, memory)
 
 
 def sample_negative_prototypes(

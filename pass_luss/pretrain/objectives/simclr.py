@@ -33,7 +33,7 @@ from segcore.types import Scalar
 
 @dataclasses.dataclass(frozen=True)
 class SimclrOptions:
-  """Head and loss.
+  """Options of SimCLR: the head, and the loss of the views.
 
   Attributes:
     head: 'batch_256', of the re-implementation for batches of 256: two layers
@@ -67,28 +67,23 @@ class Simclr(objective.Objective):
   name = 'simclr'
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
-    """Builds the projector g."""
+    """Builds the projection head g of the chosen kind."""
     layers = projection_layers(self.options.head, self.options.size)
-    return {'simclr': projection_heads.ProjectionHead(layers, dtype=dtype)}
+    return {self.name: projection_heads.ProjectionHead(layers, dtype=dtype)}
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
-    """Embeds both views in one pass: z."""
-    maps = views.large.deepest.array
-    pooled = embedding_ops.average_pool_embeddings(maps)
-    embeddings = views.apply(
-      lambda rows: net.heads.call_method('simclr', 'project', rows, True),
-      pooled,
-    )
-    return {
-      'embeddings': views.split(
-        embedding_ops.l2_normalize_embeddings(embeddings)
-      )
-    }
+    """Embeds both views in one pass: z, L2-normalized [B, 2, D]."""
+
+    def embed(rows: Array) -> Array:
+      projected = net.heads.call_method(self.name, 'project', rows, True)
+      return embedding_ops.l2_normalize_embeddings(projected)
+
+    return {'embeddings': views.apply_to_pooled(embed)}
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes L, of the mean or of the sum of both views."""
+    """Computes the loss L, the mean or the sum of those of both views."""
     embeddings = step.outputs[self.name]['embeddings']
     loss = nt_xent_loss(embeddings, self.options.temperature)
     factor = {'mean': 1.0, 'sum': 2.0}[self.options.combine_views]

@@ -34,7 +34,7 @@ PREDICTOR = '^heads/simsiam/predictor/'
 
 @dataclasses.dataclass(frozen=True)
 class SimsiamOptions:
-  """Heads of SimSiam.
+  """Options of SimSiam: the sizes of projector and predictor.
 
   Attributes:
     size: number of features of a projection.
@@ -64,37 +64,30 @@ class Simsiam(objective.Objective):
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds the projector g and the predictor h."""
-    hidden = projection_heads.hidden_layer(0, bias=False, norm='affine')
+    hidden = projection_heads.Layer(0, bias=False, norm='affine', relu=True)
     # The official code has a bias in the last layer of the projector that is
     # never trained; the norm after it subtracts it again.
     last = projection_heads.Layer(self.options.size, bias=False, norm='plain')
     predictor = (
-      projection_heads.hidden_layer(
-        self.options.hidden, bias=False, norm='affine'
-      ),
+      dataclasses.replace(hidden, size=self.options.hidden),
       projection_heads.Layer(self.options.size),
     )
     head = projection_heads.ProjectionHead(
       (hidden, hidden, last), predictor, dtype=dtype
     )
-    return {'simsiam': head}
+    return {self.name: head}
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Projects and predicts from both views: z and p, [B, 2, D]."""
 
-    def apply(rows: Array) -> tuple[Array, Array]:
-      projected = net.heads.call_method('simsiam', 'project', rows, True)
-      predicted = net.heads.call_method('simsiam', 'predict', projected, True)
-      return projected, predicted
+    def apply(rows: Array) -> objective.Arrays:
+      projected = net.heads.call_method(self.name, 'project', rows, True)
+      predicted = net.heads.call_method(self.name, 'predict', projected, True)
+      return {'projections': projected, 'predictions': predicted}
 
-    pooled = embedding_ops.average_pool_embeddings(views.large.deepest.array)
-    projected, predicted = views.apply(apply, pooled)
-    return {
-      'projections': views.split(projected),
-      'predictions': views.split(predicted),
-    }
+    return views.apply_to_pooled(apply)
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
     """Computes L, and the spread of the projections, 0 after a collapse."""

@@ -20,7 +20,7 @@ from segcore.types import Scalar
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedOptions:
-  """The classes.
+  """Options of supervised pretraining: the classes of the data set.
 
   Attributes:
     num_classes: number C of classes.
@@ -55,25 +55,24 @@ class Supervised(objective.Objective):
 
   @property
   def views(self) -> tuple[int, ...]:
-    """Returns the first view alone."""
+    """Returns the number of the first large view alone."""
     return (0,)
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds the fully connected layer, with a bias."""
     layers = (projection_heads.Layer(self.options.num_classes),)
-    return {'supervised': projection_heads.ProjectionHead(layers, dtype=dtype)}
+    return {self.name: projection_heads.ProjectionHead(layers, dtype=dtype)}
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Scores the classes of each image."""
     pooled = embedding_ops.average_pool_embeddings(views.view(0))
-    return {
-      'scores': net.heads.call_method('supervised', 'project', pooled, True)
-    }
+    scores = net.heads.call_method(self.name, 'project', pooled, True)
+    return {'scores': scores}
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes L, and the share of images whose class has the best score."""
+    """Computes the loss L, and the share of images with the right class."""
     scores = step.outputs[self.name]['scores']
     tags = step.batch['tags'][:, self.options.first_class :]
     correct = jnp.take_along_axis(

@@ -39,6 +39,13 @@ _conv = functools.partial(
 )
 
 
+def standardize_images(
+  images: Float[Array, 'B H W 3'],
+) -> Float[Array, 'B H W 3']:
+  """Standardizes images in [-1, 1] by ImageNet's mean and deviation."""
+  return (127.5 * (images + 1.0) - _MEAN) / _STD
+
+
 class ResNetUnit(nn.Module):
   """Two or three convolutions with norms, added to a shortcut.
 
@@ -204,7 +211,7 @@ class DilatedResNet(network_part.NetworkPart):
   ) -> features.Features:
     """Encodes images; ValueError if the fields contradict each other."""
     # In float32: pixels are rounded to the network's type once, afterwards.
-    images = (127.5 * (images.astype(jnp.float32) + 1.0) - _MEAN) / _STD
+    images = standardize_images(images.astype(jnp.float32))
     x = self._stem(images.astype(self.dtype), train)
     maps = [features.FeatureMap('stem', 2, x)]
     if self.stem != 'small':

@@ -203,15 +203,7 @@ def interval_resize_matrices(
   n, m = (each.length[:, None, None] for each in (old, new))
   row = jnp.arange(new.size)[:, None] - new.start[:, None, None]
   i = jnp.clip(row, 0, m - 1)
-  # Fractions of integers, as in `_symbolic_matrix`.
-  if align_corners:
-    numerator, denominator = i * (n - 1), jnp.maximum(m - 1, 1)
-  else:
-    numerator = jnp.clip((2 * i + 1) * n - m, 0, 2 * m * (n - 1))
-    denominator = 2 * m
-  low = jnp.minimum(numerator // denominator, jnp.maximum(n - 2, 0))
-  high = jnp.minimum(low + 1, n - 1)
-  share = (numerator - low * denominator) / denominator
+  low, high, share = _bilinear_neighbors(i, n, m, align_corners)
   column = jnp.arange(old.size) - old.start[:, None, None]
   weights = (column == low) * (1 - share) + (column == high) * share
   return jnp.where(row == i, weights, 0.0)
@@ -239,8 +231,22 @@ def _symbolic_matrix(
     center = (i + 0.5) * (n / m) - 0.5
     triangle = jnp.maximum(0.0, 1.0 - jnp.abs(cells - center) / factor)
     return (triangle / triangle.sum(axis=1, keepdims=True)).astype(dtype)
-  # Coordinates are fractions of integers: if both sizes are equal, weights are
-  # exactly 0 and 1, and the map is unchanged.
+  low, high, share = _bilinear_neighbors(i, n, m, align_corners)
+  share = share.astype(dtype)
+  return (cells == low) * (1 - share) + (cells == high) * share
+
+
+def _bilinear_neighbors(
+  i: Int[Array, '*rows'],
+  n: Int[Array, '...'],
+  m: Int[Array, '...'],
+  align_corners: bool,
+) -> tuple[Int[Array, '*rows'], Int[Array, '*rows'], Float[Array, '*rows']]:
+  """Returns the two cells, of n, that cell i of m reads; weight of the second.
+
+  Coordinates are fractions of integers: if both sizes are equal, weights are
+  exactly 0 and 1, and the map is unchanged.
+  """
   if align_corners:
     numerator, denominator = i * (n - 1), jnp.maximum(m - 1, 1)
   else:
@@ -248,8 +254,7 @@ def _symbolic_matrix(
     denominator = 2 * m
   low = jnp.minimum(numerator // denominator, jnp.maximum(n - 2, 0))
   high = jnp.minimum(low + 1, n - 1)
-  share = ((numerator - low * denominator) / denominator).astype(dtype)
-  return (cells == low) * (1 - share) + (cells == high) * share
+  return low, high, (numerator - low * denominator) / denominator
 
 
 def depth_to_space(

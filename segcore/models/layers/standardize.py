@@ -19,3 +19,11 @@ def standardize_by_imagenet(
   x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
   mean, std = jnp.asarray(_MEAN, x.dtype), jnp.asarray(_STD, x.dtype)
   return ((x + 1.0) / 2.0 - mean) / std
+
+
+def destandardize_by_imagenet(
+  images: Float[Array, 'B H W 3'],
+) -> Float[Array, 'B H W 3']:
+  """Computes images in [-1, 1] from standardized ones."""
+  mean, std = jnp.asarray(_MEAN, images.dtype), jnp.asarray(_STD, images.dtype)
+  return 2.0 * (images * std + mean) - 1.0

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import datasets, transforms
+from input_pipeline import datasets, split_tags, transforms
 from runtime import errors
 
 CLASSES = ('background', 'cat', 'dog', 'owl')
@@ -19,9 +19,9 @@ def write_images(folder, *names):
     cv2.imwrite(str(path), rng.integers(0, 256, (6, 8, 3), np.uint8))
 
 
-def open_split(source, split='train', **fields):
+def open_split(source, split='train', images='images', **fields):
   options = datasets.DataOptions(
-    'image_tag_folder', str(source), images='images', **fields
+    'image_tag_folder', str(source), images=images, **fields
   )
   return datasets.open_dataset_split(
     options, split, str(source.parent / 'records')
@@ -52,8 +52,10 @@ TAGS = {
     'file,labels\na.png,dog;cat\nb/c.png,owl\nd.png,\n',
     'a,cat,dog\r\nb/c,owl\r\n\r\nd,background\r\n',
     'a.png\tcat;dog;cat\nd\t\nc.png\towl\n',
+    'file;labels\na.png;dog,cat\nd.png;\nb/c.png;owl\n',
+    '\ufeff"a.png", "dog\ncat"\r\n"b/c.png","owl"\r\n"d.png",""\r\n',
   ],
-  ids=['head', 'columns', 'tabs'],
+  ids=['head', 'columns', 'tabs', 'semicolons', 'quotes'],
 )
 def test_a_table_names_the_classes_of_images(tmp_path, text):
   write_images(tmp_path / 'x/images', 'a.png', 'b/c.png', 'd.png')
@@ -118,8 +120,11 @@ def test_images_with_masks_are_evaluated(tmp_path):
     ('a,dog\n', {'tags': 'tags.xls'}, 'tags: expected a folder of text files'),
     ('a,dog\n', {'tags': ''}, 'a: is in no folder of a class'),
     ('a,dog\n', {'tags': 'missing.csv'}, 'tags: cannot read .*missing.csv'),
+    ('a,dog\n', {'tags': 'Tags'}, 'got .*Tags, which does not exist'),
     ('a,dog\n', {'masks': 'masks'}, 'classes: expected a class list with mask'),
     ('a,dog\n', {'val_fraction': 0.5}, 'val_fraction: expected no value'),
+    ('a,dog\n', {'images': '{split}'}, r'expected neither \{split\} nor a fr'),
+    ('a,dog\n', {'mask_codes': 'x'}, "mask_codes: expected one of .* got 'x'"),
   ],
 )
 def test_wrong_tags_are_named(tmp_path, text, fields, message):
@@ -129,3 +134,74 @@ def test_wrong_tags_are_named(tmp_path, text, fields, message):
   (source / 'classes.txt').write_text('\n'.join(CLASSES))
   with pytest.raises(errors.UserError, match=message):
     open_split(source, **{'tags': 'tags.csv', **fields})
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('file,dog,cat\na,1,0\nb,0,1\n', "expected names of classes, got '0'"),
+    ('a,0 0.5 0.5 0.1 0.1\nb,dog\n', "names of classes, got '0 0.5 0.5 0.1"),
+    ('a,Dog\nb,dog\n', "b: expected one spelling .* got 'dog' beside 'Dog'"),
+    ('a,\nb,background\n', 'expected the name of a class for some of the 2'),
+    ('a,"dog\nb,cat\n', 'row 2: .* another use of quotes: unexpected end'),
+    (
+      'image_id,tag\na,dog\n',
+      "'image_id', .* a head line that begins with one",
+    ),
+  ],
+  ids=['one-hot', 'boxes', 'case', 'none', 'quotes', 'head'],
+)
+def test_a_table_that_would_be_misread_is_refused(tmp_path, text, message):
+  source = tmp_path / 'x'
+  write_images(source / 'images', 'a.png', 'b.png')
+  (source / 'tags.csv').write_text(text)
+  with pytest.raises(errors.UserError, match=message):
+    open_split(source, tags='tags.csv')
+
+
+@pytest.mark.parametrize(
+  ('images', 'message'),
+  [
+    (('train/dog/a.png', 'val/cat/b.png'), 'got those of splits, train, val'),
+    (('photos/a.png', 'photos/b.png'), "got 'photos' alone"),
+  ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, images, message):
+  write_images(tmp_path / 'x/images', *images)
+  with pytest.raises(errors.UserError, match=message):
+    open_split(tmp_path / 'x')
+
+
+@pytest.mark.parametrize(
+  ('classes', 'message'),
+  [
+    ('dog cat background', "got 'dog' there, and 'background' below"),
+    ('dog cat', "got 'dog', which .*a.png has as a tag: add a line background"),
+  ],
+)
+def test_the_background_has_the_first_line(tmp_path, classes, message):
+  source = tmp_path / 'x'
+  write_images(source / 'images', 'a.png', 'b.png')
+  (source / 'tags.csv').write_text('a,dog\nb,cat\n')
+  (source / 'classes.txt').write_text('\n'.join(classes.split()))
+  with pytest.raises(errors.UserError, match=message):
+    open_split(source, tags='tags.csv', classes='classes.txt')
+
+
+def test_a_list_replaces_the_tags_of_any_data_set(tmp_path):
+  write_images(tmp_path / 'x/images', 'cat/1.png', 'dog/1.png')
+  split = open_split(tmp_path / 'x')
+  path = tmp_path / 'other.csv'
+  path.write_text('cat/1,dog\ndog/1,cat;dog\n')
+  replaced = split_tags.replace_tags(split, path)
+  assert tags_of(replaced) == {
+    'cat/1': ['background', 'dog'],
+    'dog/1': ['background', 'cat', 'dog'],
+  }
+  for text, message in (
+    ('cat/1,dog\n', 'to list all images of .*, got none of 1, as dog/1'),
+    ('cat/1,dog\ndog/1,cow\n', "dog/1: expected classes .* got 'cow'"),
+  ):
+    path.write_text(text)
+    with pytest.raises(errors.UserError, match=message):
+      split_tags.replace_tags(split, path)

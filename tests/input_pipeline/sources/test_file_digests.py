@@ -31,10 +31,19 @@ def test_a_file_is_read_again_if_its_size_or_time_changed(tmp_path):
   assert saved.read_text().startswith('{')
 
 
-def test_a_cache_that_cannot_be_written_is_left_out(tmp_path):
+def test_a_cache_that_cannot_be_written_is_left_out(tmp_path, capsys):
   (tmp_path / 'a').write_text('a')
   (tmp_path / 'file').write_text('')
   cache = file_digests.DigestCache(tmp_path / 'file/digests.json')
   [digest] = cache.digests([tmp_path / 'a'])
   cache.write()
+  again = file_digests.DigestCache(tmp_path / 'file/digests.json')
+  again.digests([tmp_path / 'a'])
+  again.write()
+  # Once, though a run writes the cache several times.
+  [line] = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'warning: cannot write {tmp_path}/file/digests.json:')
+  assert line.endswith(
+    'all files of the data set are read again by the next run'
+  )
   assert file_digests.DigestCache(None).digests([tmp_path / 'a']) == [digest]

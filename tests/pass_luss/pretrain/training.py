@@ -142,7 +142,7 @@ class TinyEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, images, train=False):
-    """Returns one map."""
+    """Computes a single map, of stride 8."""
     x = nn.Conv(
       6, (8, 8), (8, 8), use_bias=False, dtype=self.dtype, name='conv'
     )(images)

@@ -63,9 +63,11 @@ def test_sweep_equals_labeling_at_each_threshold():
   thresholds = labeler.THRESHOLDS
   sweep = labeler.ThresholdSweep.empty(support.CLASSES, support.CLASSES)
   images = []
-  for _ in range(6):
-    label = rng.integers(-1, support.CLASSES + 1, (5, 6))
-    agrees = rng.random(label.shape) < 0.7
+  for i in range(2 * support.CLASSES):
+    # One class an image, so that categories are matched to other numbers.
+    label = rng.integers(-1, 2, (5, 6)) * (1 + i % support.CLASSES)
+    label[label < 0] = -1
+    agrees = rng.random(label.shape) < 0.95
     categories = np.where(
       agrees & (label > 0),
       label % support.CLASSES + 1,
@@ -74,7 +76,7 @@ def test_sweep_equals_labeling_at_each_threshold():
     attention = np.where(label > 0, 0.35, 0.0) + 0.6 * rng.random((5, 6))
     sweep.update(categories, attention, label)
     images.append((categories, attention, label))
-  expected = []
+  expected, by_name = [], []
   for threshold in thresholds:
     predictions = [
       np.where(attention < threshold, 0, categories)
@@ -86,7 +88,13 @@ def test_sweep_equals_labeling_at_each_threshold():
     )
     match = pass_benchmark.hungarian(matrix)
     matched = [pass_benchmark.apply_matching(x, match) for x in predictions]
-    expected.append(pass_benchmark.miou(matched, truths, support.CLASSES) / 100)
+    for each, values in ((matched, expected), (predictions, by_name)):
+      values.append(pass_benchmark.miou(each, truths, support.CLASSES) / 100)
+  threshold, miou = sweep.best(by_name=True)
+  assert threshold == thresholds[int(np.argmax(by_name))]
+  np.testing.assert_allclose(miou, max(by_name), rtol=1e-9)
+  # Categories are the classes in another order: by name they are worse.
+  assert miou < max(expected)
   threshold, miou = sweep.best()
   assert threshold == thresholds[int(np.argmax(expected))]
   np.testing.assert_allclose(miou, max(expected), rtol=1e-9)

@@ -9,7 +9,13 @@ from segcore.eval import protocol_resizing, protocols
 
 
 @pytest.mark.parametrize(
-  'fields', [{'fit_sides': (30, 19)}, {'short_side': 9}, {'long_side': 30}]
+  'fields',
+  [
+    {'fit_sides': (30, 19)},
+    {'short_side': 9},
+    {'long_side': 30},
+    {'side_multiple': 14},
+  ],
 )
 def test_exported_programs_resize_as_the_host_does(fields):
   protocol = protocols.ProtocolOptions(**fields)
@@ -32,3 +38,15 @@ def test_exported_programs_resize_as_the_host_does(fields):
     # OpenCV's weights have 11 bits.
     assert actual.dtype == np.uint8
     assert np.abs(actual.astype(int) - expected).max() <= 1
+
+
+def test_sides_are_resized_to_the_nearest_multiple():
+  protocol = protocols.ProtocolOptions(side_multiple=14)
+  assert protocol.resized_size((500, 375)) == (504, 378)
+  # A half is rounded up, and nothing vanishes.
+  assert protocol.resized_size((35, 3)) == (42, 14)
+  assert protocol.describe() == (
+    'whole image, sides resized to multiples of 14, single scale'
+  )
+  with pytest.raises(ValueError, match='side_multiple=14 contradict'):
+    protocols.ProtocolOptions(side_multiple=14, short_side=9)

@@ -37,6 +37,21 @@ def test_class_logits_and_maps():
   np.testing.assert_allclose(mean.logits, scores.maps.mean((1, 2)), rtol=1e-9)
 
 
+def test_the_gradient_of_the_maximum_is_that_of_one_cell():
+  """Even of several equal ones, as torch's; never 0/0."""
+  x = np.zeros((1, 2, 2, 3), np.float32)
+  x[0, 1, 0] = 2.0
+  x[0, 0, 1, 2] = 2.0
+  head = heads.TagHead(1)
+  kernel = np.ones((3, 1), np.float32)
+  gradient = jax.jit(
+    jax.grad(lambda x, w: head.apply({'params': {'kernel': w}}, x).logits[0, 0])
+  )(x, kernel)
+  expected = np.zeros_like(x)
+  expected[0, 1, 0, :2] = expected[0, 0, 1, 2] = 1.0
+  np.testing.assert_array_equal(gradient, expected)
+
+
 def test_affinities():
   rng = np.random.default_rng(1)
   attention = [

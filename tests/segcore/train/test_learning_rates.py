@@ -159,3 +159,12 @@ def test_a_switched_poly_drops_at_the_end_of_the_warm_up():
     expected = 6e-5 * afa.rate_factor(step)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-12)
   np.testing.assert_allclose(rate(1500), 0.925 * 6e-5, rtol=1e-6)
+
+
+def test_a_schedule_may_be_longer_than_the_training():
+  options = optimizers.OptimizerOptions(
+    learning_rate=0.5, schedule='poly', schedule_steps=100
+  )
+  rate = optimizers.learning_rate_schedule(options, 40)
+  np.testing.assert_allclose(rate(39), 0.5 * 0.61**0.9, rtol=1e-6)
+  assert 'at step 100' in optimizers.describe_optimizer(options, 40)

@@ -45,6 +45,31 @@ def test_the_command_writes_what_is_read_again(tmp_path, suffix, capsys):
 
 
 @pytest.mark.parametrize(
+  ('target', 'message'),
+  [
+    (
+      'missing/out.npz',
+      'expected a file that can be written, got No such file',
+    ),
+    ('missing/out.safetensors', 'expected a file that can be written, got No'),
+    ('out.pth', 'expected a file .safetensors or .npz'),
+    ('', '--torchvision'),
+  ],
+)
+def test_a_file_that_cannot_be_written_is_named(
+  tmp_path, monkeypatch, capsys, target, message
+):
+  monkeypatch.chdir(tmp_path)
+  np.savez(
+    'in.npz', **torch_arithmetic.resnet_state(stem='plain', unit='basic')
+  )
+  assert (
+    command.describe_weight_files(['in.npz', f'--torchvision={target}']) == 2
+  )
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
   ('stem', 'message'),
   [
     ('deep', 'conv_stem1/kernel: expected the encoder dilated_resnet'),

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
-from segcore.cost import communication
-from segcore.distributed import sharding
 from tests.support import meshes
+from tests.u2pl import inputs
 from tests.u2pl.adapt import tiny
 from tests.u2pl.semi.tiny import difference
 from u2pl.adapt import options as options_lib
@@ -48,7 +47,7 @@ def test_systems_are_options_of_the_method(options, terms, scalars):
   if not options.self_training:
     del batch['target']
   state = jax.eval_shape(
-    lambda rng: trained.init(rng, tiny.spec(batch), None),
+    lambda rng: trained.init(rng, inputs.spec_of(batch), None),
     jax.random.PRNGKey(0),
   )
   assert (state.teacher_params is None) == (options.self_training is None)
@@ -68,7 +67,7 @@ def test_the_teacher_is_averaged_before_the_step():
   trained = tiny.make_method(tiny.DAFORMER, jnp.float32)
   ema = trained.teacher.ema
   state = jax.eval_shape(
-    lambda rng: trained.init(rng, tiny.spec(tiny.draw_batch()), None),
+    lambda rng: trained.init(rng, inputs.spec_of(tiny.draw_batch()), None),
     jax.random.PRNGKey(0),
   )
   student, teacher = {'w': jnp.ones(2)}, {'w': jnp.full(2, 3.0)}
@@ -176,33 +175,19 @@ def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
   """Compares masks, weights, bank and prototypes, replicated or split."""
   with jax.enable_x64():
     trained, batch = tiny.make_method(tiny.PLUS), tiny.draw_batch(0, 8)
-    state = tiny.to_float64(tiny.init_state(trained, 2, batch))
+    state = inputs.to_float64(tiny.init_state(trained, 2, batch))
     batches = [batch, tiny.draw_batch(1, 8)]
     one, eight = meshes.one_and_eight(
       trained, state, batches, fsdp, monkeypatch
     )
   assert one[0].bank.count.sum() > 20
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight)
 
 
 @pytest.mark.slow
 def test_collectives_of_a_step(plus):
   trained, state = plus
-  mesh = sharding.make_mesh()
-  state = jax.device_put(state, sharding.replicated_sharding(mesh))
-  rows = sharding.batch_sharding(mesh)
-  shapes = jax.tree.map(
-    lambda x: x.update(sharding=rows), tiny.spec(tiny.draw_batch(0, 8))
-  )
-  compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
-  collectives = communication.list_collectives(compiled)
-  kinds = {
-    kind: [c for c in collectives if c.kind == kind] for kind, *_ in collectives
-  }
+  kinds = meshes.collectives_of_step(trained, state, tiny.draw_batch(0, 8))
   # Each image's count of each class, as in semi-supervised training.
   counts = 4 * 2 * 8 * tiny.CLASSES
   assert [c.size for c in kinds.pop('all-gather')] == [counts, counts]

@@ -1,10 +1,8 @@
 """Adapts from the command line, as a user does."""
 
-import jax
 import numpy as np
 import pytest
 
-from segcore.weights import checkpoint_reader
 from tests.support import runs
 
 # Save, evaluation and log intervals all differ, and all of them occur; step 6
@@ -23,16 +21,6 @@ SHORT = (
   '--config.operation.log_every=1',
   '--config.operation.record_ids=True',
 )
-STATE = (
-  *('step', 'params', 'batch_stats', 'opt_state', 'rng', 'teacher_params'),
-  *('teacher_batch_stats', 'frozen', 'bank', 'prototypes'),
-)
-
-
-def read_state(workdir):
-  return checkpoint_reader.read_checkpoint_fields(
-    workdir / 'adapt' / 'checkpoints', STATE
-  )
 
 
 @pytest.mark.slow
@@ -45,13 +33,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     due = runs.step_logged(killed / 'adapt', step)
     assert runs.signal_when(process, due)
   runs.complete(None, killed, *SHORT, method='u2pl')
-  states = [read_state(workdir) for workdir in (whole, killed)]
-  jax.tree.map(np.testing.assert_array_equal, *states)
-  assert np.any(states[0]['bank']['rows'])
-  for name in ('metrics', 'ids'):
-    lines = [
-      runs.read_metrics(workdir / 'adapt', name) for workdir in (whole, killed)
-    ]
-    assert lines[0] == lines[1]
+  runs.assert_same_runs(whole, killed, 'adapt')
+  assert np.any(runs.read_state(whole / 'adapt')['bank']['rows'])
   assert runs.read_results(whole) == runs.read_results(killed)
   assert runs.read_results(whole)['val']['num_images'] == 400

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.models import segmenter as segmenter_lib
 from segcore.train import method
 from tests.transcriptions import daformer as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.transcriptions import u2pl_contrast as contrast_reference
-from tests.u2pl import numpy_contrast
+from tests.u2pl import inputs, numpy_contrast
 from tests.u2pl.adapt import tiny
 from u2pl.adapt import mixed_images, target_teacher
 from u2pl.adapt import options as options_lib
@@ -57,7 +56,6 @@ class Network:
         stats,
         images,
         heads=names,
-        train=segmenter_lib.SUBMODULES,
         rng=rng,
       )
 
@@ -165,7 +163,7 @@ def numpy_step(trained, network, state, batch, prototypes=None):
 
 def state_at(trained, step):
   """Returns a state whose parameters, moments and teacher all differ."""
-  state = tiny.to_float64(tiny.init_state(trained, step))
+  state = inputs.to_float64(tiny.init_state(trained, step))
   rng = np.random.default_rng(0)
 
   def moved(x):

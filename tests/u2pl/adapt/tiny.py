@@ -5,7 +5,6 @@ network has all that adaptation treats differently from other methods: batch
 norms, stochastic depth and dropout.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +12,6 @@ from segcore.models import heads as heads_lib
 from segcore.models import segmenter
 from segcore.models.decoders import segformer
 from segcore.models.encoders import mit
-from segcore.train import optimizers
 from segcore.train import update as update_lib
 from tests.u2pl import inputs
 from u2pl.adapt import daformer, feature_distance, self_training
@@ -82,15 +80,7 @@ def make_network(options, dtype=jnp.float64):
 
 
 def make_method(options=DAFORMER, dtype=jnp.float64):
-  optimizer = optimizers.OptimizerOptions(
-    learning_rate=1e-3,
-    schedule='warmed_poly',
-    poly_power=1.0,
-    warmup_steps=10,
-    warmup_start=1e-6,
-    weight_decay=0.01,
-    groups=GROUPS,
-  )
+  optimizer = inputs.make_adamw('warmed_poly', 10, GROUPS)
   return daformer.DAFormer(
     segmenter=make_network(options, dtype),
     update=update_lib.Update(segmenter.SUBMODULES, optimizer, NUM_STEPS),
@@ -105,27 +95,11 @@ def draw_batch(seed=0, batch=BATCH):
   def stream():
     # Coarse, as real labels are; some pixels are ignored.
     coarse = rng.integers(-1, CLASSES, (batch, 3, 3))
-    label = coarse.repeat(11, 1).repeat(11, 2)[:, :SIZE, :SIZE]
-    shades = rng.integers(40, 200, (CLASSES + 1, 3))[label]
-    image = shades + rng.integers(-30, 30, (batch, SIZE, SIZE, 3))
+    image, label = inputs.draw_shaded_images(rng, coarse, CLASSES + 1, SIZE)
     return {'image': image.astype(np.uint8), 'label': label.astype(np.int16)}
 
   return {'source': stream(), 'target': stream()}
 
 
-def spec(batch):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-
-
 def init_state(trained, step=0, batch=None):
-  batch = batch or draw_batch()
-  init = jax.jit(lambda rng: trained.init(rng, spec(batch), None))
-  state = init(jax.random.PRNGKey(0))
-  return state.replace(step=jnp.int32(step))
-
-
-def to_float64(tree):
-  return jax.tree.map(
-    lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
-    jax.device_get(tree),
-  )
+  return inputs.init_state(trained, batch or draw_batch(), step)

@@ -51,10 +51,13 @@ class Decoder(nn.Module):
     return features.Features((features.FeatureMap('fused', 4, x),))
 
 
-def make_method(options, **heads):
-  """Returns the method on the network, with a head of a 1x1 and others."""
+def make_method(options):
+  """Returns the method on the network, whose heads are 1x1s."""
+  heads = {}
   logits = heads_lib.ConvHead(CLASSES, 1, stride=4, dtype=F64)
   own = options.further_heads(CLASSES, logits)
+  if options.needs_representations:
+    heads['rep'] = heads_lib.ConvHead(4, 1, stride=4, dtype=F64)
   return systems.METHODS[type(options)](
     segmenter=segmenter.Segmenter(
       Encoder(), Decoder(), {'logits': logits, **heads, **own}
@@ -182,6 +185,42 @@ def classify(params, x, head='logits'):
 def gradient_of(before, after):
   """Returns what a step has subtracted."""
   return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, after)
+
+
+def run_step(trained, state, batch, sample_draws):
+  """Runs a step; returns the state after, its scalars, and draws.
+
+  Args:
+    trained: method.
+    state: state before.
+    batch: batch of the step.
+    sample_draws: function of the PRNG key of the step.
+  """
+
+  @jax.jit
+  def step(state, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    return *trained.train_step(state, batch), sample_draws(rng)
+
+  return jax.device_get(step(state, batch))
+
+
+def check_step(losses, params, after, scalars):
+  """Compares terms of the loss, and the gradient of their sum.
+
+  Args:
+    losses: function of the parameters, in numpy, with the terms by name.
+    params: parameters before the step.
+    after: parameters after it.
+    scalars: scalars of the step.
+  """
+  for name, value in losses(params).items():
+    np.testing.assert_allclose(scalars[name], value, rtol=2e-5, err_msg=name)
+  check_gradient(
+    lambda moved: sum(losses(moved).values()),
+    params,
+    gradient_of(params, after),
+  )
 
 
 def check_gradient(loss, params, gradient, parts=segmenter.SUBMODULES):

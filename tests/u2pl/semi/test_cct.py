@@ -27,19 +27,17 @@ def stepped():
     state = pointwise.init_state(trained, SIDE)
     batch = pointwise.draw_batch(SIDE)
 
-    def step(state, batch):
-      rng = jax.random.fold_in(state.rng, state.step)
+    def sample_draws(rng):
       perturb_rng, *_ = jax.random.split(rng, 3)
-      draws = {
+      return {
         kind: cct_perturbations.sample_draws(
           jax.random.fold_in(perturb_rng, i),
           *(kind, (pointwise.BATCH, 6, 6, 6), (SIDE, SIDE)),
         )
         for i, kind in enumerate(cct_perturbations.KINDS)
       }
-      return *trained.train_step(state, batch), draws
 
-    results = jax.device_get(jax.jit(step)(state, batch))
+    results = pointwise.run_step(trained, state, batch, sample_draws)
   return trained, state, batch, *results
 
 
@@ -164,9 +162,11 @@ def test_objects_are_cut_out_as_in_the_reference():
   @jax.jit
   def compute(masks, uniforms):
     roots = jax.vmap(connected_components.label_components)(masks)
-    boxes = jax.vmap(connected_components.component_boxes)(roots)
-    cut = jax.vmap(cct_perturbations.object_box_mask)(masks, uniforms)
-    return roots, boxes, cut
+    foreground = cct_perturbations.find_foreground(masks.astype(np.int32))
+    cut = jax.vmap(cct_perturbations.object_box_mask)(
+      foreground.objects, uniforms
+    )
+    return roots, foreground.objects, cut
 
   roots, boxes, cut = jax.device_get(compute(masks, np.float32(uniforms)))
   counts = []
@@ -270,6 +270,11 @@ def test_options_that_do_not_fit_are_refused(fields, message):
     if 'decoders' in fields:
       fields = {'decoders': cct.DecoderCounts(*[0] * 7)}
     cct.CctOptions(**fields)
+
+
+def test_a_head_with_norms_is_refused():
+  with pytest.raises(ValueError, match='perturbed decoders are light ones'):
+    OPTIONS.check_head('blocks')
 
 
 def test_the_published_decoders_are_30_heads():

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.cost import communication
-from segcore.distributed import sharding
 from tests.support import meshes
 from tests.u2pl.semi import tiny
 from u2pl import contrast, ema, mixing
@@ -268,15 +266,7 @@ def scopes_in_names():
 @pytest.mark.slow
 @pytest.mark.usefixtures('scopes_in_names')
 def test_collectives_of_a_step(trained, warm):
-  mesh = sharding.make_mesh()
-  state = jax.device_put(warm[0], sharding.replicated_sharding(mesh))
-  rows = sharding.batch_sharding(mesh)
-  shapes = jax.tree.map(lambda x: x.update(sharding=rows), tiny.batch_spec())
-  compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
-  collectives = communication.list_collectives(compiled)
-  kinds = {
-    kind: [c for c in collectives if c.kind == kind] for kind, *_ in collectives
-  }
+  kinds = meshes.collectives_of_step(trained, warm[0], tiny.draw_batch())
   # Each image's count of each class, to locate the n-th pixel of a class: for
   # the rows that are enqueued, and for the anchors.
   counts = 4 * 2 * tiny.BATCH * tiny.CLASSES

@@ -8,13 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.cost import communication
-from segcore.distributed import sharding
 from segcore.ops import color_augment
 from tests.support import meshes
 from tests.transcriptions import u2pl as u2pl_reference
+from tests.u2pl import inputs
 from tests.u2pl.semi import pointwise, tiny
-from u2pl.semi import cct, cps, strong_views, systems, unimatch, unimatch_v2
+from u2pl.semi import (
+  ael,
+  cct,
+  cps,
+  gct,
+  pc2seg,
+  pseudoseg,
+  strong_views,
+  systems,
+  u2pl_ael,
+  unimatch,
+  unimatch_v2,
+)
 
 # Gray alone: it is exact, so that no threshold is passed by rounding.
 VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
@@ -22,14 +33,31 @@ OPTIONS = {
   'cps': cps.CpsOptions(),
   'cps_cutmix': cps.CpsOptions(cutmix=True),
   'cct': cct.CctOptions(decoders=cct.DecoderCounts(*[1] * 7), annealing=0.99),
+  'gct': gct.GctOptions(detector=gct.flaw_detector.DetectorOptions(4, 2)),
+  'pseudoseg': pseudoseg.PseudoSegOptions(),
+  'pc2seg': pc2seg.Pc2SegOptions(num_cells=6, num_negatives=10),
   'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
   'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
+  'ael': ael.AelOptions(confidence=0.22),
+  'u2pl_ael': u2pl_ael.U2plAelOptions(
+    contrast=inputs.CONTRAST, contrast_start=0, reverse=0.1, denoise='raw'
+  ),
 }
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
-ON_POINTWISE = {'cct': 24}
-# Without images of partners.
-UNMIXED = ('cps', 'cct')
+ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
+# Systems whose unlabeled images come in pairs, which a device has whole.
+PAIRED = ('ael', 'u2pl_ael')
+# Collectives beside sums: of images and labels of partners on another device,
+# of the features of all cells, and, in AEL, of positions of images and counts.
+MOVED = {
+  'ael': {'all-gather'},
+  'cps_cutmix': {'collective-permute'},
+  'pc2seg': {'all-gather'},
+  'u2pl_ael': {'all-gather'},
+  'unimatch': {'collective-permute'},
+  'unimatch_v2': {'collective-permute'},
+}
 
 
 def test_each_class_of_options_has_a_method():
@@ -57,33 +85,19 @@ def make(name, dtype=jnp.float64):
 def test_eight_devices_are_one_in_float64(name, monkeypatch):
   with jax.enable_x64():
     one, eight = meshes.one_and_eight(*make(name), 1, monkeypatch)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIONS)
 def test_collectives_of_a_step(name):
-  """Sums, and images and labels of partners on another device."""
-  mesh = sharding.make_mesh()
+  """Sums, and what else a system moves between devices."""
   with jax.enable_x64(name in ON_POINTWISE):
-    trained, state, [batch, _] = make(name, jnp.float32)
-    compiled = (
-      jax.jit(trained.train_step)
-      .lower(
-        jax.device_put(state, sharding.replicated_sharding(mesh)),
-        sharding.make_batch_sharder(mesh)(batch),
-      )
-      .compile()
-    )
-  kinds = {c.kind for c in communication.list_collectives(compiled)}
-  expected = {'all-reduce', 'collective-permute'}
-  assert kinds == (
-    expected - {'collective-permute'} if name in UNMIXED else expected
-  )
+    trained, state, [batch, other] = make(name, jnp.float32)
+    if name in PAIRED:
+      batch = jax.tree.map(lambda *x: np.concatenate(x), batch, other)
+    kinds = meshes.collectives_of_step(trained, state, batch)
+  assert {*kinds} == {'all-reduce'} | MOVED.get(name, set())
 
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -133,5 +147,5 @@ def test_panels_show_the_images_that_are_learned(name):
   shown = labels >= 0
   assert ((labels == own) | (labels == partners))[shown].mean() > 0.999
   changed = np.abs(np.asarray(output.images) - weak).max() > 0.1
-  assert changed == (name not in UNMIXED)
+  assert changed == (name not in ('cps', 'cct'))
   assert np.asarray(output.entropy).max() <= np.log(tiny.CLASSES) + 1e-5

@@ -19,6 +19,7 @@ from u2pl.semi import options as options_lib
 from u2pl.semi import systems
 
 CLASSES, SIZE, BATCH = 5, 33, 8
+NUM_UNLABELED = 12
 
 
 def make_heads(
@@ -74,6 +75,7 @@ def make_method(options=PLUS, num_steps=40, **kwargs):
     options=options,
     num_classes=CLASSES,
     steps_per_epoch=4,
+    num_unlabeled=NUM_UNLABELED,
   )
 
 
@@ -92,7 +94,17 @@ def draw_batch(seed=0):
       'mask': np.ones(BATCH, bool),
     }
 
-  return {'labeled': stream(), 'unlabeled': stream()}
+  batch = {'labeled': stream(), 'unlabeled': stream(), 'pasted': stream()}
+  # Of pairs, for systems that read them; one image occurs twice.
+  index = rng.permutation(NUM_UNLABELED)[:BATCH]
+  index[-1] = index[0]
+  drawn = rng.integers(0, CLASSES, BATCH)
+  drawn[::2] = -1
+  batch['unlabeled'] |= {
+    'index': index.astype(np.int32),
+    'drawn_class': drawn.astype(np.int32),
+  }
+  return batch
 
 
 def batch_spec():

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.cost import communication
-from segcore.distributed import sharding
 from tests.support import meshes
-from tests.u2pl.adapt.tiny import to_float64
+from tests.u2pl import inputs
 from tests.u2pl.weak import tiny
 from u2pl.weak import options as options_lib
 
@@ -39,7 +37,7 @@ def test_systems_are_options_of_the_method(options, terms, scalars):
   if options is CAM:
     del batch['label']
   state = jax.eval_shape(
-    lambda rng: trained.init(rng, tiny.spec(batch), None),
+    lambda rng: trained.init(rng, inputs.spec_of(batch), None),
     jax.random.PRNGKey(0),
   )
   assert {*state.params['heads']} == {*options.heads}
@@ -84,31 +82,17 @@ def test_eight_devices_are_one_in_float64(monkeypatch):
   """Compares losses, bank and prototypes; large arrays are split."""
   with jax.enable_x64():
     trained, batch = tiny.make_method(PLUS), tiny.draw_batch(0, 8)
-    state = to_float64(tiny.init_state(trained, 4, batch))
+    state = inputs.to_float64(tiny.init_state(trained, 4, batch))
     batches = [batch, tiny.draw_batch(1, 8)]
     one, eight = meshes.one_and_eight(trained, state, batches, 4, monkeypatch)
   assert one[0].bank.count.sum() > 20
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-    one,
-    eight,
-  )
+  meshes.assert_close(one, eight)
 
 
 @pytest.mark.slow
 def test_collectives_of_a_step(plus):
   trained, state = plus
-  mesh = sharding.make_mesh()
-  state = jax.device_put(state, sharding.replicated_sharding(mesh))
-  rows = sharding.batch_sharding(mesh)
-  shapes = jax.tree.map(
-    lambda x: x.update(sharding=rows), tiny.spec(tiny.draw_batch(0, 8))
-  )
-  compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
-  collectives = communication.list_collectives(compiled)
-  kinds = {
-    kind: [c for c in collectives if c.kind == kind] for kind, *_ in collectives
-  }
+  kinds = meshes.collectives_of_step(trained, state, tiny.draw_batch(0, 8))
   # Each image's count of each class: anchors, and rows that are enqueued.
   counts = 4 * 8 * tiny.CLASSES
   assert [c.size for c in kinds.pop('all-gather')] == [counts, counts]

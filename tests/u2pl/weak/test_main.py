@@ -1,10 +1,8 @@
 """Trains on tags from the command line, as a user does."""
 
-import jax
 import numpy as np
 import pytest
 
-from segcore.weights import checkpoint_reader
 from tests.support import runs
 
 # Save, evaluation and log intervals all differ, and all of them occur; step 4
@@ -24,10 +22,6 @@ SHORT = (
   '--config.operation.log_every=1',
   '--config.operation.record_ids=True',
 )
-STATE = (
-  *('step', 'params', 'batch_stats', 'opt_state', 'rng'),
-  *('bank', 'prototypes'),
-)
 
 
 @pytest.mark.slow
@@ -39,17 +33,6 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
   due = runs.step_logged(killed / 'weak', 9)
   assert runs.signal_when(process, due)
   runs.complete(None, killed, *SHORT, method='u2pl')
-  states = [
-    checkpoint_reader.read_checkpoint_fields(
-      workdir / 'weak' / 'checkpoints', STATE
-    )
-    for workdir in (whole, killed)
-  ]
-  jax.tree.map(np.testing.assert_array_equal, *states)
-  assert np.any(states[0]['bank']['rows'])
-  for name in ('metrics', 'ids'):
-    lines = [
-      runs.read_metrics(workdir / 'weak', name) for workdir in (whole, killed)
-    ]
-    assert lines[0] == lines[1]
+  runs.assert_same_runs(whole, killed, 'weak')
+  assert np.any(runs.read_state(whole / 'weak')['bank']['rows'])
   assert runs.read_results(whole) == runs.read_results(killed)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from segcore.models import cam
+from segcore.train import method
 from tests.transcriptions import afa as reference
 from tests.transcriptions import daformer
 from tests.transcriptions import u2pl as u2pl_reference
@@ -35,20 +36,29 @@ def _in_float64():
     yield
 
 
+@functools.cache
+def method_and_step(has_contrast):
+  """Returns a method and its compiled step, which tests share."""
+  trained = tiny.make_method(PLUS if has_contrast else tiny.AFA)
+  return trained, jax.jit(trained.train_step)
+
+
 def to_symmetric(images):
   return (images.astype(np.float64) - 127.5) / 127.5
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def forward(trained, params, stats, images, rng, heads):
-  return trained.forward(params, stats, images, heads, rng)
+  return method.training_forward_pass(
+    trained.segmenter, params, stats, images, heads=heads, rng=rng
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def pull(trained, params, stats, images, rng, cotangents):
   """Returns the gradient of the parameters by those of the outputs."""
   _, vjp, _ = jax.vjp(
-    lambda p: trained.forward(p, stats, images, trained.options.heads, rng),
+    lambda p: forward(trained, p, stats, images, rng, trained.options.heads),
     params,
     has_aux=True,
   )
@@ -161,7 +171,7 @@ def state_at(trained, step):
 @pytest.mark.parametrize('step', [2, 3, 5])
 def test_a_step_of_afa_and_its_update(step):
   """The class loss alone; then with refined, then with propagated labels."""
-  trained = tiny.make_method()
+  trained, train_step = method_and_step(False)
   state, batch = state_at(trained, step), tiny.draw_batch(4)
   keys = afa.StepKeys(*jax.random.split(jax.random.fold_in(state.rng, step), 4))
   images = to_symmetric(batch['image'])
@@ -197,7 +207,7 @@ def test_a_step_of_afa_and_its_update(step):
     },
   )
 
-  after, scalars = jax.jit(trained.train_step)(state, batch)
+  after, scalars = train_step(state, batch)
   for name, expected in (
     ('loss_class', of_class[0]),
     ('loss_segmentation', of_pixels[0]),
@@ -277,7 +287,7 @@ def contrast_masks(cams, batch, rng):
 @pytest.mark.slow
 def test_losses_of_a_step_of_u2pl_plus():
   """Anchors, prototypes and negatives of Eqs. 29-31."""
-  trained = tiny.make_method(PLUS)
+  trained, train_step = method_and_step(True)
   step = 5
   state, batch = state_at(trained, step), tiny.draw_batch(4)
   known = contrast_reference.Prototypes(
@@ -285,7 +295,7 @@ def test_losses_of_a_step_of_u2pl_plus():
     np.array([2, 1, 0, 3]),
   )
   state = state.replace(
-    bank=tiny.make_method(PLUS).branch.init().bank,
+    bank=trained.branch.init().bank,
     prototypes=state.prototypes.replace(
       vectors=jnp.asarray(known.values), updates=jnp.asarray(known.updates)
     ),
@@ -309,7 +319,7 @@ def test_losses_of_a_step_of_u2pl_plus():
     tiny.CONTRAST,
     0.999,
   )
-  after, scalars = jax.jit(trained.train_step)(state, batch)
+  after, scalars = train_step(state, batch)
   assert result.loss > 0
   np.testing.assert_allclose(scalars['loss_contrast'], result.loss, rtol=1e-5)
   terms = sum(

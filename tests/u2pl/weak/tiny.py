@@ -4,7 +4,6 @@ Images have a side of 32 pixels; the maps of the encoder have 8 x 8 and 4 x 4
 cells. The network has batch norms, stochastic depth and dropout.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,8 +12,8 @@ from segcore.models import segmenter
 from segcore.models.decoders import segformer
 from segcore.models.encoders import mit
 from segcore.ops import dense_energy, pixel_adaptive_refinement
-from segcore.train import optimizers
 from segcore.train import update as update_lib
+from tests.u2pl import inputs
 from u2pl.weak import afa
 from u2pl.weak import options as options_lib
 
@@ -72,15 +71,7 @@ def make_network(options, dtype=jnp.float64):
 
 
 def make_method(options=AFA, dtype=jnp.float64):
-  optimizer = optimizers.OptimizerOptions(
-    learning_rate=1e-3,
-    schedule='switched_poly',
-    poly_power=1.0,
-    warmup_steps=3,
-    warmup_start=1e-6,
-    weight_decay=0.01,
-    groups=GROUPS,
-  )
+  optimizer = inputs.make_adamw('switched_poly', 3, GROUPS)
   return afa.AFA(
     segmenter=make_network(options, dtype),
     update=update_lib.Update(options.parts, optimizer, NUM_STEPS),
@@ -93,9 +84,7 @@ def draw_batch(seed=0, batch=BATCH):
   """Draws coarse masks, images of their classes, tags and padding."""
   rng = np.random.default_rng(seed)
   coarse = rng.integers(0, CLASSES + 1, (batch, 3, 3))
-  label = coarse.repeat(11, 1).repeat(11, 2)[:, :SIZE, :SIZE]
-  shades = rng.integers(40, 200, (CLASSES + 1, 3))[label]
-  image = shades + rng.integers(-30, 30, (batch, SIZE, SIZE, 3))
+  image, label = inputs.draw_shaded_images(rng, coarse, CLASSES + 1, SIZE)
   valid = np.ones(label.shape, bool)
   # Of the first image the left and lower edge are padding.
   valid[0, :, :5] = valid[0, 23:] = False
@@ -108,12 +97,5 @@ def draw_batch(seed=0, batch=BATCH):
   }
 
 
-def spec(batch):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-
-
 def init_state(trained, step=0, batch=None):
-  batch = batch or draw_batch()
-  init = jax.jit(lambda rng: trained.init(rng, spec(batch), None))
-  state = init(jax.random.PRNGKey(0))
-  return state.replace(step=jnp.int32(step))
+  return inputs.init_state(trained, batch or draw_batch(), step)

@@ -1,6 +1,7 @@
 """Steps with given outputs, to test an objective without a network."""
 
 import types
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -99,3 +100,63 @@ def step(
     targets=targets or {},
     rng=rng,
   )
+
+
+def bind_head(objective_, maps):
+  """Initializes the head of an objective in float64, for two large views.
+
+  Args:
+    objective_: the objective, whose head has its name.
+    maps: maps of both views, [B, 2, h, w, D].
+
+  Returns:
+    The network that the objective calls, and the weights of each module of the
+    head, as the transcription names them.
+  """
+  head = objective_.heads(jnp.float64)[objective_.name]
+  net, params = bind(objective_.name, head, maps[:, 0])
+  return net, {name: layer_weights(each) for name, each in params.items()}
+
+
+class Evaluated(NamedTuple):
+  """The results of one step of an objective.
+
+  Attributes:
+    outputs: its outputs.
+    terms: terms of its loss.
+    scalars: further scalars.
+    memory: its memory after the step.
+  """
+
+  outputs: Any
+  terms: Any
+  scalars: Any
+  memory: Any
+
+
+def evaluate(objective_, net, maps, *, by_view=False, memory=None, batch=None):
+  """Runs a step of an objective on given maps of both networks.
+
+  Args:
+    objective_: the objective.
+    net: network that `bind_head` has bound.
+    maps: maps of both views, [B, 2, h, w, D].
+    by_view: whether batch statistics are of each view.
+    memory: memory of the objective before the step.
+    batch: labels that the objective reads.
+  """
+
+  @jax.jit
+  def run(maps, memory, batch):
+    views, name = encoded(maps, by_view), objective_.name
+    fields = {'batch': batch, 'memory': {name: memory}}
+    if objective_.needs_momentum:
+      momentum_outputs = objective_.momentum_outputs(net, views)
+      fields['momentum_outputs'] = {name: momentum_outputs}
+    outputs = {name: objective_.outputs(net, views)}
+    targets = {name: objective_.targets(step(outputs, **fields))}
+    full = step(outputs, targets=targets, **fields)
+    new = objective_.after_update(full, full.state)
+    return Evaluated(outputs[name], *objective_.loss(full), new.memory[name])
+
+  return run(maps, memory, batch)

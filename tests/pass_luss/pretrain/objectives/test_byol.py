@@ -43,22 +43,10 @@ def test_objective_has_statistics_of_each_view():
   maps = arrays.normal(4, 2, 2, 3, 5)
   maps[:, 1] = 2 * maps[:, 1] + 1
   objective = byol.Byol(byol.ByolOptions(hidden=6, size=3))
-  head = objective.heads(jnp.float64)['byol']
-  net, params = support.bind('byol', head, maps[:, 0])
-  projector, predictor = (
-    support.layer_weights(params[name]) for name in ('projector', 'predictor')
-  )
+  net, params = support.bind_head(objective, maps)
+  projector, predictor = params['projector'], params['predictor']
   for weights in (projector, predictor):
     assert set(weights) == {'w1', 'b1', 'gamma1', 'beta1', 'w2'}
-
-  @jax.jit
-  def evaluate(maps):
-    views = support.encoded(maps, by_view=True)
-    step = support.step(
-      {'byol': objective.outputs(net, views)},
-      momentum_outputs={'byol': objective.momentum_outputs(net, views)},
-    )
-    return objective.loss(step).terms['loss_byol']
 
   z = [
     luss_comparators.byol_head(pass_pretraining.gap(maps[:, v]), projector)
@@ -66,7 +54,8 @@ def test_objective_has_statistics_of_each_view():
   ]
   p = [luss_comparators.byol_head(each, predictor) for each in z]
   expected = luss_comparators.byol_loss(*p, *z)
-  arrays.assert_close(evaluate(maps), expected, rtol=1e-5)
+  terms = support.evaluate(objective, net, maps, by_view=True).terms
+  arrays.assert_close(terms['loss_byol'], expected, rtol=1e-5)
 
 
 def test_momentum_encoder_is_updated_after_the_encoder():

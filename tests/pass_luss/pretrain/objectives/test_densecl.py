@@ -25,37 +25,18 @@ def test_first_of_equally_similar_cells_is_matched():
   np.testing.assert_array_equal(actual, expected)
 
 
-def objective_and_weights(maps):
-  """Returns an objective, a function of maps and memory, and weights."""
+def evaluator(maps):
+  """Returns a function from maps and memory to results, and the weights."""
   objective = densecl.Densecl(densecl.DenseclOptions(queue=6, size=4, hidden=7))
-  head = objective.heads(jnp.float64)['densecl']
-  net, params = support.bind('densecl', head, maps[:, 0])
+  net, params = support.bind_head(objective, maps)
   weights = {
     f'{name}_{key}': value
-    for name, module in (
-      ('image', 'image_projector'),
-      ('cell', 'cell_projector'),
-    )
-    for key, value in support.layer_weights(params[module]).items()
+    for name in ('image', 'cell')
+    for key, value in params[f'{name}_projector'].items()
   }
 
-  @jax.jit
   def evaluate(maps, memory):
-    views = support.encoded(maps)
-    step = support.step(
-      {'densecl': objective.outputs(net, views)},
-      momentum_outputs={'densecl': objective.momentum_outputs(net, views)},
-      memory={'densecl': memory},
-    )
-    targets = {'densecl': objective.targets(step)}
-    step = support.step(
-      step.outputs,
-      momentum_outputs=step.momentum_outputs,
-      memory=step.state.memory,
-      targets=targets,
-    )
-    new = objective.after_update(step, step.state)
-    return objective.loss(step).terms, new.memory['densecl']
+    return support.evaluate(objective, net, maps, memory=memory)
 
   return evaluate, weights
 
@@ -71,9 +52,9 @@ def rings(cells_seed=1):
 
 def test_objective():
   maps = arrays.normal(2, 2, 2, 3, 5)
-  evaluate, weights = objective_and_weights(maps)
+  evaluate, weights = evaluator(maps)
   memory = rings()
-  terms, new = evaluate(maps, memory)
+  _, terms, _, new = evaluate(maps, memory)
   query, key = (
     luss_comparators.densecl_heads(maps[:, v], weights) for v in (0, 1)
   )
@@ -100,9 +81,9 @@ def test_objective():
 
 def test_a_map_of_one_cell_is_moco_twice():
   maps = arrays.normal(2, 2, 1, 1, 5)
-  evaluate, weights = objective_and_weights(maps)
+  evaluate, weights = evaluator(maps)
   memory = rings()
-  terms, _ = evaluate(maps, memory)
+  terms = evaluate(maps, memory).terms
   for name, prefix in (('images', 'image'), ('cells', 'cell')):
     own = {k: weights[f'{prefix}_{k}'] for k in ('w1', 'b1', 'w2', 'b2')}
     q, k = (
@@ -119,7 +100,7 @@ def test_a_map_of_one_cell_is_moco_twice():
 def test_gradient_with_respect_to_the_maps():
   """None flows through the matching."""
   maps = arrays.normal(2, 2, 1, 2, 3)
-  evaluate, weights = objective_and_weights(maps)
+  evaluate, weights = evaluator(maps)
   memory = rings()
   flat = maps.reshape(2, 2, 2, 3)
   matches = luss_comparators.densecl_match(flat[:, 0], flat[:, 1])
@@ -127,7 +108,7 @@ def test_gradient_with_respect_to_the_maps():
 
   def loss(first):
     views = jnp.stack([first, maps[:, 1]], axis=1)
-    return sum(evaluate(views, memory)[0].values())
+    return sum(evaluate(views, memory).terms.values())
 
   def reference(first):
     query = luss_comparators.densecl_heads(first, weights)

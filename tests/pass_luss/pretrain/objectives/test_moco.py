@@ -1,6 +1,5 @@
 """MoCo v2 against slow numpy transcriptions (spec §2.3)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,24 +16,12 @@ pytestmark = pytest.mark.usefixtures('float64')
 def test_query_of_view_1_and_key_of_view_2():
   maps = arrays.normal(2, 2, 2, 3, 5)
   objective = moco.Moco(moco.MocoOptions(queue=6, size=4))
-  head = objective.heads(jnp.float64)['moco']
-  net, params = support.bind('moco', head, maps[:, 0])
-  weights = support.layer_weights(params['projector'])
+  net, params = support.bind_head(objective, maps)
+  weights = params['projector']
   assert weights['w1'].shape == (5, 5)  # as wide as the encoder
   ring = queue_lib.Ring(arrays.normalized(6, 4), np.int32(4))
 
-  @jax.jit
-  def evaluate(maps, ring):
-    views = support.encoded(maps)
-    step = support.step(
-      {'moco': objective.outputs(net, views)},
-      momentum_outputs={'moco': objective.momentum_outputs(net, views)},
-      memory={'moco': ring},
-    )
-    new = objective.after_update(step, step.state)
-    return objective.loss(step).terms['loss_moco'], new.memory['moco']
-
-  loss, new = evaluate(maps, ring)
+  result = support.evaluate(objective, net, maps, memory=ring)
   q, k = (
     pass_pretraining.normalize(
       luss_comparators.moco_head(pass_pretraining.gap(maps[:, v]), weights)
@@ -43,10 +30,10 @@ def test_query_of_view_1_and_key_of_view_2():
   )
   # Against the ring as it was before the step.
   expected = luss_comparators.info_nce(q, k, ring.rows.T, 0.2)
-  arrays.assert_close(loss, expected)
+  arrays.assert_close(result.terms['loss_moco'], expected)
   rows, position = luss_comparators.ring_push(ring.rows.T, 4, k)
-  arrays.assert_close(new.rows, rows.T)
-  assert new.position == position == 0
+  arrays.assert_close(result.memory.rows, rows.T)
+  assert result.memory.position == position == 0
 
 
 def test_momentum_encoder_and_views():

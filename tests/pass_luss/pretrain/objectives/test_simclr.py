@@ -39,16 +39,8 @@ def test_objective_with_each_head(head, combine_views):
   objective = simclr.Simclr(
     simclr.SimclrOptions(head=head, size=3, combine_views=combine_views)
   )
-  module = objective.heads(jnp.float64)['simclr']
-  net, params = support.bind('simclr', module, maps[:, 0])
-  weights = support.layer_weights(params['projector'])
-
-  @jax.jit
-  def evaluate(maps):
-    outputs = objective.outputs(net, support.encoded(maps))
-    terms, _ = objective.loss(support.step({'simclr': outputs}))
-    return terms['loss_simclr']
-
+  net, params = support.bind_head(objective, maps)
+  weights = params['projector']
   names = {
     'batch_256': {'w1', 'gamma1', 'beta1', 'w2', 'gamma2', 'beta2'},
     'released': {
@@ -63,7 +55,8 @@ def test_objective_with_each_head(head, combine_views):
   expected = luss_comparators.simclr_loss(
     np.moveaxis(rows.reshape(4, 2, 3), 1, 0), 0.1, combine_views == 'sum'
   )
-  arrays.assert_close(evaluate(maps), expected, rtol=1e-5)
+  terms = support.evaluate(objective, net, maps).terms
+  arrays.assert_close(terms['loss_simclr'], expected, rtol=1e-5)
 
 
 def test_refusals():

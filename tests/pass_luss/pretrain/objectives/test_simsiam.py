@@ -56,12 +56,6 @@ def test_objective_has_statistics_of_each_view():
     )
   }
 
-  @jax.jit
-  def evaluate(maps):
-    outputs = objective.outputs(net, support.encoded(maps, by_view=True))
-    loss, logged = objective.loss(support.step({'simsiam': outputs}))
-    return loss['loss_simsiam'], logged['embedding_spread']
-
   z = [
     luss_comparators.simsiam_projector(
       pass_pretraining.gap(maps[:, v]), projector
@@ -69,11 +63,12 @@ def test_objective_has_statistics_of_each_view():
     for v in (0, 1)
   ]
   p = [luss_comparators.simsiam_predictor(each, predictor) for each in z]
-  loss, spread = evaluate(maps)
+  result = support.evaluate(objective, net, maps, by_view=True)
   expected = luss_comparators.simsiam_loss(*p, *z)
-  arrays.assert_close(loss, expected, rtol=1e-5)
+  arrays.assert_close(result.terms['loss_simsiam'], expected, rtol=1e-5)
   mean = pass_pretraining.normalize(np.concatenate(z)).mean(axis=0)
-  arrays.assert_close(spread, 1 - np.linalg.norm(mean), rtol=1e-5)
+  spread = 1 - np.linalg.norm(mean)
+  arrays.assert_close(result.scalars['embedding_spread'], spread, rtol=1e-5)
 
 
 def test_refusals():

@@ -36,22 +36,14 @@ def test_loss():
 def test_objective_classifies_the_first_view():
   maps = arrays.normal(4, 2, 2, 3, 5)
   objective = supervised.Supervised(supervised.SupervisedOptions(3, 1))
-  head = objective.heads(jnp.float64)['supervised']
-  net, params = support.bind('supervised', head, maps[:, 0])
-  weights = support.layer_weights(params['projector'])
-
-  @jax.jit
-  def evaluate(maps, tags):
-    outputs = objective.outputs(net, support.encoded(maps))
-    return outputs['scores'], objective.loss(
-      support.step({'supervised': outputs}, batch={'tags': tags})
-    )
-
+  net, params = support.bind_head(objective, maps)
+  weights = params['projector']
   # Class 0 of the data set is 'other'.
-  scores, (terms, logged) = evaluate(maps, tags_of(CLASSES, first=1))
+  tags = {'tags': tags_of(CLASSES, first=1)}
+  outputs, terms, logged, _ = support.evaluate(objective, net, maps, batch=tags)
   pooled = pass_pretraining.gap(maps[:, 0])
   expected = luss_comparators.dense(pooled, weights['w1'], weights['b1'])
-  arrays.assert_close(scores, expected)
+  arrays.assert_close(outputs['scores'], expected)
   arrays.assert_close(
     terms['loss_supervised'],
     luss_comparators.classification_loss(expected, CLASSES),

@@ -1,0 +1,1 @@
+"""Segmentation from image-level labels: SEAM, SC-CAM, AdvCAM."""

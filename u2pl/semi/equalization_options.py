@@ -1,0 +1,135 @@
+"""Options that AEL and U2PL on AEL share (spec of the baselines §1)."""
+
+import dataclasses
+
+from runtime import options as options_check
+from u2pl import ema
+from u2pl.semi import options as options_lib
+
+# Labeled images of one GPU of the authors, which share draws; as many unlabeled
+# ones are mixed into one.
+GROUP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PasteOptions:
+  """Options of adaptive Copy-Paste of labeled images.
+
+  Attributes:
+    probability: probability that an image gets pixels of a second one.
+    num_draws: number of draws of a class, with replacement, for the images of a
+      group.
+    excluded: classes that are never pasted.
+    scales: least and largest factor by which second images are resized; each
+      side of 1 is as probable.
+  """
+
+  probability: float = 0.5
+  num_draws: int = 3
+  excluded: tuple[int, ...] = (0,)
+  scales: tuple[float, float] = (0.1, 2.0)
+
+  def __post_init__(self):
+    options_check.check_options_in_range(self, 'probability', least=0, most=1)
+    options_check.check_options_in_range(self, 'num_draws', least=1)
+    low, high = self.scales
+    if not 0 < low <= 1 <= high:
+      raise ValueError(
+        f'scales: expected 0 < low <= 1 <= high, got {self.scales}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassBoxOptions:
+  """Options of adaptive CutMix of unlabeled images.
+
+  Attributes:
+    component: share of an image's area that a component of the drawn class must
+      exceed for its bounding box to be pasted.
+    image: least share of an image's area by which it shows a class.
+  """
+
+  component: float = 0.005
+  image: float = 0.01
+
+  def __post_init__(self):
+    options_check.check_options_in_range(
+      self, 'component', 'image', least=0, most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualizationOptions(options_lib.SystemOptions):
+  """Options that AEL and U2PL on AEL share.
+
+  Attributes:
+    supervised: loss on labeled images.
+    confidence: least probability of a pseudo-label that is learned.
+    momentum: momentum of the confidence of the classes.
+    gamma: exponent of the share of a class's pixels that are learned.
+    paste: adaptive Copy-Paste.
+    boxes: adaptive CutMix.
+    reverse: weight of the reverse cross entropy in the consistency.
+    weight: weight of the consistency, of labeled and of mixed images.
+    teacher: EMA teacher.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
+  confidence: float = 0.0
+  momentum: float = 0.999
+  gamma: float = 1.0
+  paste: PasteOptions = PasteOptions()
+  boxes: ClassBoxOptions = ClassBoxOptions()
+  reverse: float = 0.0
+  weight: float = 1.0
+  teacher: ema.EmaOptions = ema.EmaOptions(copy_epochs=0)
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    for name in ('confidence', 'momentum'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'{name}: expected [0, 1), got {getattr(self, name)}')
+    options_check.check_options_in_range(
+      self, 'gamma', 'reverse', 'warmup_epochs', least=0
+    )
+    options_check.check_options_positive(self, 'weight')
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns True: the teacher is reported."""
+    return True
+
+  @property
+  def mixing_group(self) -> int:
+    """Returns the number of consecutive images mixed with each other."""
+    return GROUP
+
+  @property
+  def paste_scales(self) -> tuple[float, float]:
+    """Returns by which factors second labeled images are resized."""
+    return self.paste.scales
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Checks that images come in pairs.
+
+    Raises:
+      ValueError: the batch is odd.
+    """
+    if batch_size % GROUP:
+      raise ValueError(
+        f'name: expected an even batch, whose unlabeled images are mixed in '
+        f'pairs, got recipe.batch_size={batch_size}'
+      )
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that classes are left to paste.
+
+    Raises:
+      ValueError: all classes are excluded.
+    """
+    if {*range(num_classes)} <= {*self.paste.excluded}:
+      raise ValueError(
+        f'paste.excluded: expected fewer than all {num_classes} classes, got '
+        f'{self.paste.excluded}'
+      )

@@ -1,0 +1,214 @@
+"""PseudoSeg: decoder and Grad-CAM of a weak view teach a strong one together.
+
+Source: Zou et al. 2021, "PseudoSeg: Designing Pseudo Labels for Semantic
+Segmentation". Class 0 is the background: on data without one, its first class.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from input_pipeline import batch as batch_lib
+from runtime import options as options_check
+from segcore import types
+from segcore.models import features as features_lib
+from segcore.models import heads as heads_lib
+from segcore.models import segmenter as segmenter_lib
+from segcore.models.layers import resize
+from segcore.ops import losses as pixel_losses
+from segcore.train import train_state
+from segcore.train import update as update_lib
+from u2pl.semi import cutout_views, grad_cam, losses, method, student
+from u2pl.semi import options as options_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoSegOptions(options_lib.SystemOptions):
+  """Options of PseudoSeg.
+
+  Attributes:
+    name: 'pseudoseg'.
+    supervised: loss on labeled images, of the decoder.
+    views: strong view of unlabeled images.
+    attention_width: channels of the queries and keys of the self-attention.
+    scale: what logits are divided by before they are fused; see
+      `grad_cam.fuse_predictions`.
+    temperature: T of the pseudo-labels.
+    weight: weight of the loss on unlabeled images.
+    warmup_epochs: epochs of the losses on labeled images alone, at the start.
+  """
+
+  name: Literal['pseudoseg'] = 'pseudoseg'
+  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
+  views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
+  attention_width: int = 128
+  scale: Literal['batch', 'pixel'] = 'batch'
+  temperature: float = 0.5
+  weight: float = 1.0
+  warmup_epochs: int = 0
+
+  def __post_init__(self):
+    options_check.check_options_positive(self, 'temperature', 'weight')
+    options_check.check_options_in_range(self, 'attention_width', least=1)
+    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+
+  def further_heads(
+    self, num_classes: int, logits: nn.Module
+  ) -> dict[str, nn.Module]:
+    """Builds the classifier of images and the self-attention."""
+    del logits
+    return {
+      'tags': heads_lib.PoolHead(num_classes - 1),
+      'attention': grad_cam.SelfAttention(num_classes, self.attention_width),
+    }
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Raises ValueError unless there is a class beside the background."""
+    if num_classes < 2:
+      raise ValueError(
+        f'name: expected 2 classes or more for pseudoseg, got {num_classes}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoSeg(method.SemiSupervised):
+  """PseudoSeg of one network, without a teacher.
+
+  Attributes:
+    options: views, fusion and weight.
+  """
+
+  options: PseudoSegOptions
+
+  def train_step(
+    self, state: train_state.TrainState, batch: batch_lib.Batch
+  ) -> tuple[train_state.TrainState, types.Metrics]:
+    """Runs one step of PseudoSeg."""
+    rng = jax.random.fold_in(state.rng, state.step)
+    view_rng, weak_rng, strong_rng, labeled_rng = jax.random.split(rng, 4)
+    labeled, weak = method.stream_images(batch)
+    labels, known = batch['labeled']['label'], losses.known_pixels(batch)
+    tags = grad_cam.image_tags(labels, self.num_classes)
+    # Pseudo-labels of the weak view; the strong view has the same geometry.
+    targets, stats = self.pseudo_label(state, weak, known, weak_rng)
+    keys = update_lib.row_prng_keys(view_rng, len(weak))
+    draws = cutout_views.sample_view_draws(keys, self.options.views)
+    strong, seen = cutout_views.strong_views(weak, draws, self.options.views)
+    counted = resize.resize_nearest_floor(known & seen, targets.shape[1:3])
+    weight = self.unlabeled_weight(state, self.options.weight)
+
+    def loss(params):
+      outputs, after = self.forward(params, stats, strong, strong_rng)
+      unsupervised = pixel_losses.masked_mean(
+        soft_cross_entropy(outputs['logits'], targets), counted
+      )
+      # Labels teach decoder, classifier and, with true tags, self-attention.
+      outputs, after = self.apply_in_training(
+        _labeled_outputs,
+        *(params, after, labeled_rng),
+        *(labeled, self.options.student_heads, tags, labels >= 0),
+      )
+      terms = {
+        'loss_supervised': self.supervised_loss(outputs, labels),
+        'loss_attention': losses.supervised_loss(
+          {'logits': outputs['attention']},
+          labels,
+          options_lib.SupervisedOptions(),
+        ),
+        'loss_tags': jnp.mean(
+          pixel_losses.tag_cross_entropy(outputs['tags'], tags, 'sigmoid')
+        ),
+        'loss_unsupervised': weight * unsupervised,
+      }
+      return sum(terms.values()), (terms, after)
+
+    return student.gradient_step(self.update, state, loss)
+
+  def pseudo_label(
+    self,
+    state: train_state.TrainState,
+    weak: Float[Array, 'B H W 3'],
+    known: Bool[Array, 'B H W'],
+    rng: Array,
+  ) -> tuple[Float[Array, 'B h w C'], types.Params]:
+    """Computes soft pseudo-labels on the decoder's grid, without a gradient.
+
+    Args:
+      state: state before the step.
+      weak: unlabeled images in [-1, 1].
+      known: pixels without ignored padding.
+      rng: key of the dropout.
+
+    Returns:
+      Probabilities, and the batch statistics after the passes.
+    """
+    # Tags and Grad-CAM in evaluation mode, the decoder in training mode.
+    attention_rng, decoder_rng = jax.random.split(rng)
+    attention, stats = self.apply_in_training(
+      _weak_attention,
+      *(state.params, state.batch_stats, attention_rng, weak, known),
+    )
+    outputs, stats = self.forward(state.params, stats, weak, decoder_rng)
+    size = outputs['logits'].shape[1:3]
+    targets = grad_cam.fuse_predictions(
+      outputs['logits'],
+      resize.resize_bilinear(attention, size, align_corners=True),
+      self.options.temperature,
+      self.options.scale,
+    )
+    return jax.lax.stop_gradient(targets), stats
+
+
+def soft_cross_entropy(
+  logits: Float[Array, 'B h w C'], targets: Float[Array, 'B h w C']
+) -> Float[Array, 'B h w']:
+  """Computes the cross entropy with soft targets, in nats."""
+  log_probs = jax.nn.log_softmax(pixel_losses.at_least_float32(logits))
+  return -jnp.sum(targets * log_probs, axis=-1)
+
+
+def _labeled_outputs(
+  network: segmenter_lib.Segmenter,
+  images: Float[Array, 'B H W 3'],
+  heads: tuple[str, ...],
+  tags: Bool[Array, 'B C_tags'],
+  valid: Bool[Array, 'B H W'],
+) -> dict[str, Array]:
+  """Computes heads, tags and self-attention of true tags, in training mode."""
+  features = network.features(images, train=True)
+  outputs = network.apply_heads(
+    (*heads, 'tags'), features, images.shape[1:3], True
+  )
+  outputs['attention'] = _attend(network, features, tags, valid)
+  return outputs
+
+
+def _weak_attention(
+  network: segmenter_lib.Segmenter,
+  images: Float[Array, 'B H W 3'],
+  valid: Bool[Array, 'B H W'],
+) -> Float[Array, 'B h w C']:
+  """Computes self-attention of predicted tags, encoder in evaluation mode."""
+  features = network.features(images, decode=False)
+  logits = network.apply_heads(('tags',), features, images.shape[1:3])['tags']
+  # A sigmoid of ½ or more.
+  return _attend(network, features, logits >= 0, valid)
+
+
+def _attend(
+  network: segmenter_lib.Segmenter,
+  features: dict[str, features_lib.Features],
+  tags: Bool[Array, 'B C_tags'],
+  valid: Bool[Array, 'B H W'],
+) -> Float[Array, 'B h w C']:
+  """Computes the logits of the self-attention, in training mode."""
+  maps = network.head_map('attention', features)
+  kernel = network.heads.variables['params']['tags']['dense']['kernel']
+  cams = grad_cam.class_activation_maps(maps[0], kernel, tags)
+  return network.heads.call_method(
+    'attention', '__call__', maps, True, cams, valid
+  )

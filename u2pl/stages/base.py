@@ -1,0 +1,37 @@
+"""Base class of the stages that train."""
+
+from collections.abc import Sequence
+
+from input_pipeline import datasets
+from runtime import files
+from segcore.experiment import data as data_lib
+from segcore.experiment import experiment_stage
+from segcore.train import workspace as workspace_lib
+
+
+class ClassStage(experiment_stage.TrainingStage):
+  """A stage that trains a network with a score for each class and pixel."""
+
+  val_metric = 'miou'
+
+  def check(self) -> None:
+    """Checks batch, network and, where it is known, the number of classes."""
+    super().check()
+    num_classes = datasets.known_dataset_num_classes(self.options.data)
+    if num_classes is not None:
+      self.check_num_classes(num_classes)
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that all losses are defined for a number of classes.
+
+    Raises:
+      UserError: one is not.
+    """
+    raise NotImplementedError
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes names and colors of the classes, those of the first stream."""
+    first = next(iter(streams.values()))
+    return data_lib.write_stage_classes(workspace, first.split)
