@@ -1,19 +1,21 @@
 """Mini-batch k-means of the pixels of a stream of batches, on a mesh.
 
-  initial = initial_clusters(features_of_batches, k, key)
-  clusters = update_clusters(clusters, features, valid)   # for each batch
+  initial = initial_clusters(features_of_batches, k, key, 20, mesh)
+  clusters = update_clusters(clusters, features)   # for each batch
 
 Each batch moves the centroids of the clusters that it hits (Sculley 2010; spec
 comparators §3.3). Features stay on their devices: the sums and the counts of
 the clusters are what devices exchange.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pass_luss.pseudo_labels import kmeans
 from segcore.distributed import sharding
@@ -28,13 +30,15 @@ _EPSILON = 1e-6
 class Clusters:
   """Centroids and the number of pixels that have moved them.
 
+  A part of a state, which is also a tree of shapes: hence fields of any type.
+
   Attributes:
     centroids: float32 [K, D], not normalized.
     counts: float32 [K].
   """
 
-  centroids: Array
-  counts: Array
+  centroids: Any
+  counts: Any
 
 
 def assign_pixels(
@@ -47,29 +51,25 @@ def assign_pixels(
 
 
 def cluster_sums(
-  features: Float[Array, 'B h w D'],
-  labels: Int[Array, 'B h w'],
-  valid: Bool[Array, 'B'],
+  features: Float[Array, '*shape D'],
+  labels: Int[Array, '*shape'],
   num_clusters: int,
 ) -> tuple[Float[Array, 'K D'], Float[Array, 'K']]:
   """Sums the features of each cluster and counts its pixels, over all devices.
 
   Args:
     features: features of a batch.
-    labels: cluster of each pixel.
-    valid: images that count.
+    labels: cluster of each pixel; negative for pixels that do not count.
     num_clusters: number K of clusters.
   """
   # Products: rows stay on their devices, and only the sums are all-reduced.
-  one_hot = jax.nn.one_hot(labels, num_clusters) * valid[:, None, None, None]
-  sums = jnp.einsum('bhwk,bhwd->kd', one_hot, features, precision=_EXACT)
-  return sums, jnp.sum(one_hot, axis=(0, 1, 2))
+  one_hot = jax.nn.one_hot(labels, num_clusters, dtype=features.dtype)
+  sums = jnp.einsum('...k,...d->kd', one_hot, features, precision=_EXACT)
+  return sums, jnp.sum(one_hot, axis=range(labels.ndim))
 
 
 def update_clusters(
-  clusters: Clusters,
-  features: Float[Array, 'B h w D'],
-  valid: Bool[Array, 'B'],
+  clusters: Clusters, features: Float[Array, '*shape D']
 ) -> Clusters:
   """Moves the centroids that a batch hits toward the means of their pixels.
 
@@ -77,11 +77,10 @@ def update_clusters(
 
   Args:
     clusters: clusters before the batch.
-    features: features of the batch.
-    valid: images that count.
+    features: features of the batch, of which m pixels are of a cluster c.
   """
   labels = assign_pixels(features, clusters.centroids)
-  sums, hits = cluster_sums(features, labels, valid, len(clusters.centroids))
+  sums, hits = cluster_sums(features, labels, len(clusters.centroids))
   counts = clusters.counts + hits
   rate = (hits / (counts + _EPSILON))[:, None]
   means = sums / jnp.maximum(hits, 1.0)[:, None]

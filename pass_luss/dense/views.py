@@ -146,6 +146,15 @@ def crop_maps(
   return jnp.where(box.flip[:, None, None, None], crop[:, :, ::-1], crop)
 
 
+def shrink_images(
+  images: Float[Array, 'B h h 3'], side: int
+) -> Float[Array, 'B s s 3']:
+  """Resizes whole square images bilinearly, antialiased as by Pillow."""
+  matrix = resize.bilinear_resize_matrix(images.shape[1], side, antialias=True)
+  matrices = jnp.broadcast_to(matrix, (len(images), *matrix.shape))
+  return resize.resize_by_matrices(images, matrices, matrices)
+
+
 def uncrop_maps(
   crops: Float[Array, 'B s s D'], box: Box, side: int
 ) -> tuple[Float[Array, 'B h h D'], Bool[Array, 'B h h']]:
