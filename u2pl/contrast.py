@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from runtime.option_ranges import CheckedOptions, NonNegative, Positive
 from segcore.types import Scalar
 
 # Of the cosine, as in torch.
@@ -30,7 +31,7 @@ _LEAST_NORM = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
-class PairOptions:
+class PairOptions(CheckedOptions):
   """Options of the contrastive loss, whatever its candidates are.
 
   Attributes:
@@ -48,8 +49,8 @@ class PairOptions:
     dtype: dtype of the rows in the bank.
   """
 
-  weight: float = 0.1
-  temperature: float = 0.5
+  weight: NonNegative[float] = 0.1
+  temperature: Positive[float] = 0.5
   num_anchors: int = 256
   num_negatives: int = 50
   bank: bool = True
@@ -59,15 +60,10 @@ class PairOptions:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
+    super().__post_init__()
     for name in ('num_anchors', 'num_negatives', 'capacity', 'max_push'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: expected >= 1, got {getattr(self, name)}')
-    if self.temperature <= 0:
-      raise ValueError(
-        f'temperature: expected more than 0, got {self.temperature}'
-      )
-    if self.weight < 0:
-      raise ValueError(f'weight: expected 0 or more, got {self.weight}')
     smallest = min(self.capacity, self.first_capacity or self.capacity)
     if smallest < self.num_negatives:
       raise ValueError(

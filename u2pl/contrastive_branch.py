@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from runtime.option_ranges import CheckedOptions
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import order_statistics
@@ -54,7 +55,7 @@ class BranchFields:
     return BranchState(self.bank, self.prototypes)
 
 
-class BranchOptions:
+class BranchOptions(CheckedOptions):
   """Options of a method that may have a branch.
 
   Attributes:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int32
 
 from pass_luss.pseudo_labels import features, kmeans
 from runtime import console, files, json_files
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.train import workspace as workspace_lib
 
 # Outputs in the stage's folder: the cluster of each row, from 0; the objective,
@@ -21,7 +21,7 @@ FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterOptions:
+class ClusterOptions(CheckedOptions):
   """Options of k-means and of the features that it clusters.
 
   Attributes:
@@ -35,17 +35,16 @@ class ClusterOptions:
     seed: seed of the initial centroids.
   """
 
-  iterations: int = 20
-  restarts: int = 30
+  iterations: AtLeastOne = 20
+  restarts: AtLeastOne = 30
   kind: features.Kind = 'attended'
-  short_side: int = 256
-  crop: int = 224
-  batch_size: int = 256
+  short_side: AtLeastOne = 256
+  crop: AtLeastOne = 224
+  batch_size: AtLeastOne = 256
   seed: int = 0
 
   def __post_init__(self):
-    counts = 'iterations', 'restarts', 'short_side', 'crop', 'batch_size'
-    options_lib.check_options_in_range(self, *counts, least=1)
+    super().__post_init__()
     if self.crop > self.short_side:
       raise ValueError(
         f'crop: expected at most the short side of {self.short_side}, got '

@@ -17,7 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pass_luss.weak import image_classifier
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  NonNegative,
+  UnitInterval,
+)
 from segcore import types
 from segcore.models import cam
 from segcore.models.layers import standardize
@@ -28,7 +33,7 @@ _EPSILON = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class AdvCamOptions:
+class AdvCamOptions(CheckedOptions):
   """Options of AdvCAM; the defaults are those for a classifier on VOC.
 
   Attributes:
@@ -41,16 +46,11 @@ class AdvCamOptions:
       of the method, as the refined maps of SEAM.
   """
 
-  num_steps: int = 27
-  step_size: float = 0.08
-  weight: float = 7.0
-  threshold: float = 0.5
+  num_steps: AtLeastOne = 27
+  step_size: NonNegative[float] = 0.08
+  weight: NonNegative[float] = 7.0
+  threshold: UnitInterval = 0.5
   accumulate: Literal['regions', 'evidence'] = 'regions'
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'num_steps', least=1)
-    options_lib.check_options_in_range(self, 'step_size', 'weight', least=0)
-    options_lib.check_options_in_range(self, 'threshold', least=0, most=1)
 
 
 def plan_steps(

@@ -12,14 +12,19 @@ computes the same images.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epy
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  CheckedOptions,
+  NonNegative,
+  Range,
+  UnitInterval,
+)
 from segcore.types import ExampleKeys
 
 with epy.lazy_imports():
@@ -33,7 +38,7 @@ _TRUNCATION = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorOptions:
+class ColorOptions(CheckedOptions):
   """Probabilities and strengths of color augmentation.
 
   Ranges are defined as in torchvision's ColorJitter and in SimCLR.
@@ -54,24 +59,19 @@ class ColorOptions:
     threshold: threshold of solarization, in [0, 1].
   """
 
-  jitter: float = 0.0
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
-  hue: float = 0.0
-  gray: float = 0.0
-  blur: float = 0.0
+  jitter: UnitInterval = 0.0
+  brightness: NonNegative[float] = 0.0
+  contrast: NonNegative[float] = 0.0
+  saturation: NonNegative[float] = 0.0
+  hue: Annotated[float, Range(0, 0.5)] = 0.0
+  gray: UnitInterval = 0.0
+  blur: UnitInterval = 0.0
   sigma: tuple[float, float] = (0.1, 2.0)
-  solarize: float = 0.0
-  threshold: float = 0.5
+  solarize: UnitInterval = 0.0
+  threshold: UnitInterval = 0.5
 
   def __post_init__(self):
-    shares = 'jitter', 'gray', 'blur', 'solarize', 'threshold'
-    options_lib.check_options_in_range(self, *shares, least=0, most=1)
-    options_lib.check_options_in_range(
-      self, 'brightness', 'contrast', 'saturation', least=0
-    )
-    options_lib.check_options_in_range(self, 'hue', least=0, most=0.5)
+    super().__post_init__()
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 

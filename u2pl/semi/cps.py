@@ -6,14 +6,14 @@ parts and different random ones; the first one is evaluated.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
@@ -41,17 +41,11 @@ class CpsOptions(options_lib.SystemOptions):
 
   name: Literal['cps'] = 'cps'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  weight: float = 1.5
+  weight: Positive[float] = 1.5
   cutmix: bool = False
-  num_boxes: int = 3
-  group: int = 2
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'weight')
-    options_check.check_options_in_range(self, 'num_boxes', least=1)
-    options_check.check_options_in_range(self, 'group', least=2)
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+  num_boxes: AtLeastOne = 3
+  group: Annotated[int, Range(2)] = 2
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def mixing_group(self) -> int:

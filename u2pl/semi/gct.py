@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from runtime.option_ranges import NonNegative, Positive, UnitInterval
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from u2pl import pseudo_labels
@@ -48,20 +48,13 @@ class GctOptions(options_lib.SystemOptions):
   name: Literal['gct'] = 'gct'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   detector: flaw_detector.DetectorOptions = flaw_detector.DetectorOptions()
-  threshold: float = 0.6
-  correction: float = 1.0
-  consistency: float = 100.0
-  ramp_epochs: int = 5
+  threshold: UnitInterval = 0.6
+  correction: NonNegative[float] = 1.0
+  consistency: NonNegative[float] = 100.0
+  ramp_epochs: NonNegative[int] = 5
   joint: bool = True
-  weight: float = 1.0
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_in_range(self, 'threshold', least=0, most=1)
-    options_check.check_options_in_range(
-      self, 'correction', 'consistency', 'ramp_epochs', 'warmup_epochs', least=0
-    )
-    options_check.check_options_positive(self, 'weight')
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def follows_num_steps(self) -> bool:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import color_augment
 from u2pl import contrast as contrast_lib
@@ -14,7 +14,7 @@ from u2pl import mixing as mixing_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedOptions:
+class SupervisedOptions(CheckedOptions):
   """Options of the loss on labeled images.
 
   Attributes:
@@ -29,17 +29,12 @@ class SupervisedOptions:
   """
 
   kind: Literal['ce', 'ohem'] = 'ce'
-  threshold: float = 0.7
-  kept_per_image: int = 50_000
-  auxiliary: float = 0.0
+  threshold: NonNegative[float] = 0.7
+  kept_per_image: NonNegative[int] = 50_000
+  auxiliary: NonNegative[float] = 0.0
   class_weights: class_weights_lib.LossClassWeightOptions = (
     class_weights_lib.LossClassWeightOptions()
   )
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'threshold', 'kept_per_image', 'auxiliary', least=0
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +79,7 @@ class ConsistencyOptions:
       )
 
 
-class SystemOptions:
+class SystemOptions(CheckedOptions):
   """Base class of the options of a system: what a training stage reads of them.
 
   A subclass is a dataclass with the two fields below. All but `LearnOptions`

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
@@ -48,22 +48,13 @@ class Pc2SegOptions(options_lib.SystemOptions):
   name: Literal['pc2seg'] = 'pc2seg'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
-  consistency: float = 1.0
-  contrast: float = 0.1
-  temperature: float = 0.1
-  num_cells: int = 64
-  num_negatives: int = 200
-  weight: float = 1.0
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'temperature', 'weight')
-    options_check.check_options_in_range(
-      self, 'consistency', 'contrast', 'warmup_epochs', least=0
-    )
-    options_check.check_options_in_range(
-      self, 'num_cells', 'num_negatives', least=1
-    )
+  consistency: NonNegative[float] = 1.0
+  contrast: NonNegative[float] = 0.1
+  temperature: Positive[float] = 0.1
+  num_cells: AtLeastOne = 64
+  num_negatives: AtLeastOne = 200
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def needs_representations(self) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models import features as features_lib
 from segcore.models import heads as heads_lib
@@ -45,16 +45,11 @@ class PseudoSegOptions(options_lib.SystemOptions):
   name: Literal['pseudoseg'] = 'pseudoseg'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
-  attention_width: int = 128
+  attention_width: AtLeastOne = 128
   scale: Literal['batch', 'pixel'] = 'batch'
-  temperature: float = 0.5
-  weight: float = 1.0
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'temperature', 'weight')
-    options_check.check_options_in_range(self, 'attention_width', least=1)
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+  temperature: Positive[float] = 0.5
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   def further_heads(
     self, num_classes: int, logits: nn.Module

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  NonNegative,
+  Positive,
+)
 from segcore import types
 from segcore.ops import color_augment, losses
 from segcore.train import train_state
@@ -35,7 +40,7 @@ COLORS = color_augment.ColorOptions(
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewOptions:
+class ViewOptions(CheckedOptions):
   """Options of the strong views of unlabeled images.
 
   Attributes:
@@ -47,10 +52,7 @@ class ViewOptions:
 
   color: color_augment.ColorOptions = COLORS
   boxes: box_masks.BoxOptions = box_masks.BoxOptions()
-  group: int = 2
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'group', least=1)
+  group: AtLeastOne = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +74,13 @@ class StrongViewSystemOptions(system_options.SystemOptions):
   )
   confidence: float = 0.95
   views: ViewOptions = ViewOptions()
-  weight: float = 1.0
-  warmup_epochs: int = 0
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   def __post_init__(self):
+    super().__post_init__()
     if not 0 <= self.confidence < 1:
       raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
-    options_lib.check_options_in_range(self, 'warmup_epochs', least=0)
-    options_lib.check_options_positive(self, 'weight')
 
   @property
   def mixing_group(self) -> int:

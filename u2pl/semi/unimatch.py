@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from runtime.option_ranges import NonNegative
 from segcore import types
 from segcore.train import train_state
 from u2pl.semi import losses, method, perturbations, strong_views, student
@@ -28,8 +28,8 @@ class UniMatchOptions(strong_views.StrongViewSystemOptions):
   """
 
   name: Literal['unimatch'] = 'unimatch'
-  strong_weight: float = 0.25
-  feature_weight: float = 0.5
+  strong_weight: NonNegative[float] = 0.25
+  feature_weight: NonNegative[float] = 0.5
   dropout_rate: float = 0.5
 
   def __post_init__(self):
@@ -38,9 +38,6 @@ class UniMatchOptions(strong_views.StrongViewSystemOptions):
       raise ValueError(
         f'dropout_rate: expected [0, 1), got {self.dropout_rate}'
       )
-    options_check.check_options_in_range(
-      self, 'strong_weight', 'feature_weight', least=0
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 from pass_luss.pretrain import contrast, embedding_ops, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -45,22 +45,12 @@ class AdcoOptions(moco.KeyOptions):
   """
 
   temperature: float = 0.12
-  negatives: int = 65_536
-  negative_temperature: float = 0.02
-  negative_learning_rate: float = 3.0
-  negative_momentum: float = 0.9
-  negative_weight_decay: float = 1e-4
+  negatives: AtLeastOne = 65_536
+  negative_temperature: Positive[float] = 0.02
+  negative_learning_rate: Positive[float] = 3.0
+  negative_momentum: UnitInterval = 0.9
+  negative_weight_decay: UnitInterval = 1e-4
   symmetric: bool = True
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'negatives', least=1)
-    options_lib.check_options_positive(
-      self, 'negative_temperature', 'negative_learning_rate'
-    )
-    options_lib.check_options_in_range(
-      self, 'negative_momentum', 'negative_weight_decay', least=0, most=1
-    )
 
 
 @flax.struct.dataclass

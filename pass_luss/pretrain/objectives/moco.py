@@ -28,13 +28,18 @@ from pass_luss.pretrain import (
   projection_heads,
 )
 from pass_luss.pretrain import queue as queue_lib
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  Positive,
+  UnitInterval,
+)
 from segcore.models import segmenter
 from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KeyOptions:
+class KeyOptions(CheckedOptions):
   """Options of all objectives that compare with keys.
 
   Attributes:
@@ -43,13 +48,9 @@ class KeyOptions:
     decay: decay m of the momentum encoder.
   """
 
-  size: int = 128
-  temperature: float = 0.2
-  decay: float = 0.999
-
-  def __post_init__(self):
-    options_lib.check_options_positive(self, 'size', 'temperature')
-    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+  size: Positive[int] = 128
+  temperature: Positive[float] = 0.2
+  decay: UnitInterval = 0.999
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,7 @@ class MocoOptions(KeyOptions):
     queue: number of keys in the ring, a multiple of the batch size.
   """
 
-  queue: int = 65_536
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'queue', least=1)
+  queue: AtLeastOne = 65_536
 
 
 @dataclasses.dataclass(frozen=True)

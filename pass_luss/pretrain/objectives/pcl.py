@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from pass_luss.pretrain import contrast, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, NonNegative
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -51,25 +51,19 @@ class PclOptions(moco.MocoOptions):
     crop: side of their center crop, in pixels.
   """
 
-  queue: int = 16_384
-  num_images: int
+  queue: AtLeastOne = 16_384
+  num_images: AtLeastOne
   clusters: tuple[int, ...] = (25_000, 50_000, 100_000)
-  negatives: int = 16_384
-  from_step: int
-  every: int
-  iterations: int = 20
-  restarts: int = 5
+  negatives: AtLeastOne = 16_384
+  from_step: NonNegative[int]
+  every: AtLeastOne
+  iterations: AtLeastOne = 20
+  restarts: AtLeastOne = 5
   short_side: int = 256
-  crop: int = 224
+  crop: AtLeastOne = 224
 
   def __post_init__(self):
     super().__post_init__()
-    options_lib.check_options_in_range(
-      self,
-      *('num_images', 'negatives', 'every', 'iterations', 'restarts', 'crop'),
-      least=1,
-    )
-    options_lib.check_options_in_range(self, 'from_step', least=0)
     if not self.clusters or max(self.clusters) > self.num_images:
       raise ValueError(
         f'clusters: expected numbers up to that of the images, '
