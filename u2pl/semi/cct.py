@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from runtime.option_ranges import (
   CheckedOptions,
   NonNegative,
@@ -24,7 +25,8 @@ from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
-from segcore.train import train_state
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
 from u2pl import pseudo_labels
 from u2pl.semi import cct_perturbations, losses, method, student
 from u2pl.semi import options as options_lib
@@ -127,19 +129,12 @@ class CctOptions(options_lib.SystemOptions):
       )
 
 
-@dataclasses.dataclass(frozen=True)
 class Cct(method.SemiSupervised):
-  """Cross-consistency training of one network.
-
-  Attributes:
-    options: decoders, weights and schedules.
-  """
+  """Cross-consistency training of one network."""
 
   options: CctOptions
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of CCT."""
     rng = jax.random.fold_in(state.rng, state.step)
     perturb_rng, labeled_rng, unlabeled_rng = jax.random.split(rng, 3)
@@ -224,7 +219,7 @@ class Cct(method.SemiSupervised):
       results.append(decode(perturbed, own))
     return results
 
-  def consistency_weight(self, state: train_state.TrainState) -> types.Scalar:
+  def consistency_weight(self, state: TrainState) -> types.Scalar:
     """Computes the weight of the consistency, which rises after the warm-up."""
     ramp_steps = self.options.ramp_epochs * self.steps_per_epoch
     share = losses.ramp_up(state.step - self.warmup_steps, ramp_steps)
@@ -233,7 +228,7 @@ class Cct(method.SemiSupervised):
 
   def annealed_loss(
     self,
-    state: train_state.TrainState,
+    state: TrainState,
     outputs: dict[str, Array],
     labels: Int[Array, 'B H W'],
   ) -> types.Scalar:

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 from u2pl import box_masks, mixing, pseudo_labels
 from u2pl.semi import losses, method, two_networks
 from u2pl.semi import options as options_lib
@@ -53,19 +55,12 @@ class CpsOptions(options_lib.SystemOptions):
     return self.group if self.cutmix else 1
 
 
-@dataclasses.dataclass(frozen=True)
 class Cps(two_networks.TwoNetworks):
-  """Cross pseudo supervision of two networks.
-
-  Attributes:
-    options: weight, and whether unlabeled images are mixed.
-  """
+  """Cross pseudo supervision of two networks."""
 
   options: CpsOptions
 
-  def train_step(
-    self, state: two_networks.State, batch: batch_lib.Batch
-  ) -> tuple[two_networks.State, types.Metrics]:
+  def train_step(self, state: two_networks.State, batch: Batch) -> StepResult:
     """Runs one step of CPS, or of CPS with CutMix."""
     rng = jax.random.fold_in(state.rng, state.step)
     mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
@@ -123,7 +118,7 @@ class Cps(two_networks.TwoNetworks):
     return self.update_both(state, gradients, stats), {'loss': total, **terms}
 
   def panel_output(
-    self, state: two_networks.State, batch: batch_lib.Batch, rng: Array
+    self, state: two_networks.State, batch: Batch, rng: Array
   ) -> method.PanelOutput:
     """Computes what panels show: mixed labels of the first network."""
     output = super().panel_output(state, batch, rng)

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from runtime.option_ranges import NonNegative, Positive, UnitInterval
 from segcore import types
 from segcore.ops import losses as pixel_losses
+from segcore.train.method import StepResult
 from u2pl import pseudo_labels
 from u2pl.semi import (
   flaw_detector,
@@ -84,13 +86,8 @@ class State(two_networks.State):
   detector: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class Gct(two_networks.TwoNetworks):
-  """Guided collaborative training of two networks.
-
-  Attributes:
-    options: flaw detector, weights and schedules.
-  """
+  """Guided collaborative training of two networks."""
 
   options: GctOptions
 
@@ -105,9 +102,7 @@ class Gct(two_networks.TwoNetworks):
     )
     return State(**vars(both), detector=detector)
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: Batch) -> StepResult:
     """Runs one step of GCT."""
     rng = jax.random.fold_in(state.rng, state.step)
     step_rng, again_rng = jax.random.split(rng)
@@ -139,7 +134,7 @@ class Gct(two_networks.TwoNetworks):
     self,
     params: tuple[types.Params, types.Params],
     state: State,
-    batch: batch_lib.Batch,
+    batch: Batch,
     rng: Array,
   ) -> tuple[types.Scalar, tuple[types.Metrics, Any, Any]]:
     """Computes the losses of both networks.
@@ -197,7 +192,7 @@ class Gct(two_networks.TwoNetworks):
     self,
     params: tuple[types.Params, types.Params],
     batch_stats: tuple[types.Params, types.Params],
-    batch: batch_lib.Batch,
+    batch: Batch,
     rng: Array,
   ) -> tuple[
     list[dict[str, Array]],

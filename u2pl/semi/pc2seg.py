@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
 from u2pl import pseudo_labels
 from u2pl.semi import cutout_views, losses, method, student
 from u2pl.semi import options as options_lib
@@ -79,19 +80,12 @@ class Cells(NamedTuple):
   usable: Bool[Array, 'B N']
 
 
-@dataclasses.dataclass(frozen=True)
 class Pc2Seg(method.SemiSupervised):
-  """Consistency of labels and features between two views.
-
-  Attributes:
-    options: views, weights and negatives.
-  """
+  """Consistency of labels and features between two views."""
 
   options: Pc2SegOptions
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of the PC2Seg-like system."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, cell_rng, *pass_rngs = jax.random.split(rng, 5)

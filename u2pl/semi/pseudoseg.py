@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models import features as features_lib
@@ -20,8 +20,9 @@ from segcore.models import heads as heads_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
 from u2pl.semi import cutout_views, grad_cam, losses, method, student
 from u2pl.semi import options as options_lib
 
@@ -69,19 +70,12 @@ class PseudoSegOptions(options_lib.SystemOptions):
       )
 
 
-@dataclasses.dataclass(frozen=True)
 class PseudoSeg(method.SemiSupervised):
-  """PseudoSeg of one network, without a teacher.
-
-  Attributes:
-    options: views, fusion and weight.
-  """
+  """PseudoSeg of one network, without a teacher."""
 
   options: PseudoSegOptions
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of PseudoSeg."""
     rng = jax.random.fold_in(state.rng, state.step)
     view_rng, weak_rng, strong_rng, labeled_rng = jax.random.split(rng, 4)
@@ -125,7 +119,7 @@ class PseudoSeg(method.SemiSupervised):
 
   def pseudo_label(
     self,
-    state: train_state.TrainState,
+    state: TrainState,
     weak: Float[Array, 'B H W 3'],
     known: Bool[Array, 'B H W'],
     rng: Array,

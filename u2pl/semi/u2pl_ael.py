@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
+from segcore.train.method import StepResult
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, pseudo_labels
 from u2pl.semi import equalization, equalization_options, equalized_images
@@ -162,13 +164,8 @@ def split_by_entropy(
   )
 
 
-@dataclasses.dataclass(frozen=True)
 class U2plAel(equalization.EqualizedTeacher):
-  """U2PL on AEL, of a student and its EMA teacher.
-
-  Attributes:
-    options: those of AEL, and of the contrastive branch.
-  """
+  """U2PL on AEL, of a student and its EMA teacher."""
 
   options: U2plAelOptions
 
@@ -179,9 +176,7 @@ class U2plAel(equalization.EqualizedTeacher):
     fresh = super().init(rng, batch_spec, loaded)
     return State(**vars(fresh), **vars(self.branch.init()))
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: Batch) -> StepResult:
     """Runs one step of U2PL on AEL."""
     rng = jax.random.fold_in(state.rng, state.step)
     teacher_rng, student_rng = jax.random.split(rng)
@@ -205,7 +200,7 @@ class U2plAel(equalization.EqualizedTeacher):
     return after, {**metrics, **self.branch.scalars(after.branch, contrastive)}
 
   def teach(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: State, batch: Batch, rng: Array
   ) -> tuple[
     State, equalized_images.StudentInputs, contrastive_branch.ContrastiveTargets
   ]:

@@ -11,7 +11,9 @@ import jax
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
+from segcore.train.method import StepResult
 from u2pl import ema
 from u2pl.semi import method, perturbations, strong_views, student
 
@@ -44,13 +46,8 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
     return True
 
 
-@dataclasses.dataclass(frozen=True)
 class UniMatchV2(method.TeacherStudent):
-  """UniMatch V2 of a student and its EMA teacher.
-
-  Attributes:
-    options: confidence, views and teacher.
-  """
+  """UniMatch V2 of a student and its EMA teacher."""
 
   options: UniMatchV2Options
 
@@ -67,9 +64,7 @@ class UniMatchV2(method.TeacherStudent):
       teacher_batch_stats=fresh.batch_stats,
     )
 
-  def train_step(
-    self, state: ema.TeacherState, batch: batch_lib.Batch
-  ) -> tuple[ema.TeacherState, types.Metrics]:
+  def train_step(self, state: ema.TeacherState, batch: Batch) -> StepResult:
     """Runs one step of UniMatch V2."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, labeled_rng, strong_rng = jax.random.split(rng, 4)

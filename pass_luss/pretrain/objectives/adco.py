@@ -66,13 +66,8 @@ class Negatives:
   velocity: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class Adco(moco.KeyObjective):
-  """The AdCo objective: keys of the batch and trained negatives.
-
-  Attributes:
-    options: negatives and momentum encoder.
-  """
+  """The AdCo objective: keys of the batch and trained negatives."""
 
   options: AdcoOptions
 

@@ -43,13 +43,8 @@ class ByolOptions(CheckedOptions):
   decay: UnitInterval = 0.99
 
 
-@dataclasses.dataclass(frozen=True)
 class Byol(objective.Objective):
-  """The BYOL objective, on both large views.
-
-  Attributes:
-    options: heads and momentum encoder.
-  """
+  """The BYOL objective, on both large views."""
 
   options: ByolOptions
 

@@ -45,13 +45,8 @@ class DenseclOptions(moco.MocoOptions):
   dense_weight: UnitInterval = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
 class Densecl(moco.RingObjective):
-  """The DenseCL objective: queries of view 1, keys of view 2.
-
-  Attributes:
-    options: head, rings, momentum encoder and weights.
-  """
+  """The DenseCL objective: queries of view 1, keys of view 2."""
 
   options: DenseclOptions
 

@@ -13,7 +13,7 @@ Batch statistics are those of the whole batch, so the keys need no shuffling.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -64,17 +64,15 @@ class MocoOptions(KeyOptions):
   queue: AtLeastOne = 65_536
 
 
-@dataclasses.dataclass(frozen=True)
 class KeyObjective(objective.Objective):
   """Base of the objectives that compare queries of a view with keys of another.
 
   Attributes:
-    options: options of a subclass of `KeyOptions`.
     head_modules: names of the modules of the head, all of which the momentum
       encoder has.
   """
 
-  options: Any
+  options: KeyOptions
 
   head_modules: ClassVar[tuple[str, ...]] = ('projector',)
   # The official code encodes each view by itself, by a network of its own.
@@ -135,13 +133,8 @@ class KeyObjective(objective.Objective):
     return embedding_ops.l2_normalize_embeddings(jnp.stack(embeddings, axis=1))
 
 
-@dataclasses.dataclass(frozen=True)
 class RingObjective(KeyObjective):
-  """Base of the objectives whose negatives are the keys of earlier batches.
-
-  Attributes:
-    options: options of a subclass of `MocoOptions`.
-  """
+  """Base of the objectives whose negatives are the keys of earlier batches."""
 
   options: MocoOptions
 

@@ -106,13 +106,8 @@ class Memory:
   is_clustered: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class Pcl(moco.RingObjective):
-  """The PCL objective: a query of view 1, a key of view 2, and prototypes.
-
-  Attributes:
-    options: ring, clusterings and momentum encoder.
-  """
+  """The PCL objective: a query of view 1, a key of view 2, and prototypes."""
 
   options: PclOptions
 

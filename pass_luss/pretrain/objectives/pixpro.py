@@ -53,13 +53,8 @@ class PixproOptions(CheckedOptions):
   decay: UnitInterval = 0.99
 
 
-@dataclasses.dataclass(frozen=True)
 class Pixpro(objective.Objective):
-  """The PixPro objective, on the large views.
-
-  Attributes:
-    options: head, propagation and momentum encoder.
-  """
+  """The PixPro objective, on the large views."""
 
   options: PixproOptions
 

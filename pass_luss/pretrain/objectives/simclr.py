@@ -51,13 +51,8 @@ class SimclrOptions(CheckedOptions):
   combine_views: Literal['mean', 'sum'] = 'mean'
 
 
-@dataclasses.dataclass(frozen=True)
 class Simclr(objective.Objective):
-  """The SimCLR objective, on both large views together.
-
-  Attributes:
-    options: head and loss.
-  """
+  """The SimCLR objective, on both large views together."""
 
   options: SimclrOptions
 

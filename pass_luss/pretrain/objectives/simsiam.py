@@ -45,13 +45,8 @@ class SimsiamOptions(CheckedOptions):
   hidden: Positive[int] = 512
 
 
-@dataclasses.dataclass(frozen=True)
 class Simsiam(objective.Objective):
-  """The SimSiam objective, on both large views.
-
-  Attributes:
-    options: sizes of the heads.
-  """
+  """The SimSiam objective, on both large views."""
 
   options: SimsiamOptions
 
