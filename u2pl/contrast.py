@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from runtime.option_ranges import CheckedOptions, NonNegative, Positive
-from segcore.types import Scalar
+from segcore.types import CellLabels, CellMask, Scalar
 
 # Of the cosine, as in torch.
 _LEAST_NORM = 1e-8
@@ -165,10 +165,7 @@ def class_probability_ranks(
 
 
 def positive_cells(
-  labels: Int[Array, 'B h w'],
-  labeled: Bool[Array, 'B h w'],
-  reliable: Bool[Array, 'B h w'],
-  num_classes: int,
+  labels: CellLabels, labeled: CellMask, reliable: CellMask, num_classes: int
 ) -> Bool[Array, 'B h w C']:
   """Computes the cells of each class whose label or pseudo-label is trusted.
 
@@ -184,10 +181,10 @@ def positive_cells(
 
 def contrast_candidates(
   probs: Float[Array, 'B h w C'],
-  labels: Int[Array, 'B h w'],
-  labeled: Bool[Array, 'B h w'],
-  reliable: Bool[Array, 'B h w'],
-  unreliable: Bool[Array, 'B h w'],
+  labels: CellLabels,
+  labeled: CellMask,
+  reliable: CellMask,
+  unreliable: CellMask,
   options: ContrastOptions,
 ) -> Candidates:
   """Computes which feature cells may be anchors, positives and negatives.

@@ -31,6 +31,8 @@ from segcore.train import train_state
 
 _EPSILON = 1e-12
 
+Pairs = Float[Array, 'B_doubled h w 3']
+
 
 @dataclasses.dataclass(frozen=True)
 class AdvCamOptions(CheckedOptions):
@@ -80,7 +82,7 @@ def climb(
   method: image_classifier.ImageClassifier,
   options: AdvCamOptions,
   state: train_state.TrainState,
-  pairs: Float[Array, 'B_doubled h w 3'],
+  pairs: Pairs,
   classes: Int[Array, 'B'],
   num_steps: int,
 ) -> Float[Array, 'B _ _ K']:
@@ -198,11 +200,7 @@ def discriminative_change(
   return jnp.sum(change, axis=(1, 2))
 
 
-def climbed_images(
-  x: Float[Array, 'B_doubled h w 3'],
-  gradient: Float[Array, 'B_doubled h w 3'],
-  step_size: float,
-) -> Float[Array, 'B_doubled h w 3']:
+def climbed_images(x: Pairs, gradient: Pairs, step_size: float) -> Pairs:
   """Moves pairs of images along their gradient, within the pair's range.
 
   Args:

@@ -20,6 +20,7 @@ from segcore.models import cam
 from segcore.models import features as features_lib
 from segcore.models.layers import conv_block, resize
 from segcore.ops import losses
+from segcore.types import Cells
 
 
 class ConvHead(nn.Module):
@@ -48,9 +49,7 @@ class ConvHead(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes the scores of each cell."""
     del train
     conv = nn.Conv(
@@ -96,7 +95,7 @@ class SubpixelHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool, size: tuple[int, int]
+    self, x: Cells, train: bool, size: tuple[int, int]
   ) -> Float[Array, 'B H W C']:
     """Computes the values of each pixel.
 
@@ -155,7 +154,7 @@ class ShuffleHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
+    self, x: Cells, train: bool = False
   ) -> Float[Array, 'B h_out w_out C']:
     """Computes the scores on a grid of 2^num_doublings times the cells."""
     del train
@@ -211,9 +210,7 @@ class PoolHead(EncoderHead):
   init_scale: float = 1.0
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B C']:
     """Computes the scores of each image, in float32."""
     del train
     return nn.Dense(
@@ -249,9 +246,7 @@ class TagHead(EncoderHead):
   kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> TagScores:
+  def __call__(self, x: Cells, train: bool = False) -> TagScores:
     """Computes logits and class activation maps, in float32 at least."""
     del train
     x = losses.at_least_float32(x)
@@ -340,9 +335,7 @@ class ConvBlocksHead(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes scores or an embedding of each cell."""
     for i in range(self.num_blocks):
       x = conv_block.ConvBlock(
@@ -372,9 +365,7 @@ class EncoderMap(EncoderHead):
   """
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w D']:
+  def __call__(self, x: Cells, train: bool = False) -> Cells:
     """Returns the map in float32 at least."""
     del train
     return losses.at_least_float32(x)
@@ -409,9 +400,7 @@ class PixelClassifier(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes the scores of each cell."""
     x = nn.Dropout(
       self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train
@@ -434,11 +423,11 @@ class PixelClassifier(nn.Module):
 _torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
-def _mean_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+def _mean_over_cells(x: Cells) -> Float[Array, 'B D']:
   return jnp.mean(x, axis=(1, 2))
 
 
-def _max_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+def _max_over_cells(x: Cells) -> Float[Array, 'B D']:
   """Computes the maximum; the gradient is that of one cell, as torch's."""
   # Not jnp.max, whose gradient searches the cells that equal the maximum: where
   # the compiler computes x twice, with other rounding, none does, and the

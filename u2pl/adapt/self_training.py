@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from runtime.option_ranges import CheckedOptions, NonNegative, UnitInterval
 from segcore.ops import kornia_color, losses
-from segcore.types import Scalar
+from segcore.types import PixelMask, Scalar
 from u2pl import pseudo_labels
 
 
@@ -94,7 +94,7 @@ def trusted_rows(
 
 
 def mixed_pixel_weights(
-  kept: Bool[Array, 'B H W'], trusted: Bool[Array, '#B H #W'], weight: Scalar
+  kept: PixelMask, trusted: Bool[Array, '#B H #W'], weight: Scalar
 ) -> Float[Array, 'B H W']:
   """Computes the weight of each pixel of mixed images.
 
@@ -107,9 +107,9 @@ def mixed_pixel_weights(
 
 
 def weights_by_reliability(
-  kept: Bool[Array, 'B H W'],
-  trusted: Bool[Array, 'B H W'],
-  reliable: Bool[Array, 'B H W'],
+  kept: PixelMask,
+  trusted: PixelMask,
+  reliable: PixelMask,
   share: Scalar,
   options: SelfTrainingOptions,
 ) -> Float[Array, 'B H W']:

@@ -27,6 +27,8 @@ from u2pl import pseudo_labels
 from u2pl.semi import cutout_views, losses, method, student
 from u2pl.semi import options as options_lib
 
+CellFeatures = Float[Array, 'B N D']
+
 
 @dataclasses.dataclass(frozen=True)
 class Pc2SegOptions(options_lib.SystemOptions):
@@ -224,8 +226,8 @@ def choose_negatives(
 
 
 def info_nce(
-  anchors: Float[Array, 'B N D'],
-  positives: Float[Array, 'B N D'],
+  anchors: CellFeatures,
+  positives: CellFeatures,
   negatives: Int[Array, 'B N K'],
   usable: Bool[Array, 'B N K'],
   temperature: float,

@@ -29,6 +29,8 @@ from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.ops import losses
 from segcore.types import Scalar
 
+Embeddings = Float[Array, 'B D']
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdcoOptions(moco.KeyOptions):
@@ -94,9 +96,7 @@ class Adco(moco.KeyObjective):
     shape = self.options.negatives, self.options.size
     return Negatives(jax.random.normal(rng, shape), jnp.zeros(shape))
 
-  def _pairs(
-    self, step: objective.Step
-  ) -> list[tuple[Float[Array, 'B D'], Float[Array, 'B D']]]:
+  def _pairs(self, step: objective.Step) -> list[tuple[Embeddings, Embeddings]]:
     """Pairs queries with keys of the other view, that of view 1 first."""
     queries = step.outputs[self.name]['queries']
     keys = step.momentum_outputs[self.name]['keys'][:, ::-1]
@@ -157,9 +157,7 @@ def _choose(condition: Bool[Array, ''], one: Any, other: Any) -> Any:
 
 
 def adco_logits(
-  queries: Float[Array, 'B D'],
-  keys: Float[Array, 'B D'],
-  negatives: Float[Array, 'K D'],
+  queries: Embeddings, keys: Embeddings, negatives: Float[Array, 'K D']
 ) -> Float[Array, 'B B+K']:
   """Computes l = [q Kᵀ, q D], cosines with the keys and with the negatives.
 
@@ -180,8 +178,8 @@ def adco_logits(
 
 
 def adco_loss(
-  queries: Float[Array, 'B D'],
-  keys: Float[Array, 'B D'],
+  queries: Embeddings,
+  keys: Embeddings,
   negatives: Float[Array, 'K D'],
   temperature: float,
   all_keys: Bool[Array, ''] | bool = True,
@@ -206,8 +204,8 @@ def adco_loss(
 
 
 def negative_gradient(
-  queries: Float[Array, 'B D'],
-  keys: Float[Array, 'B D'],
+  queries: Embeddings,
+  keys: Embeddings,
   negatives: Float[Array, 'K D'],
   temperature: float,
 ) -> Float[Array, 'K D']:

@@ -29,7 +29,7 @@ from pass_luss.pretrain import (
 from runtime.option_ranges import CheckedOptions, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.ops import losses
-from segcore.types import Scalar
+from segcore.types import Cells, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +125,7 @@ def _project(
   )
 
 
-def propagate_pixels(
-  pixels: Float[Array, 'B h w D'],
-  transformed: Float[Array, 'B h w D'],
-  power: float,
-) -> Float[Array, 'B h w D']:
+def propagate_pixels(pixels: Cells, transformed: Cells, power: float) -> Cells:
   """Computes y_i = Σ_j max(cos(x_i, x_j), 0)^γ v_j, L2-normalized.
 
   Args:

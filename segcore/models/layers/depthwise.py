@@ -21,6 +21,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segcore.types import Cells
+
 Pair = tuple[int, int]
 Padding = tuple[tuple[Any, Any], tuple[Any, Any]]
 
@@ -39,7 +41,7 @@ _UNROLLED = 16
 
 
 def depthwise_conv(
-  x: Float[Array, 'B h w D'],
+  x: Cells,
   kernel: Float[Array, 'k_h k_w _ _'],
   strides: Pair = (1, 1),
   padding: Literal['SAME'] | Sequence[Pair] = 'SAME',
@@ -105,9 +107,7 @@ class DepthwiseConv(nn.Module):
   kernel_init: nn.initializers.Initializer = _he_normal
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D']:
+  def __call__(self, x: Cells) -> Float[Array, 'B h_out w_out D']:
     """Convolves each channel; h_out is ⌈h/stride⌉."""
     kernel = self.param(
       'kernel',
@@ -137,9 +137,7 @@ class DepthwiseConv(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
+  x: Cells, kernel: Float[Array, 'k_h k_w 1 D'], geometry: _Geometry
 ) -> Float[Array, 'B h_out w_out D']:
   return lax.platform_dependent(
     x,
@@ -150,9 +148,7 @@ def _convolve(
 
 
 def _convolve_forward(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
+  x: Cells, kernel: Float[Array, 'k_h k_w 1 D'], geometry: _Geometry
 ) -> tuple[Float[Array, 'B h_out w_out D'], tuple[Array, Array]]:
   return _convolve(x, kernel, geometry), (x, kernel)
 
@@ -161,7 +157,7 @@ def _convolve_backward(
   geometry: _Geometry,
   residuals: tuple[Array, Array],
   gradient: Float[Array, 'B h_out w_out D'],
-) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+) -> tuple[Cells, Float[Array, 'k_h k_w 1 D']]:
   return lax.platform_dependent(
     *residuals,
     gradient,
@@ -174,9 +170,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _convolve_by_xla(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
+  x: Cells, kernel: Float[Array, 'k_h k_w 1 D'], geometry: _Geometry
 ) -> Float[Array, 'B h_out w_out D']:
   return lax.conv_general_dilated(
     x,
@@ -190,20 +184,18 @@ def _convolve_by_xla(
 
 
 def _gradients_by_xla(
-  x: Float[Array, 'B h w D'],
+  x: Cells,
   kernel: Float[Array, 'k_h k_w 1 D'],
   gradient: Float[Array, 'B h_out w_out D'],
   geometry: _Geometry,
-) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+) -> tuple[Cells, Float[Array, 'k_h k_w 1 D']]:
   convolve = functools.partial(_convolve_by_xla, geometry=geometry)
   # The result of the forward pass is not used, so XLA removes it.
   return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
 def _convolve_by_shifts(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
+  x: Cells, kernel: Float[Array, 'k_h k_w 1 D'], geometry: _Geometry
 ) -> Float[Array, 'B h_out w_out D']:
   strides, padding, dilation = geometry
   # In bfloat16 the sum would be rounded after each tap.
@@ -225,11 +217,11 @@ def _convolve_by_shifts(
 
 
 def _gradients_by_shifts(
-  x: Float[Array, 'B h w D'],
+  x: Cells,
   kernel: Float[Array, 'k_h k_w 1 D'],
   gradient: Float[Array, 'B h_out w_out D'],
   geometry: _Geometry,
-) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+) -> tuple[Cells, Float[Array, 'k_h k_w 1 D']]:
   strides, padding, dilation = geometry
   wide = _at_least_float32(gradient)
   of_x = _map_gradient(
@@ -249,7 +241,7 @@ def _map_gradient(
   strides: Pair,
   before: Sequence[int],
   dilation: Pair,
-) -> Float[Array, 'B h w D']:
+) -> Cells:
   """Computes the gradient with respect to the maps.
 
   Output cell o reads input cell n through tap i where n + before = stride·o +
@@ -325,7 +317,7 @@ def _taps_by_phase(
 
 
 def _kernel_gradient(
-  padded: Float[Array, 'B h w D'],
+  padded: Cells,
   gradient: Float[Array, 'B h_out w_out D'],
   kernel_size: Sequence[int],
   strides: Pair,
@@ -383,7 +375,7 @@ def _at_least_float32(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
 
 
 def _pad(
-  x: Float[Array, 'B h w D'], padding: Sequence[tuple[Any, Any]]
+  x: Cells, padding: Sequence[tuple[Any, Any]]
 ) -> Float[Array, 'B h_out w_out D']:
   """Adds zeros before and after rows and columns."""
   sides = ((0, 0), *padding, (0, 0))
@@ -393,10 +385,7 @@ def _pad(
 
 
 def _window(
-  x: Float[Array, 'B h w D'],
-  start: Sequence[int],
-  size: Sequence[Any],
-  strides: Pair,
+  x: Cells, start: Sequence[int], size: Sequence[Any], strides: Pair
 ) -> Float[Array, 'B h_out w_out D']:
   """Returns cells start, start + stride, … of both axes of maps."""
   (y, x_start), (height, width) = start, size
