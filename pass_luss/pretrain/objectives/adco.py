@@ -46,7 +46,7 @@ class AdcoOptions(moco.KeyOptions):
       query.
   """
 
-  temperature: float = 0.12
+  temperature: Positive[float] = 0.12
   negatives: AtLeastOne = 65_536
   negative_temperature: Positive[float] = 0.02
   negative_learning_rate: Positive[float] = 3.0
