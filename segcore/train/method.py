@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -178,6 +178,9 @@ class SingleLossMethod:
   segmenter: segmenter_lib.Segmenter
   update: update_lib.Update
 
+  # Head whose scores are predicted.
+  head: ClassVar[str] = 'logits'
+
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> TrainState:
@@ -198,6 +201,12 @@ class SingleLossMethod:
   ) -> update_lib.LossOutput:
     """Computes the loss of a microbatch; implemented by subclasses."""
     raise NotImplementedError
+
+  def predict(
+    self, state: TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B ...']:
+    """Computes the scores of the head at its own resolution."""
+    return self.apply(state, images, self.head)
 
   def forward(
     self,

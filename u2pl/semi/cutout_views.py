@@ -26,6 +26,12 @@ from u2pl import box_masks, mixing
 _MEAN_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
 
 
+# Always changed, without gray images and blur.
+COLORS = color_augment.ColorOptions(
+  jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class CutoutViewOptions(CheckedOptions):
   """Options of the strong view of unlabeled images.
@@ -37,9 +43,7 @@ class CutoutViewOptions(CheckedOptions):
       of the image; 0 for none.
   """
 
-  color: color_augment.ColorOptions = color_augment.ColorOptions(
-    jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25
-  )
+  color: color_augment.ColorOptions = COLORS
   cutout: UnitInterval = 100 / 513
 
   def __post_init__(self):

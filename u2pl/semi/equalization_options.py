@@ -1,6 +1,7 @@
 """Options that AEL and U2PL on AEL share (spec of the baselines §1)."""
 
 import dataclasses
+from typing import ClassVar
 
 from runtime.option_ranges import (
   AtLeastOne,
@@ -75,6 +76,9 @@ class EqualizationOptions(options_lib.SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  has_teacher: ClassVar[bool] = True
+  mixing_group: ClassVar[int] = GROUP
+
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   confidence: float = 0.0
   momentum: float = 0.999
@@ -91,16 +95,6 @@ class EqualizationOptions(options_lib.SystemOptions):
     for name in ('confidence', 'momentum'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f'{name}: expected [0, 1), got {getattr(self, name)}')
-
-  @property
-  def has_teacher(self) -> bool:
-    """Returns True: the teacher is reported."""
-    return True
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return GROUP
 
   @property
   def paste_scales(self) -> tuple[float, float]:

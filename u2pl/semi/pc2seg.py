@@ -9,7 +9,7 @@ negatives of other images whose pseudo-label differs. All that is marked with
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ class Pc2SegOptions(options_lib.SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  needs_representations: ClassVar[bool] = True
+
   name: Literal['pc2seg'] = 'pc2seg'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
@@ -58,11 +60,6 @@ class Pc2SegOptions(options_lib.SystemOptions):
   num_negatives: AtLeastOne = 200
   weight: Positive[float] = 1.0
   warmup_epochs: NonNegative[int] = 0
-
-  @property
-  def needs_representations(self) -> bool:
-    """Returns True: the features are those of the head `rep`."""
-    return True
 
   @property
   def student_heads(self) -> tuple[str, ...]:

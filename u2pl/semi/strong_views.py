@@ -28,14 +28,8 @@ from u2pl.semi import method
 from u2pl.semi import options as system_options
 
 # Probabilities and strengths of both versions.
-COLORS = color_augment.ColorOptions(
-  jitter=0.8,
-  brightness=0.5,
-  contrast=0.5,
-  saturation=0.5,
-  hue=0.25,
-  gray=0.2,
-  blur=0.5,
+COLORS = dataclasses.replace(
+  cutout_views.COLORS, jitter=0.8, gray=0.2, blur=0.5
 )
 
 

@@ -8,7 +8,7 @@ momentum prototypes it is U2PL+ on AEL.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -48,6 +48,8 @@ class U2plAelOptions(
       distances of 'raw' or of L2-normalized ('l2') representations.
   """
 
+  needs_representations: ClassVar[bool] = True
+
   name: Literal['u2pl_ael'] = 'u2pl_ael'
   contrast: contrast_lib.ContrastOptions = contrast_lib.ContrastOptions()
   partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
@@ -68,11 +70,6 @@ class U2plAelOptions(
         'contrast.anchor_entropy: expected paper, as entropy_drop chooses the '
         f'anchors, got {self.contrast.anchor_entropy}'
       )
-
-  @property
-  def needs_representations(self) -> bool:
-    """Returns True: the network has a head `rep`."""
-    return True
 
   @property
   def follows_num_steps(self) -> bool:

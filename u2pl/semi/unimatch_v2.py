@@ -5,7 +5,7 @@ Semantic Segmentation", of any encoder.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Array
@@ -27,6 +27,8 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
     teacher: EMA teacher; its batch statistics are averaged, too.
   """
 
+  has_teacher: ClassVar[bool] = True
+
   name: Literal['unimatch_v2'] = 'unimatch_v2'
   teacher: ema.EmaOptions = ema.EmaOptions(
     decay=0.996, copy_epochs=0, statistics='ema'
@@ -39,11 +41,6 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
         "teacher.statistics: expected 'ema' or 'copy', as the teacher has no "
         "pass in training mode, got 'own'"
       )
-
-  @property
-  def has_teacher(self) -> bool:
-    """Returns True: the teacher is reported."""
-    return True
 
 
 class UniMatchV2(method.TeacherStudent):

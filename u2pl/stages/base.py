@@ -29,6 +29,20 @@ class ClassStage(experiment_stage.TrainingStage):
     """
     raise NotImplementedError
 
+  def labeled_inputs(
+    self, further: data_lib.Images | None
+  ) -> experiment_stage.Inputs:
+    """Returns the labeled split, further images, and the initial parameters.
+
+    Args:
+      further: data set and split of images without labels; None for none.
+    """
+    block = self.options
+    read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
+    if further is not None:
+      read.append(experiment_stage.SplitInput(further.data, further.split))
+    return experiment_stage.Inputs(tuple(read), block.start)
+
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:

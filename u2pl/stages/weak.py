@@ -83,11 +83,8 @@ class WeakOptions:
 
     Masks of the split that is trained on are not needed.
     """
-    return data_lib.LabeledData(
-      data=self.data,
-      split=self.val_split,
-      val_split=self.val_split,
-      follow=self.follow,
+    return data_lib.LabeledData.of_validation(
+      self.data, self.val_split, self.follow
     )
 
 
