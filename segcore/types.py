@@ -18,6 +18,9 @@ Scalar = Float[Array, '']
 # Features of the tokens, or of the cells of a map, of each image.
 Tokens = Float[Array, 'B T D']
 Cells = Float[Array, 'B h w D']
+# Those of another grid, and of another width.
+ResizedCells = Float[Array, 'B h_out w_out D']
+NewCells = Float[Array, 'B h_out w_out D_out']
 # In [-1, 1] unless stated otherwise.
 Images = Float[Array, 'B H W 3']
 # Class ids, negative where ignored; and which pixels or cells count.

@@ -39,11 +39,16 @@ class BranchState:
   prototypes: Any
 
 
+@flax.struct.dataclass
 class BranchFields:
   """Training state that has the fields of a branch's state as its own.
 
   Paths in checkpoints, which must stay, name the bank and the prototypes one by
   one.
+
+  Attributes:
+    bank: memory bank; None without contrast.
+    prototypes: prototypes of the classes; None without representations.
   """
 
   bank: Any

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
+from segcore.types import Images, PixelMask
 from u2pl import contrastive_branch, ema, pseudo_labels
 from u2pl.adapt import losses, mixed_images, pixel_contrast, self_training
 from u2pl.adapt import options as options_lib
@@ -29,13 +30,9 @@ class State(contrastive_branch.BranchFields, ema.TeacherState):
   Attributes:
     frozen: 'params' and 'batch_stats' of the encoder before step 0; None
       without feature distance.
-    bank: memory bank; None without contrast.
-    prototypes: prototypes of the classes; None without representations.
   """
 
   frozen: Any
-  bank: Any
-  prototypes: Any
 
 
 class StepKeys(NamedTuple):
@@ -93,7 +90,7 @@ class TargetTeacher:
   def teach(
     self,
     state: State,
-    source: Float[Array, 'B H W 3'],
+    source: Images,
     labels: Int[Array, 'B H W'],
     target: batch_lib.Batch,
     keys: StepKeys,
@@ -134,7 +131,7 @@ class TargetTeacher:
     return self.teach_by_entropy(state, source, labels, targets, keys)
 
   def pseudo_label(
-    self, state: State, images: Float[Array, 'B H W 3']
+    self, state: State, images: Images
   ) -> tuple[State, Int[Array, 'B H W'], types.Scalar]:
     """Labels target images by the teacher; returns the confident share as well.
 
@@ -156,7 +153,7 @@ class TargetTeacher:
   def teach_by_entropy(
     self,
     state: State,
-    source: Float[Array, 'B H W 3'],
+    source: Images,
     labels: Int[Array, 'B H W'],
     targets: MixedTargets,
     keys: StepKeys,
@@ -216,7 +213,7 @@ class TargetTeacher:
     self,
     step: Int[Array, ''],
     logits: Float[Array, 'B h w C'],
-    trusted: Bool[Array, 'B H W'],
+    trusted: PixelMask,
   ) -> tuple[Float[Array, 'B H W'], pseudo_labels.Reliability]:
     """Partitions target pixels of mixed images by the teacher's entropy.
 

@@ -26,15 +26,7 @@ from u2pl.semi import options as options_lib
 
 @flax.struct.dataclass
 class State(contrastive_branch.BranchFields, ema.TeacherState):
-  """Training state of student, EMA teacher and contrastive branch.
-
-  Attributes:
-    bank: memory bank; None without contrast.
-    prototypes: prototypes of the classes; None without representations.
-  """
-
-  bank: Any
-  prototypes: Any
+  """Training state of student, EMA teacher and contrastive branch."""
 
 
 class TeacherOutput(NamedTuple):

@@ -23,6 +23,7 @@ from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.method import StepResult
 from segcore.train.train_state import TrainState
+from segcore.types import Images, PixelMask
 from u2pl.semi import cutout_views, grad_cam, losses, method, student
 from u2pl.semi import options as options_lib
 
@@ -118,11 +119,7 @@ class PseudoSeg(method.SemiSupervised):
     return student.gradient_step(self.update, state, loss)
 
   def pseudo_label(
-    self,
-    state: TrainState,
-    weak: Float[Array, 'B H W 3'],
-    known: Bool[Array, 'B H W'],
-    rng: Array,
+    self, state: TrainState, weak: Images, known: PixelMask, rng: Array
   ) -> tuple[Float[Array, 'B h w C'], types.Params]:
     """Computes soft pseudo-labels on the decoder's grid, without a gradient.
 
@@ -162,10 +159,10 @@ def soft_cross_entropy(
 
 def _labeled_outputs(
   network: segmenter_lib.Segmenter,
-  images: Float[Array, 'B H W 3'],
+  images: Images,
   heads: tuple[str, ...],
   tags: Bool[Array, 'B C_tags'],
-  valid: Bool[Array, 'B H W'],
+  valid: PixelMask,
 ) -> dict[str, Array]:
   """Computes heads, tags and self-attention of true tags, in training mode."""
   features = network.features(images, train=True)
@@ -177,9 +174,7 @@ def _labeled_outputs(
 
 
 def _weak_attention(
-  network: segmenter_lib.Segmenter,
-  images: Float[Array, 'B H W 3'],
-  valid: Bool[Array, 'B H W'],
+  network: segmenter_lib.Segmenter, images: Images, valid: PixelMask
 ) -> Float[Array, 'B h w C']:
   """Computes self-attention of predicted tags, encoder in evaluation mode."""
   features = network.features(images, decode=False)
@@ -192,7 +187,7 @@ def _attend(
   network: segmenter_lib.Segmenter,
   features: dict[str, features_lib.Features],
   tags: Bool[Array, 'B C_tags'],
-  valid: Bool[Array, 'B H W'],
+  valid: PixelMask,
 ) -> Float[Array, 'B h w C']:
   """Computes the logits of the self-attention, in training mode."""
   maps = network.head_map('attention', features)

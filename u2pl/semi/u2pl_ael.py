@@ -8,7 +8,7 @@ momentum prototypes it is U2PL+ on AEL.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -101,15 +101,7 @@ class U2plAelOptions(
 
 @flax.struct.dataclass
 class State(contrastive_branch.BranchFields, equalization.State):
-  """Training state of AEL with a contrastive branch.
-
-  Attributes:
-    bank: memory bank.
-    prototypes: prototypes of the classes.
-  """
-
-  bank: Any
-  prototypes: Any
+  """Training state of AEL with a contrastive branch."""
 
 
 class EntropySets(NamedTuple):

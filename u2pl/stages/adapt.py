@@ -78,20 +78,12 @@ class AdaptOptions(data_lib.LabeledData):
         'that are mixed, weights and the bank need the whole batch'
       )
     learn = self.learn
-    if learn.needs_representations and (
-      learn.start_step >= self.recipe.num_steps
-    ):
-      raise ValueError(
-        f'learn.start_step: expected fewer than the {self.recipe.num_steps} '
-        f'steps in all, got {learn.start_step}'
-      )
+    if learn.needs_representations:
+      base.check_first_step('start_step', learn.start_step, self.recipe)
 
   @property
   def evaluated(self) -> data_lib.LabeledData:
-    """Returns the target's data with the masks of its validation split.
-
-    Labels of the split that is adapted to are not needed.
-    """
+    """Returns the target's validation splits, the only ones with masks."""
     return data_lib.LabeledData.of_validation(
       self.target.data, self.val_split, self.follow
     )

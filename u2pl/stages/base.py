@@ -6,7 +6,28 @@ from input_pipeline import datasets
 from runtime import files
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
+from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+
+def check_first_step(
+  name: str, step: int, recipe: update_lib.RecipeOptions
+) -> None:
+  """Checks that losses begin before the training ends.
+
+  Args:
+    name: field of `learn` with their first step.
+    step: value of this field.
+    recipe: number of steps.
+
+  Raises:
+    ValueError: they do not.
+  """
+  if step >= recipe.num_steps:
+    raise ValueError(
+      f'learn.{name}: expected fewer than the {recipe.num_steps} steps in all, '
+      f'got {step}'
+    )
 
 
 class ClassStage(experiment_stage.TrainingStage):

@@ -31,15 +31,7 @@ from u2pl.weak import options as options_lib
 
 @flax.struct.dataclass
 class State(contrastive_branch.BranchFields, train_state.TrainState):
-  """Training state of a network and its contrastive branch.
-
-  Attributes:
-    bank: memory bank; None without contrast.
-    prototypes: prototypes of the classes; None without contrast.
-  """
-
-  bank: Any
-  prototypes: Any
+  """Training state of a network and its contrastive branch."""
 
 
 class StepKeys(NamedTuple):

@@ -33,6 +33,8 @@ from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
+Scores = Float[Array, 'B K']
+
 
 @dataclasses.dataclass(frozen=True)
 class SwavOptions(CheckedOptions):
@@ -195,11 +197,11 @@ def swav_view_targets(
 
 
 def swav_targets(
-  scores: Float[Array, 'B K'],
+  scores: Scores,
   queue_scores: Float[Array, 'L K'],
   queue_is_full: Bool[Array, ''],
   options: SwavOptions,
-) -> Float[Array, 'B K']:
+) -> Scores:
   """Computes the targets of one view; rows sum to 1, without a gradient.
 
   Args:

@@ -19,7 +19,7 @@ from segcore.models import features, network_part
 from segcore.models.layers import depthwise
 from segcore.models.layers import norm as norms
 from segcore.ops import losses
-from segcore.types import Cells, Images
+from segcore.types import Cells, Images, NewCells
 
 Variant = Literal['lite0', 'lite1', 'lite2', 'lite3', 'lite4']
 
@@ -128,9 +128,7 @@ class InvertedBottleneck(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Cells, train: bool
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells, train: bool) -> NewCells:
     """Applies the block; batch statistics are those of training if `train`."""
     block, shortcut, dtype = self.block, x, self.dtype
     if block.expansion != 1:

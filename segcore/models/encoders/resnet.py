@@ -17,12 +17,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from segcore.models import features, network_part
 from segcore.models.layers import conv_block
 from segcore.models.layers import norm as norms
-from segcore.types import Cells, Images
+from segcore.types import Cells, Images, NewCells, ResizedCells
 
 # Mean and standard deviation of ImageNet's images, 0 to 255, by which torch's
 # public weights expect images to be standardized.
@@ -70,9 +69,7 @@ class ResNetUnit(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Cells, train: bool
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells, train: bool) -> NewCells:
     """Applies the unit; D_out is the width, or 4 times that of a bottleneck."""
 
     def norm(x: Cells, name: str, zero_scale: bool = False) -> Cells:
@@ -131,9 +128,7 @@ class ResNetBlock(nn.Module):
   remat: bool
 
   @nn.compact
-  def __call__(
-    self, x: Cells, train: bool
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells, train: bool) -> NewCells:
     """Applies the units one after the other."""
     unit = (
       nn.remat(ResNetUnit, static_argnums=(2,)) if self.remat else ResNetUnit
@@ -247,7 +242,7 @@ class DilatedResNet(network_part.NetworkPart):
       x = nn.relu(x)
     return x
 
-  def _pool(self, x: Cells) -> Float[Array, 'B h_out w_out D']:
+  def _pool(self, x: Cells) -> ResizedCells:
     """Applies a 3x3 max pool of stride 2, padded by -inf."""
     # torch's ceil_mode: even sides have one more window, mostly on padding.
     pads = [(1, 1 + (self.stem == 'deep' and n % 2 == 0)) for n in x.shape[1:3]]

@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
-from segcore.types import Cells, Images
+from segcore.types import Cells, Images, NewCells
 
 
 class StdConv(nn.Module):
@@ -50,7 +50,7 @@ class StdConv(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Cells) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> NewCells:
     """Convolves; sides are divided by the stride, rounded up."""
     kernel = self.param(
       'kernel',
@@ -109,12 +109,10 @@ class ResNetGNUnit(Bottleneck):
   zero_init: bool
 
   @nn.compact
-  def __call__(self, x: Cells) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> NewCells:
     """Applies the unit; D_out is 4 times the width."""
 
-    def conv(
-      x: Cells, name: str, **kwargs: int
-    ) -> Float[Array, 'B h_out w_out D_out']:
+    def conv(x: Cells, name: str, **kwargs: int) -> NewCells:
       return StdConv(
         **kwargs, epsilon=self.conv_epsilon, dtype=self.dtype, name=name
       )(x)
@@ -155,7 +153,7 @@ class ResNetGNBlock(nn.Module):
   stride: int
 
   @nn.compact
-  def __call__(self, x: Cells) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> NewCells:
     """Applies the units one after the other."""
     for i in range(self.num_units):
       stride = self.stride if i == 0 else 1
