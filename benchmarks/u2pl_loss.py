@@ -114,10 +114,10 @@ def make_inputs(shape: Shape) -> Inputs:
 
 
 def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
-  """Draws the rows of a full bank, [C, K, D]."""
+  """Draws the rows of a full bank, [K, D]."""
   rng = np.random.default_rng(1)
-  most = max(options.capacities(shape.classes))
-  return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
+  num_rows = sum(options.capacities(shape.classes))
+  return rng.standard_normal((num_rows, shape.dim), np.float32)
 
 
 def build_branch(
@@ -203,11 +203,9 @@ def torch_inputs(
   inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
   """Returns tensors that share the inputs' memory, and a full bank."""
-  rows = make_bank(shape, options)
-  bank = [
-    torch.from_numpy(rows[c, :capacity].copy())
-    for c, capacity in enumerate(options.capacities(shape.classes))
-  ]
+  # Copies: both versions write to their bank.
+  rows = torch.from_numpy(make_bank(shape, options).copy())
+  bank = [*rows.split(options.capacities(shape.classes))]
   return Inputs(*map(torch.from_numpy, inputs)), bank
 
 

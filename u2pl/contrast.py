@@ -227,7 +227,7 @@ def contrast_candidates(
 def class_contrast_losses(
   anchors: Float[Array, 'C M D'],
   positives: Float[Array, 'C D'],
-  rows: Float[Array, 'C K D'],
+  rows: Float[Array, 'K D'],
   draws: Int[Array, 'C M N'],
   temperature: float,
 ) -> Float[Array, 'C']:
@@ -236,7 +236,7 @@ def class_contrast_losses(
   Args:
     anchors: features of the student; the only argument with a gradient.
     positives: prototype of each class.
-    rows: negative features in the memory bank.
+    rows: negative features of all classes in the memory bank.
     draws: indices of the rows that are each anchor's negatives.
     temperature: temperature τ of Eq. 10.
   """
@@ -257,8 +257,8 @@ def _class_losses(temperature, anchors, positives, rows, draws):
 
 def _class_losses_forward(temperature, anchors, positives, rows, draws):
   def loss_and_gradient(inputs):
-    class_anchors, positive, class_rows, class_draws = inputs
-    negatives = class_rows[class_draws].astype(class_anchors.dtype)
+    class_anchors, positive, class_draws = inputs
+    negatives = rows[class_draws].astype(class_anchors.dtype)
     loss = functools.partial(
       anchor_info_nce,
       positive=positive.astype(class_anchors.dtype),
@@ -267,7 +267,7 @@ def _class_losses_forward(temperature, anchors, positives, rows, draws):
     )
     return jax.value_and_grad(loss)(class_anchors)
 
-  return jax.lax.map(loss_and_gradient, (anchors, positives, rows, draws))
+  return jax.lax.map(loss_and_gradient, (anchors, positives, draws))
 
 
 def _class_losses_backward(temperature, gradients, cotangent):

@@ -235,13 +235,13 @@ class ContrastiveBranch:
     ranks = order_statistics.ranks_from_uniforms(
       jax.random.uniform(anchor_rng, shape), num_anchors[:, None]
     )
-    draws = order_statistics.ranks_from_uniforms(
+    slots = order_statistics.ranks_from_uniforms(
       jax.random.uniform(bank_rng, (*shape, self.options.num_negatives)),
       bank.count[:, None, None],
     )
     return state.replace(bank=bank), ContrastiveTargets(
       anchors=order_statistics.nth_true_pixels(anchors, ranks),
-      draws=draws,
+      draws=memory_bank.bank_rows_of_slots(bank, slots),
       positives=state.prototypes.vectors,
       usable=(num_anchors > 0) & (bank.count > 0),
       present=counts > 0,

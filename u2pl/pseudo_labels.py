@@ -115,6 +115,7 @@ def partition_by_entropy(
   valid: Bool[Array, 'B H W'],
   percent: Scalar,
   anchor_entropy: Literal['paper', 'released'] = 'paper',
+  counted: Bool[Array, 'B H W'] | None = None,
 ) -> Reliability:
   """Splits pixels at γ_t, the (100 - α_t)-th percentile of the entropy.
 
@@ -127,16 +128,18 @@ def partition_by_entropy(
     percent: α_t in percent.
     anchor_entropy: rule for anchors, as in
       `contrast.ContrastOptions.anchor_entropy`.
+    counted: pixels whose percentiles are computed; None for `valid`.
   """
+  counted = valid if counted is None else counted
   # γ_t: pixels strictly below it are reliable. At α_t = 0 all are, except those
   # of the largest entropy.
-  gamma = order_statistics.percentile(entropies, valid, 100 - percent)
+  gamma = order_statistics.percentile(entropies, counted, 100 - percent)
   reliable = valid & (entropies < gamma)
   anchors = reliable
   if anchor_entropy == 'released':
     # The released code keeps the lowest α_t percent: 20 % shrinking to 0,
     # where the paper keeps 80 % growing to 100 % (spec §0, row 3).
-    lowest = order_statistics.percentile(entropies, valid, percent)
+    lowest = order_statistics.percentile(entropies, counted, percent)
     anchors = valid & (entropies <= lowest)
   return Reliability(reliable, valid & (entropies >= gamma), anchors)
 

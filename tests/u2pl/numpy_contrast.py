@@ -27,11 +27,13 @@ def interleave(labeled_first):
   """
   half = len(labeled_first.anchors) // 2
   return contrast_reference.ContrastMasks(
-    *(
-      np.stack([mask[:half], mask[half:]], 1).reshape(mask.shape)
-      for mask in labeled_first
-    )
+    *(interleave_pair(mask[:half], mask[half:]) for mask in labeled_first)
   )
+
+
+def interleave_pair(first, second):
+  """Returns rows of two arrays alternating, as those of a joined batch."""
+  return np.stack([first, second], 1).reshape(-1, *first.shape[1:])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -5,16 +5,17 @@ branch_state, targets = update_branch_from(
 )
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from input_pipeline import batch as batch_lib
 from segcore.models.layers import resize
 from u2pl import contrastive_branch, pseudo_labels
 from u2pl.adapt import mixed_images
+from u2pl.adapt import options as options_lib
 
 
 class DomainPixels(NamedTuple):
@@ -23,12 +24,35 @@ class DomainPixels(NamedTuple):
   Attributes:
     labels: ground truth of the source images.
     mixed: mixed images with their labels.
-    reliability: partition of their target pixels.
+    reliability: partition of their pixels that count as unlabeled.
+    source_pixels: what their source pixels are, as in
+      `options.LearnOptions.source_pixels`.
   """
 
   labels: Int[Array, 'B H W']
   mixed: mixed_images.MixedImages
   reliability: pseudo_labels.Reliability
+  source_pixels: Literal['labeled', 'unlabeled', 'ignored']
+
+
+def unlabeled_pixels(
+  mixed: mixed_images.MixedImages, options: options_lib.LearnOptions
+) -> Bool[Array, 'B H W']:
+  """Computes which pixels of mixed images are partitioned by their entropy.
+
+  By default these are target pixels in rows that have weight.
+
+  Args:
+    mixed: mixed images with their labels.
+    options: whether source pixels, and all rows, are among them.
+  """
+  has_label = mixed.labels >= 0
+  unlabeled = mixed.trusted
+  if options.ignored_rows:
+    unlabeled |= ~mixed.kept & has_label
+  if options.source_pixels == 'unlabeled':
+    unlabeled |= mixed.kept & has_label
+  return unlabeled
 
 
 def joined_labels_and_masks(
@@ -36,14 +60,17 @@ def joined_labels_and_masks(
 ) -> tuple[Int[Array, 'B_joined H W'], contrastive_branch.PixelMasks]:
   """Returns labels and masks of source and mixed images, joined.
 
-  Source pixels are labeled ones, in mixed images too (Eq. 26). Target pixels in
-  rows without weight are ignored: they are neither anchors nor negatives.
+  By default source pixels are labeled ones, in mixed images too (Eq. 26), and
+  target pixels in rows without weight are ignored: they are neither anchors nor
+  negatives.
   """
   mixed, join = pixels.mixed, batch_lib.join_batch_rows
-  known = jnp.where(mixed.kept | mixed.trusted, mixed.labels, batch_lib.IGNORE)
   everywhere = jnp.ones_like(mixed.kept)
+  labeled = mixed.kept & (pixels.source_pixels == 'labeled')
+  unlabeled = pixels.reliability.reliable | pixels.reliability.unreliable
+  known = jnp.where(labeled | unlabeled, mixed.labels, batch_lib.IGNORE)
   return join([pixels.labels, known]), contrastive_branch.PixelMasks(
-    labeled=join([everywhere, mixed.kept]),
+    labeled=join([everywhere, labeled]),
     reliable=join([~everywhere, pixels.reliability.anchors]),
     unreliable=join([~everywhere, pixels.reliability.unreliable]),
   )

@@ -17,9 +17,16 @@ from input_pipeline import batch as batch_lib
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
-from segcore.types import Images, PixelMask
+from segcore.train import method
+from segcore.types import Images
 from u2pl import contrastive_branch, ema, pseudo_labels
-from u2pl.adapt import losses, mixed_images, pixel_contrast, self_training
+from u2pl.adapt import (
+  losses,
+  mixed_images,
+  pixel_contrast,
+  reused_outputs,
+  self_training,
+)
 from u2pl.adapt import options as options_lib
 
 
@@ -62,6 +69,7 @@ class MixedTargets(NamedTuple):
     contrastive: targets of the contrastive loss; None without one.
     scalars: scalars to log, by name.
     pseudo_labels: labels of the target images, as they are.
+    target_outputs: outputs of the teacher for these images, by head.
   """
 
   mixed: mixed_images.MixedImages
@@ -69,6 +77,7 @@ class MixedTargets(NamedTuple):
   contrastive: contrastive_branch.ContrastiveTargets | None
   scalars: types.Metrics
   pseudo_labels: Int[Array, 'B H W']
+  target_outputs: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +117,7 @@ class TargetTeacher:
     # First of all θ_t ← α·θ_t + (1 - α)·θ_s: at step 0 it is a copy.
     state = self.ema.update(state, state)
     images = batch_lib.batch_images_to_symmetric(target['image'])
-    state, pseudo, share = self.pseudo_label(state, images)
+    state, pseudo, share, outputs = self.pseudo_label(state, images)
     pseudo, _ = pseudo_labels.ignore_padded_pseudo_labels(
       pseudo, target.get('valid')
     )
@@ -125,21 +134,26 @@ class TargetTeacher:
     weights = self_training.mixed_pixel_weights(
       mixed.kept, mixed.trusted, share
     )
-    targets = MixedTargets(mixed, weights, None, scalars, pseudo)
+    targets = MixedTargets(mixed, weights, None, scalars, pseudo, outputs)
     if not self.options.needs_entropy:
       return state, targets
     return self.teach_by_entropy(state, source, labels, targets, keys)
 
   def pseudo_label(
     self, state: State, images: Images
-  ) -> tuple[State, Int[Array, 'B H W'], types.Scalar]:
-    """Labels target images by the teacher; returns the confident share as well.
+  ) -> tuple[State, Int[Array, 'B H W'], types.Scalar, dict[str, Array]]:
+    """Labels target images by the teacher.
 
     The teacher's batch norms use and update the statistics of this pass;
     dropout and stochastic depth are left out.
+
+    Returns:
+      The state, pseudo-labels, the confident share, and outputs by head.
     """
     options = self.options.self_training
-    heads = ('logits', 'rep') if self.options.denoises else ('logits',)
+    reused = self.branch and self.options.mixed_outputs == 'reuse'
+    has_rep = self.options.denoises or reused
+    heads = ('logits', 'rep') if has_rep else ('logits',)
     outputs, state = self.ema.forward(state, images, heads, rng=None)
     scores = resize.resize_bilinear(outputs['logits'], images.shape[1:3])
     share = self_training.confident_share(scores, options.threshold)
@@ -148,7 +162,8 @@ class TargetTeacher:
       scores = self.branch.denoise(
         state.branch, scores, outputs['rep'], options.denoise, due
       )
-    return state, jnp.argmax(scores, axis=-1).astype(jnp.int32), share
+    labels = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return state, labels, share, outputs
 
   def teach_by_entropy(
     self,
@@ -160,9 +175,6 @@ class TargetTeacher:
   ) -> tuple[State, MixedTargets]:
     """Weighs mixed pixels by reliability, and updates the contrastive branch.
 
-    In U2PL+ a second pass of the teacher, in training mode and on source and
-    mixed images, gives entropies, ranks and representations.
-
     Args:
       state: training state.
       source: source images.
@@ -171,25 +183,19 @@ class TargetTeacher:
       keys: keys of the step.
     """
     mixed, scalars = targets.mixed, targets.scalars
-    outputs, state = self.ema.forward(
-      state,
-      batch_lib.join_batch_rows([source, mixed.images]),
-      ('logits', 'rep') if self.branch else ('logits',),
-      keys.teacher,
-    )
+    outputs, state = self.mixed_outputs(state, source, targets, keys)
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
-    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
-    entropy, reliability = self.partition_pixels(
-      state.step, logits, mixed.trusted
-    )
+    reliability = self.partition_pixels(state.step, outputs.entropy, mixed)
     weights = self_training.weights_by_reliability(
       mixed.kept,
       mixed.trusted,
-      reliability.reliable,
+      reliability.reliable & mixed.trusted,
       scalars['confident_share'],
       self.options.self_training,
     )
-    scalars |= losses.reliability_scalars(entropy, reliability, mixed.trusted)
+    scalars |= losses.reliability_scalars(
+      outputs.entropy, reliability, mixed.trusted
+    )
     contrastive = None
     if self.branch:
       # Class means, anchors, and negatives into the bank (Eqs. 17-18, 21-28).
@@ -198,8 +204,10 @@ class TargetTeacher:
         self.branch,
         state.branch,
         state.step,
-        outputs,
-        pixel_contrast.DomainPixels(labels, mixed, reliability),
+        outputs.by_head,
+        pixel_contrast.DomainPixels(
+          labels, mixed, reliability, self.options.source_pixels
+        ),
         keys.branch,
       )
       state = state.replace(**vars(branch))
@@ -209,32 +217,76 @@ class TargetTeacher:
       weights=weights, contrastive=contrastive, scalars=scalars
     )
 
+  def mixed_outputs(
+    self, state: State, source: Images, targets: MixedTargets, keys: StepKeys
+  ) -> tuple[reused_outputs.JoinedOutputs, State]:
+    """Computes entropies, ranks and representations of mixed images.
+
+    In U2PL+ they are those of a second pass of the teacher, in training mode
+    and on source and mixed images.
+
+    Args:
+      state: training state.
+      source: source images.
+      targets: mixed images, and the teacher's outputs for target images.
+      keys: keys of the step.
+    """
+    heads = ('logits', 'rep') if self.branch else ('logits',)
+    if self.options.mixed_outputs == 'reuse':
+      # The pass of the loss, with the same dropout.
+      student, _ = method.training_forward_pass(
+        self.segmenter,
+        state.params,
+        state.batch_stats,
+        source,
+        heads=heads,
+        rng=keys.source,
+      )
+      return reused_outputs.mix_outputs(
+        student, targets.target_outputs, targets.mixed.kept
+      ), state
+    outputs, state = self.ema.forward(
+      state,
+      batch_lib.join_batch_rows([source, targets.mixed.images]),
+      heads,
+      keys.teacher,
+    )
+    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
+    entropy = pseudo_labels.pixel_entropy(
+      resize.resize_bilinear(logits, source.shape[1:3])
+    )
+    return reused_outputs.JoinedOutputs(outputs, entropy), state
+
   def partition_pixels(
     self,
     step: Int[Array, ''],
-    logits: Float[Array, 'B h w C'],
-    trusted: PixelMask,
-  ) -> tuple[Float[Array, 'B H W'], pseudo_labels.Reliability]:
-    """Partitions target pixels of mixed images by the teacher's entropy.
+    entropy: Float[Array, 'B H W'],
+    mixed: mixed_images.MixedImages,
+  ) -> pseudo_labels.Reliability:
+    """Partitions pixels of mixed images by the teacher's entropy.
 
     Args:
       step: step of the training, which sets the share of unreliable pixels.
-      logits: logits of the teacher for mixed images.
-      trusted: pixels whose pseudo-labels are trusted, the ones partitioned.
-
-    Returns:
-      The entropy of each pixel in nats, and its reliability.
+      entropy: entropy of each pixel, in nats.
+      mixed: mixed images. The percentiles are those of target pixels in rows
+        that have weight.
     """
-    entropy = pseudo_labels.pixel_entropy(
-      resize.resize_bilinear(logits, trusted.shape[1:])
-    )
-    progress = step.astype(jnp.float32) / self.num_steps
-    return entropy, pseudo_labels.partition_by_entropy(
+    options = self.options
+    return pseudo_labels.partition_by_entropy(
       entropy,
-      trusted,
-      self.options.partition.at(progress),
-      self.options.anchor_entropy,
+      pixel_contrast.unlabeled_pixels(mixed, options),
+      options.partition.at(self.progress(step)),
+      options.anchor_entropy,
+      counted=mixed.trusted,
     )
+
+  def progress(self, step: Int[Array, '']) -> types.Scalar:
+    """Computes t / T of Eq. 15, of steps or of equal epochs, from 0 to 1."""
+    finished, total = step, self.num_steps
+    if self.options.partition_epochs:
+      total = self.options.partition_epochs
+      finished = step * total // self.num_steps
+    return finished.astype(jnp.float32) / total
 
   @property
   def ema(self) -> ema.EmaTeacher:

@@ -1,7 +1,7 @@
 """Heads on a transformer's decoder, in adaptation and weak supervision."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from jax.typing import DTypeLike
 
@@ -19,11 +19,16 @@ class HeadOptions:
     width: channels of the blocks of representations.
     representation: D, channels of a representation; its map has stride 4, or
       the nearest that the decoder has.
+    represented: map that representations are computed from: the 'fused' one
+      before dropout; the 'branches' that DAFormer's decoder fuses, which needs
+      its `returns_branches`; or the 'deepest' of the encoder, whose cells are
+      compared then.
   """
 
   dropout_rate: float = 0.1
   width: int = 256
   representation: int = 256
+  represented: Literal['fused', 'branches', 'deepest'] = 'fused'
 
   def build_classifier(
     self, num_classes: int, dtype: DTypeLike, **fields: Any
@@ -45,6 +50,11 @@ class HeadOptions:
 
   def build_representation(self, dtype: DTypeLike) -> heads_lib.ConvBlocksHead:
     """Builds the head of representations, with convolutions of `dtype`."""
+    reads: dict[str, Any] = {
+      'fused': {},
+      'branches': {'map_name': 'branches'},
+      'deepest': {'reads': 'encoder', 'stride': None},
+    }[self.represented]
     return heads_lib.ConvBlocksHead(
       self.representation,
       width=self.width,
@@ -52,4 +62,5 @@ class HeadOptions:
       dropout_rate=0.0,
       kernel_init=conv_block.he_normal_fan_out,
       dtype=dtype,
+      **reads,
     )

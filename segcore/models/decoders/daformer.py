@@ -64,10 +64,13 @@ class DAFormer(unconditional.UnconditionalDecoder):
   Attributes:
     width: channels of each projected map, of each branch, and of the result.
     dilations: dilations of the separable convolutions.
+    returns_branches: whether 'branches' is returned as well, the concatenated
+      branches of the pyramid.
   """
 
   width: int = 256
   dilations: Sequence[int] = (6, 12, 18)
+  returns_branches: bool = False
 
   @nn.compact
   def decode(
@@ -103,7 +106,12 @@ class DAFormer(unconditional.UnconditionalDecoder):
         for i, dilation in enumerate(self.dilations, 1)
       ),
     ]
-    fused = conv(jnp.concatenate(branches, axis=-1), 3, 'fuse')
+    x = jnp.concatenate(branches, axis=-1)
+    fused = conv(x, 3, 'fuse')
+    named = [('branches', x)] if self.returns_branches else []
     return features_lib.Features(
-      (features_lib.FeatureMap('fused', stride, fused),)
+      tuple(
+        features_lib.FeatureMap(name, stride, each)
+        for name, each in (*named, ('fused', fused))
+      )
     )

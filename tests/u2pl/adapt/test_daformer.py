@@ -39,8 +39,13 @@ FILTERED = dataclasses.replace(
       {'source', 'mixed', 'feature_distance', 'contrast'},
       {'reliable_share', 'entropy', 'bank_fill/0', 'contrasted_share'},
     ),
+    (
+      dataclasses.replace(FILTERED, mixed_outputs='reuse', partition_epochs=5),
+      {'source', 'mixed'},
+      {'reliable_share', 'entropy'},
+    ),
   ],
-  ids=['source_only', 'distance_only', 'filtered', 'plus'],
+  ids=['source_only', 'distance_only', 'filtered', 'plus', 'reuse'],
 )
 def test_systems_are_options_of_the_method(options, terms, scalars):
   trained, batch = tiny.make_method(options, jnp.float32), tiny.draw_batch()
@@ -79,6 +84,17 @@ def test_the_teacher_is_averaged_before_the_step():
     np.testing.assert_allclose(moved, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ('epochs', 'step', 'share'), [(0, 22, 18 / 40), (5, 22, 0.6), (5, 39, 0.2)]
+)
+def test_unreliable_share_falls_by_steps_or_by_epochs(epochs, step, share):
+  """Of 40 steps; 5 epochs are of 8 steps."""
+  options = dataclasses.replace(tiny.PLUS, partition_epochs=epochs)
+  teacher = tiny.make_method(options, jnp.float32).teacher
+  progress = jax.jit(teacher.progress)(np.int32(step))
+  np.testing.assert_allclose(1 - progress, share, rtol=1e-6)
+
+
 def test_panels_show_the_labels_that_have_a_weight():
   trained = tiny.make_method(NO_DISTANCE, jnp.float32)
   state, batch = tiny.init_state(trained), tiny.draw_batch()
@@ -114,6 +130,10 @@ def test_contrast_without_mixed_images_is_refused():
   for fields, message in (
     ({'start_step': -1}, 'start_step: expected 0 or more'),
     ({'prototype_momentum': 1.0}, 'momentum < 1'),
+    ({'partition_epochs': -1}, 'partition_epochs: expected 0 or more'),
+    ({'mixed_outputs': 'reuse'}, "mixed_outputs='reuse': expected filtered"),
+    ({'ignored_rows': True}, 'ignored_rows=True: expected contrast or'),
+    ({'source_pixels': 'ignored'}, "='ignored': expected contrast or"),
   ):
     with pytest.raises(ValueError, match=message):
       options_lib.LearnOptions(**fields)

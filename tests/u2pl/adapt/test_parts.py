@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from tests.transcriptions import daformer as reference
-from u2pl import mixing
-from u2pl.adapt import feature_distance, losses, self_training
+from tests.u2pl.adapt import tiny
+from u2pl import mixing, pseudo_labels
+from u2pl.adapt import (
+  feature_distance,
+  losses,
+  mixed_images,
+  pixel_contrast,
+  reused_outputs,
+  self_training,
+)
 
 CLASSES, THINGS = 6, (1, 2, 4)
 
@@ -167,6 +175,98 @@ def test_ignored_pixels_count_in_the_mean():
       reference.half_pixel_transposed(gradient, (3, 3)),
       atol=1e-9,
     )
+
+
+# A mixed image of one row: source pixels of class 1 and ignored, then target
+# pixels, the first two in rows without weight, the last one without a label.
+ROW = mixed_images.MixedImages(
+  images=None,
+  labels=np.array([[[1, 1, -1, 2, 2, 3, 3, 3, -1]]]),
+  kept=np.array([[[1, 1, 1, 0, 0, 0, 0, 0, 0]]], bool),
+  trusted=np.array([[[0, 0, 0, 0, 0, 1, 1, 1, 0]]], bool),
+)
+ENTROPY = np.array([[[0.1, 0.9, 0.9, 0.2, 0.8, 0.3, 0.5, 0.7, 0.9]]])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'labels', 'labeled', 'reliable', 'unreliable'),
+  [
+    ({}, [1, 1, -1, -1, -1, 3, 3, 3, -1], [0, 1, 2], [5], [6, 7]),
+    (
+      {'ignored_rows': True},
+      [1, 1, -1, 2, 2, 3, 3, 3, -1],
+      [0, 1, 2],
+      [3, 5],
+      [4, 6, 7],
+    ),
+    (
+      {'source_pixels': 'unlabeled'},
+      [1, 1, -1, -1, -1, 3, 3, 3, -1],
+      [],
+      [0, 5],
+      [1, 6, 7],
+    ),
+    (
+      {'source_pixels': 'ignored'},
+      [-1, -1, -1, -1, -1, 3, 3, 3, -1],
+      [],
+      [5],
+      [6, 7],
+    ),
+  ],
+  ids=['paper', 'ignored_rows', 'unlabeled', 'ignored'],
+)
+def test_pixels_of_mixed_images_in_the_contrastive_loss(
+  fields, labels, labeled, reliable, unreliable
+):
+  """γ is the median of the entropies 0.3, 0.5, 0.7 for all options."""
+  options = dataclasses.replace(tiny.PLUS, **fields)
+
+  @jax.jit
+  def compute(mixed, entropy):
+    reliability = pseudo_labels.partition_by_entropy(
+      entropy,
+      pixel_contrast.unlabeled_pixels(mixed, options),
+      jnp.asarray(50.0),
+      counted=mixed.trusted,
+    )
+    return pixel_contrast.joined_labels_and_masks(
+      pixel_contrast.DomainPixels(
+        jnp.full((1, 1, 9), 4), mixed, reliability, options.source_pixels
+      )
+    )
+
+  joined, masks = jax.device_get(compute(ROW, ENTROPY))
+  assert joined[:, 0].tolist() == [[4] * 9, labels]
+  assert masks.labeled[0].all() and not masks.reliable[0].any()
+  for mask, expected in zip(
+    masks, (labeled, reliable, unreliable), strict=True
+  ):
+    assert np.flatnonzero(mask[1]).tolist() == expected
+
+
+def test_outputs_are_mixed_as_images_are():
+  kept = np.zeros((1, 4, 6), bool)
+  kept[:, :2, :4] = True
+  own, others = (
+    {'logits': draw(1, 2, 3, 4, seed=i), 'rep': draw(1, 2, 3, 4, seed=i + 1)}
+    for i in (0, 2)
+  )
+  actual = jax.jit(reused_outputs.mix_outputs)(own, others, kept)
+  for name in ('logits', 'rep'):
+    expected = others[name].copy()
+    expected[0, 0, :2] = own[name][0, 0, :2]
+    np.testing.assert_array_equal(
+      actual.by_head[name], np.concatenate([own[name], expected])
+    )
+  first, second = (
+    np.exp(reference.log_softmax(reference.half_pixel(x['logits'], (4, 6))))
+    for x in (own, others)
+  )
+  probs = np.where(kept[..., None], first, second)
+  np.testing.assert_allclose(
+    actual.entropy, -(probs * np.log(probs + 1e-10)).sum(-1), rtol=1e-9
+  )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The network is that of the tests: its outputs and the product of a gradient with
 its Jacobian are taken from it; all else is the transcription.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ ZEROS = {
   'logits': np.zeros((2, 8, 8, tiny.CLASSES)),
   options_lib.FEATURES: np.zeros((2, 8, 8, 8)),
 }
+WITH_REP = {**ZEROS, 'rep': np.zeros((2, 8, 8, 8))}
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,7 @@ class Step(NamedTuple):
     mask: pixels of the source image in mixed images.
     pseudo: pseudo-labels.
     images: mixed images.
+    outputs: outputs of the teacher for target images.
   """
 
   keys: target_teacher.StepKeys
@@ -110,6 +113,7 @@ class Step(NamedTuple):
   mask: np.ndarray
   pseudo: np.ndarray
   images: np.ndarray
+  outputs: dict
 
   @property
   def mixed_labels(self):
@@ -157,7 +161,8 @@ def numpy_step(trained, network, state, batch, prototypes=None):
     if draws.colors.blur[b]:
       images[b] = reference.blur(images[b], draws.colors.sigma[b])
   return Step(
-    keys, source, labels, teacher, stats, share, mask, pseudo, 2 * images - 1
+    *(keys, source, labels, teacher, stats, share, mask, pseudo),
+    *(2 * images - 1, outputs),
   )
 
 
@@ -328,10 +333,14 @@ class Reliability(NamedTuple):
   unreliable: np.ndarray
 
 
-def partition_pixels(step, logits, progress):
-  """Partitions target pixels by the teacher's logits for mixed images."""
+def pixel_entropies(logits):
+  """Computes the entropies of pixels from logits of cells."""
   scores = reference.log_softmax(reference.half_pixel(logits, SHAPE))
-  entropy = u2pl_reference.entropy(np.exp(scores))
+  return u2pl_reference.entropy(np.exp(scores))
+
+
+def partition_pixels(step, entropy, progress):
+  """Partitions target pixels by the teacher's entropy on mixed images."""
   trusted = ~step.mask
   trusted[:, :3] = trusted[:, -7:] = False
   gamma = u2pl_reference.percentile(entropy, trusted, 100 - 20 * (1 - progress))
@@ -392,28 +401,60 @@ def with_prototypes(state):
   return state.replace(prototypes=prototypes), known
 
 
-@pytest.mark.slow
-def test_losses_of_a_step_of_u2pl_plus():
-  trained = tiny.make_method(tiny.PLUS)
-  network = Network(trained)
-  state, known = with_prototypes(state_at(trained, step=4))
-  batch = tiny.draw_batch(6)
-  step = numpy_step(trained, network, state, batch, known)
+def second_pass(network, state, step):
+  """Computes the teacher's outputs for source and mixed images, and entropy."""
+  del state
   joined = np.stack([step.source, step.images], 1).reshape(-1, *SHAPE, 3)
   outputs, _ = network.teacher(
     step.teacher_params, step.teacher_stats, joined, step.keys.teacher
   )
-  teacher = jax.device_get(outputs)
+  outputs = jax.device_get(outputs)
+  return outputs, pixel_entropies(outputs['logits'][1::2])
+
+
+def reused_outputs(network, state, step):
+  """Mixes the student's outputs for source with the teacher's for target."""
+  own, _, _ = network.pull(
+    state.params, state.batch_stats, step.source, step.keys.source, WITH_REP
+  )
+  own, others = jax.device_get((own, step.outputs))
+  cells = u2pl_reference.nearest(step.mask, (8, 8))[..., None]
+  outputs = {
+    name: numpy_contrast.interleave_pair(
+      own[name], np.where(cells, own[name], others[name])
+    )
+    for name in ('logits', 'rep')
+  }
+  entropy = np.where(
+    step.mask,
+    pixel_entropies(own['logits']),
+    pixel_entropies(others['logits']),
+  )
+  return outputs, entropy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('mixed_outputs', 'outputs_of'),
+  [('second_pass', second_pass), ('reuse', reused_outputs)],
+)
+def test_losses_of_a_step_of_u2pl_plus(mixed_outputs, outputs_of):
+  options = dataclasses.replace(tiny.PLUS, mixed_outputs=mixed_outputs)
+  trained = tiny.make_method(options)
+  network = Network(trained)
+  state, known = with_prototypes(state_at(trained, step=4))
+  batch = tiny.draw_batch(6)
+  step = numpy_step(trained, network, state, batch, known)
+  teacher, entropy = outputs_of(network, state, step)
   # After 4 of 40 steps; rows 3 to 24 count.
-  pixels = partition_pixels(step, teacher['logits'][1::2], 4 / 40)
+  pixels = partition_pixels(step, entropy, 4 / 40)
 
   # The student.
-  zeros = {**ZEROS, 'rep': np.zeros((2, 8, 8, 8))}
   of_source, stats, _ = network.pull(
-    state.params, state.batch_stats, step.source, step.keys.source, zeros
+    state.params, state.batch_stats, step.source, step.keys.source, WITH_REP
   )
   of_mixed, *_ = network.pull(
-    state.params, stats, step.images, step.keys.mixed, zeros
+    state.params, stats, step.images, step.keys.mixed, WITH_REP
   )
   mixed_loss = symmetric_loss(
     reference.half_pixel(np.asarray(of_mixed['logits']), SHAPE),
@@ -424,7 +465,7 @@ def test_losses_of_a_step_of_u2pl_plus():
   contrastive, updated, _ = numpy_contrast.step(
     contrast_masks(step, teacher['logits'], pixels),
     teacher['rep'],
-    np.stack([of_source['rep'], of_mixed['rep']], 1).reshape(-1, 8, 8, 8),
+    numpy_contrast.interleave_pair(of_source['rep'], of_mixed['rep']),
     known,
     bank,
     step.keys.branch,
