@@ -24,7 +24,7 @@ from segcore.ops import color_augment, losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
-from u2pl.semi import method
+from u2pl.semi import cutout_views, method
 from u2pl.semi import options as system_options
 
 # Probabilities and strengths of both versions.
