@@ -7,9 +7,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
+from pass_luss import center_crops
 from pass_luss.pseudo_labels import features, kmeans
 from runtime import console, files, json_files
-from runtime.option_ranges import AtLeastOne, CheckedOptions
+from runtime.option_ranges import AtLeastOne
 from segcore.train import workspace as workspace_lib
 
 # Outputs in the stage's folder: the cluster of each row, from 0; the objective,
@@ -21,7 +22,7 @@ FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterOptions(CheckedOptions):
+class ClusterOptions(center_crops.CenterCropOptions):
   """Options of k-means and of the features that it clusters.
 
   Attributes:
@@ -29,8 +30,6 @@ class ClusterOptions(CheckedOptions):
     restarts: number of k-means runs, of which the one with the lowest objective
       is kept.
     kind: unit of clustering, see `features.Kind`.
-    short_side: short side of the resized images, in pixels.
-    crop: side of the center crop, in pixels.
     batch_size: global number of images of a batch; does not change the result.
     seed: seed of the initial centroids.
   """
@@ -38,18 +37,8 @@ class ClusterOptions(CheckedOptions):
   iterations: AtLeastOne = 20
   restarts: AtLeastOne = 30
   kind: features.Kind = 'attended'
-  short_side: AtLeastOne = 256
-  crop: AtLeastOne = 224
   batch_size: AtLeastOne = 256
   seed: int = 0
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.crop > self.short_side:
-      raise ValueError(
-        f'crop: expected at most the short side of {self.short_side}, got '
-        f'{self.crop}'
-      )
 
 
 def fit_centroids(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pass_luss import center_crops
 from pass_luss.pretrain import contrast, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
@@ -35,7 +36,7 @@ _LOW, _HIGH = 10, 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PclOptions(moco.MocoOptions):
+class PclOptions(moco.MocoOptions, center_crops.CenterCropOptions):
   """Ring, clusterings and momentum encoder of PCL v2.
 
   Attributes:
@@ -47,8 +48,6 @@ class PclOptions(moco.MocoOptions):
     every: number of steps between clusterings: those of an epoch.
     iterations: number of iterations of k-means.
     restarts: number of restarts of k-means.
-    short_side: short side of the images that are clustered, in pixels.
-    crop: side of their center crop, in pixels.
   """
 
   queue: AtLeastOne = 16_384
@@ -59,8 +58,6 @@ class PclOptions(moco.MocoOptions):
   every: AtLeastOne
   iterations: AtLeastOne = 20
   restarts: AtLeastOne = 5
-  short_side: int = 256
-  crop: AtLeastOne = 224
 
   def __post_init__(self):
     super().__post_init__()
@@ -68,11 +65,6 @@ class PclOptions(moco.MocoOptions):
       raise ValueError(
         f'clusters: expected numbers up to that of the images, '
         f'{self.num_images}, got {self.clusters}'
-      )
-    if self.crop > self.short_side:
-      raise ValueError(
-        f'crop: expected at most the short side of {self.short_side}, got '
-        f'{self.crop}'
       )
 
 
