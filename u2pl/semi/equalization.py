@@ -4,7 +4,7 @@ Draws by the confidence of classes: `class_confidence`; the arithmetic of
 mixing: `class_mixing`. The source is Hu et al. 2021 (spec of the baselines §1).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -46,8 +46,10 @@ class State(ema.TeacherState):
     confidence: float32 [C], confidence of each class.
     shown: bool [C, N], whether each unlabeled image shows a class, by the
       teacher when it was last read.
-    sampling: `Sampling` of the present epoch.
+    sampling: `Sampling` of the present epoch, by which every host draws.
   """
+
+  replicated_fields: ClassVar[frozenset[str]] = frozenset({'shown', 'sampling'})
 
   confidence: Any
   shown: Any
