@@ -17,6 +17,7 @@ TINY = {
   'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
   'prepare': '--images=4 --rounds=1',
   'natural_data': '--images=20 --tested=10',
+  'start_up': '--rounds=1',
 }
 
 
