@@ -188,17 +188,6 @@ def normalize_view_rows(matrix: Array, weights: Array) -> Array:
   return matrix / jnp.where(weights > 0, weights, 1.0)[..., None]
 
 
-def upsample_view_scores(
-  scores: Float[Array, 'B h w C'],
-  rows: Float[Array, 'B H h'],
-  columns: Float[Array, 'B W w'],
-) -> Float[Array, 'B H W C']:
-  """Applies linear maps of rows and of columns to scores."""
-  exact = jax.lax.Precision.HIGHEST
-  heightened = jnp.einsum('bnh,bhwc->bnwc', rows, scores, precision=exact)
-  return jnp.einsum('bjw,bnwc->bnjc', columns, heightened, precision=exact)
-
-
 def map_pixel_row_blocks(
   function: Callable[[Any], Array],
   arrays: Any,

@@ -30,4 +30,8 @@ def test_a_benchmark_writes_its_results(name, tmp_path):
     [*command, f'--out={out}'], cwd=runs.ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  assert json.loads(out.read_text())
+  summary = json.loads(out.read_text())['summary']
+  for line in summary:
+    assert line['name'] and line['value']
+    assert (line['share'] is None) == (line['other'] == '')
+  assert summary or name == 'natural_data'
