@@ -114,10 +114,10 @@ def make_inputs(shape: Shape) -> Inputs:
 
 
 def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
-  """Draws the rows of a full bank, [C, K, D]."""
+  """Draws the rows of a full bank, [K, D]."""
   rng = np.random.default_rng(1)
-  most = max(options.capacities(shape.classes))
-  return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
+  num_rows = sum(options.capacities(shape.classes))
+  return rng.standard_normal((num_rows, shape.dim), np.float32)
 
 
 def build_branch(
@@ -203,11 +203,9 @@ def torch_inputs(
   inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
   """Returns tensors that share the inputs' memory, and a full bank."""
-  rows = make_bank(shape, options)
-  bank = [
-    torch.from_numpy(rows[c, :capacity].copy())
-    for c, capacity in enumerate(options.capacities(shape.classes))
-  ]
+  # Copies: both versions write to their bank.
+  rows = torch.from_numpy(make_bank(shape, options).copy())
+  bank = [*rows.split(options.capacities(shape.classes))]
   return Inputs(*map(torch.from_numpy, inputs)), bank
 
 
@@ -453,7 +451,26 @@ def main(argv: Sequence[str]) -> None:
   for name, value in results['seconds_of_parts'].items():
     print(f'{name:28} {1000 * value:.0f} ms')
   print(sentence(results))
-  command_line.write_results(arguments.out, results)
+  command_line.write_results(arguments.out, results, summary_lines(results))
+
+
+def summary_lines(results: dict) -> list[command_line.Line]:
+  """Returns the lines of time and memory for the summary."""
+  name, seconds = "U2PL's contrastive loss", f'{results["seconds"]:.2f} s'
+  peak = results['memory']['jax']['peak']
+  megabytes = f'{peak / MEGABYTE:.0f} MiB'
+  if not torch:
+    return [
+      command_line.Line(name, seconds),
+      command_line.Line(f'{name}, memory', megabytes),
+    ]
+  range_of_time = command_line.inverse(results['least_and_most'])
+  share = 1 / results['times_faster']
+  share_of_memory = peak / results['memory']['torch']['peak']
+  return [
+    command_line.Line(name, seconds, 'torch', share, range_of_time),
+    command_line.Line(f'{name}, memory', megabytes, 'torch', share_of_memory),
+  ]
 
 
 def sentence(results: dict) -> str:

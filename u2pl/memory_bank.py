@@ -1,9 +1,13 @@
-"""First-in, first-out memory of representations, a ring buffer per class."""
+"""First-in, first-out memory of representations, a ring buffer per class.
 
+The rings have different capacities: class 0, the background, has more rows than
+the others. They lie one after the other in a single array, without padding.
+"""
+
+import itertools
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -14,16 +18,21 @@ class Bank:
   """The latest negatives of each class.
 
   Attributes:
-    rows: [C, K, D], K the largest capacity.
-    pointer: int32 [C], slot of the next row.
+    rows: [K, D], the rings of all classes in order, K the sum of `capacity`.
+    pointer: int32 [C], slot of the next row in the ring of the class.
     count: int32 [C], number of rows in use.
-    capacity: number of rows of each class, of which K is the largest.
+    capacity: number of rows of each class.
   """
 
   rows: Any
   pointer: Any
   count: Any
   capacity: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+  @property
+  def starts(self) -> tuple[int, ...]:
+    """Returns the first row of each class's ring."""
+    return tuple(itertools.accumulate(self.capacity, initial=0))[:-1]
 
 
 def empty_memory_bank(
@@ -38,7 +47,7 @@ def empty_memory_bank(
   """
   num_classes = len(capacity)
   return Bank(
-    jnp.zeros((num_classes, max(capacity), size), dtype),
+    jnp.zeros((sum(capacity), size), dtype),
     jnp.zeros(num_classes, jnp.int32),
     jnp.zeros(num_classes, jnp.int32),
     capacity,
@@ -65,20 +74,26 @@ def push_negatives(
       f'rows: expected at most the smallest capacity of {min(bank.capacity)} '
       f'per class, got {num_rows}'
     )
-  # A ring of each class within its own capacity, in one array of the largest:
-  # class 0, the background, has more rows than the others.
   capacity = jnp.asarray(bank.capacity, jnp.int32)
   rank = jnp.arange(num_rows, dtype=jnp.int32)
   slot = (bank.pointer[:, None] + rank) % capacity[:, None]
-  # Invalid rows get a slot out of bounds, which the scatter drops: shapes stay
-  # static however many rows a class has.
-  slot = jnp.where(rank < counts[:, None], slot, bank.rows.shape[1])
-  write = jax.vmap(lambda ring, at, new: ring.at[at].set(new, mode='drop'))
+  at = bank_rows_of_slots(bank, slot)
+  # Invalid rows get an index out of bounds, which the scatter drops: shapes
+  # stay static however many rows a class has.
+  at = jnp.where(rank < counts[:, None], at, len(bank.rows))
   return bank.replace(
-    rows=write(bank.rows, slot, rows.astype(bank.rows.dtype)),
+    rows=bank.rows.at[at].set(rows.astype(bank.rows.dtype), mode='drop'),
     pointer=(bank.pointer + counts) % capacity,
     count=jnp.minimum(bank.count + counts, capacity),
   )
+
+
+def bank_rows_of_slots(
+  bank: Bank, slots: Int[Array, 'C *draws']
+) -> Int[Array, 'C *draws']:
+  """Converts slots of each class's ring, from 0, to rows of the whole bank."""
+  starts = jnp.asarray(bank.starts, jnp.int32)
+  return starts.reshape(-1, *[1] * (slots.ndim - 1)) + slots
 
 
 def clear_memory_bank(bank: Bank) -> Bank:

@@ -13,24 +13,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int16, Int64, UInt8
+from jaxtyping import Array, Float, Int, Int16, UInt8
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
 from input_pipeline.sources import masks
-from pass_luss.benchmark import label_folders, matching, png_format
+from pass_luss.benchmark import label_folders, png_format
 from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention as attention_lib
-from pass_luss.pseudo_labels import features, saliency
+from pass_luss.pseudo_labels import features, saliency, threshold_sweep
 from runtime import files, threads
-from segcore.eval import evaluator, metrics, panels
+from segcore.eval import evaluator, panels
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.train import train_state
 
-# Candidates for a threshold that is chosen on masks: 0, 0.01, … 0.8.
-THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(81))
 # From an example to the foreground probability of its pixels, [H, W] in [0, 1].
 ForegroundFunction = Callable[[Mapping[str, Any]], np.ndarray]
 
@@ -216,87 +214,6 @@ def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ThresholdSweep:
-  """Counts from which the mIoU of every candidate threshold follows.
-
-  A pixel is foreground for a threshold if its attention is at least that
-  threshold. So pixels are binned by the number of sorted thresholds they reach.
-  One pass over the images serves all thresholds.
-
-  Attributes:
-    pixels: int64 [T + 1, K + 1, C + 1]: number of pixels by thresholds passed,
-      category and class.
-    images: int64 [T + 1, K, C]: number of images by thresholds passed by the
-      most attended pixel of the category, category and class in the image.
-  """
-
-  pixels: Int64[np.ndarray, 'bins generated classes']
-  images: Int64[np.ndarray, 'bins K C']
-
-  @classmethod
-  def empty(cls, num_generated: int, num_classes: int) -> 'ThresholdSweep':
-    """Returns the counts over no image; both numbers are without 'other'."""
-    bins = len(THRESHOLDS) + 1
-    return cls(
-      np.zeros((bins, num_generated + 1, num_classes + 1), np.int64),
-      np.zeros((bins, num_generated, num_classes), np.int64),
-    )
-
-  def update(
-    self,
-    categories: Int[np.ndarray, 'H W'],
-    attention: Float[np.ndarray, 'H W'],
-    label: Int[np.ndarray, 'H W'],
-  ) -> None:
-    """Adds the counts of one image in place; ignores negative labels."""
-    passed = np.searchsorted(THRESHOLDS, attention, side='right')
-    labeled = label >= 0
-    flat = np.ravel_multi_index(
-      (passed[labeled], categories[labeled], label[labeled]), self.pixels.shape
-    )
-    bins, counts = np.unique(flat, return_counts=True)
-    self.pixels.reshape(-1)[bins] += counts
-    classes = np.unique(label[label > 0])
-    # Also on ignored pixels: the benchmark's matching counts predictions there.
-    for category in np.unique(categories):
-      highest = passed[categories == category].max()
-      self.images[highest, category - 1, classes - 1] += 1
-
-  def merge(self, other: 'ThresholdSweep') -> 'ThresholdSweep':
-    """Returns the counts over the images of both."""
-    return ThresholdSweep(
-      self.pixels + other.pixels, self.images + other.images
-    )
-
-  def best(self, by_name: bool = False) -> tuple[float, float]:
-    """Returns the threshold of the highest mIoU, and that mIoU.
-
-    Among equal mIoUs the lowest threshold wins.
-
-    Args:
-      by_name: whether categories are the classes; else they are matched.
-    """
-    mious = [self._miou(i, by_name) for i in range(len(THRESHOLDS))]
-    best = int(np.argmax(mious))
-    return THRESHOLDS[best], mious[best]
-
-  def _miou(self, i: int, by_name: bool) -> float:
-    """Computes the mIoU of the i-th threshold, after Hungarian matching."""
-    # Foreground pixels pass at least i + 1 thresholds; all others are 'other'.
-    confusion = self.pixels[i + 1 :].sum(axis=0)
-    confusion[0] += self.pixels[: i + 1].sum(axis=(0, 1))
-    classes = range(len(confusion))
-    if not by_name:
-      images = self.images[i + 1 :].sum(axis=0)
-      classes = matching.Cooccurrence(images).match().classes
-    matched = np.zeros((confusion.shape[1],) * 2, np.int64)
-    np.add.at(matched, np.array(classes), confusion)
-    intersection = np.diagonal(matched)
-    union = matched.sum(axis=0) + matched.sum(axis=1) - intersection
-    return float(np.mean(intersection / (union + 1e-10)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Labeler:
   """Generates label maps from predicted categories and their foreground.
 
@@ -407,7 +324,7 @@ class Labeler:
     num_generated: int,
     num_classes: int,
     foreground: ForegroundFunction | None = None,
-  ) -> ThresholdSweep:
+  ) -> threshold_sweep.ThresholdSweep:
     """Counts a split with masks for all thresholds; the same on every host.
 
     Args:
@@ -416,7 +333,7 @@ class Labeler:
       num_classes: number C of classes without 'other'.
       foreground: function that replaces attention; None for attention.
     """
-    sweep = ThresholdSweep.empty(num_generated, num_classes)
+    sweep = threshold_sweep.ThresholdSweep.empty(num_generated, num_classes)
     for categories, attention, example in self.predict(split, ('label',)):
       label = example['label']
       probability = attention if foreground is None else foreground(example)
@@ -424,4 +341,4 @@ class Labeler:
         categories, label.shape
       )
       sweep.update(categories, probability, label)
-    return metrics.merge_metrics_across_hosts(sweep)
+    return sweep.merge_across_hosts()

@@ -15,6 +15,7 @@ from segcore.models.decoders import (
   daformer,
   deeplabv3plus,
   dpt,
+  fpn,
   psp,
   segformer,
   unet,
@@ -43,6 +44,7 @@ DECODERS = {
   'daformer': daformer.DAFormer,
   'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
   'dpt': dpt.DPT,
+  'fpn': fpn.FPN,
   'psp': psp.PSP,
   'segformer': segformer.SegFormer,
 }

@@ -11,7 +11,7 @@ import pytest
 
 from pass_luss import evaluate, main
 from pass_luss.benchmark import png_format
-from pass_luss.pseudo_labels import features
+from pass_luss.pseudo_labels import features, threshold_sweep
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import errors
 from segcore.eval import export
@@ -237,7 +237,7 @@ def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
 
   def sweep(labeler, split, *_):
     swept.append(split.name)
-    return labeler_lib.ThresholdSweep.empty(2, 2)
+    return threshold_sweep.ThresholdSweep.empty(2, 2)
 
   monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
   first, second = (

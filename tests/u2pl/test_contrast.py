@@ -197,9 +197,8 @@ def test_the_whole_contrastive_loss_on_given_draws():
     np.array(anchor_draws)[anchor_counts > 0],
   )
   at = jax.jit(order_statistics.nth_true_pixels)(by_pixel[0], picked)
-  rows = np.zeros((inputs.CLASSES, 11, 3))
-  for c in range(inputs.CLASSES):
-    rows[c, : sizes[c]] = bank.rows(c)
+  rows = np.concatenate([bank.rows(c) for c in range(inputs.CLASSES)])
+  starts = np.cumsum([0, *sizes[:-1]])[:, None, None]
 
   @jax.jit
   def loss(x):
@@ -207,7 +206,7 @@ def test_the_whole_contrastive_loss_on_given_draws():
       x.reshape(-1, 3)[at],
       jnp.asarray(means),
       jnp.asarray(rows),
-      jnp.asarray(np.array(bank_draws)),
+      jnp.asarray(starts + np.array(bank_draws)),
       0.5,
     )
     return contrast.mean_contrast_over_classes(

@@ -32,12 +32,19 @@ def test_bank_is_a_queue_of_each_class():
     for c in range(3):
       assert bank.count[c] == expected.size(c)
       newest = int(bank.pointer[c])
-      ring = np.asarray(bank.rows[c, : capacity[c]])
+      ring = np.asarray(bank.rows)[bank.starts[c] :][: capacity[c]]
       if bank.count[c] == capacity[c]:
         ring = np.roll(ring, -newest, axis=0)
       np.testing.assert_array_equal(
         ring[: bank.count[c]], expected.rows(c).reshape(-1, 2)
       )
+
+
+def test_rings_lie_in_one_array_without_padding():
+  bank = memory_bank.empty_memory_bank((11, 7, 7), 2)
+  assert bank.rows.shape == (25, 2) and bank.starts == (0, 11, 18)
+  rows = memory_bank.bank_rows_of_slots(bank, jnp.array([[10], [0], [6]]))
+  np.testing.assert_array_equal(rows, [[10], [11], [24]])
 
 
 def test_bank_refuses_more_than_it_holds():

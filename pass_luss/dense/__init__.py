@@ -1,0 +1,1 @@
+"""Segmentation by clusters of pixels or of masks: MDC, PiCIE, MaskContrast."""

@@ -1,0 +1,1 @@
+"""Tests of segmentation by clusters of pixels or masks."""
