@@ -19,9 +19,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import flax.linen as nn
+from etils import epy
 
 from runtime import errors
+
+with epy.lazy_imports():
+  import flax.linen as nn
 
 T = TypeVar('T')
 

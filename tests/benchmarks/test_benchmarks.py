@@ -18,6 +18,7 @@ TINY = {
   'prepare': '--images=4 --rounds=1',
   'train_step': '--images=2 --side=32 --rounds=1 --threads=1',
   'natural_data': '--images=20 --tested=10',
+  'start_up': '--rounds=1',
 }
 
 
