@@ -14,7 +14,6 @@ result does not depend on the number of devices, and keys need no shuffling.
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -22,44 +21,42 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pass_luss.dense import mask_head, mask_losses
-from pass_luss.pretrain import momentum, objective
+from pass_luss.pretrain import objective
 from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain.objectives import moco
 from runtime import options as options_lib
 from segcore.models import segmenter
 from segcore.models.layers import resize
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskContrastOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskContrastOptions(moco.MocoOptions):
   """Head, ring and momentum encoder of MaskContrast.
 
   Attributes:
     size: number of features of an embedding.
+    temperature: temperature T.
+    queue: number of prototypes in the ring, a multiple of the batch size.
     width: channels of DeepLab.
     dilations: dilations of its 3x3 branches.
     dropout_rate: share of its projected values that are dropped in training.
-    temperature: temperature T.
-    decay: decay m of the momentum encoder.
-    queue: number of prototypes of the ring, a multiple of the batch size.
   """
 
   size: int = 32
+  temperature: float = 0.5
+  queue: int = 256
   width: int = 256
   dilations: tuple[int, ...] = (12, 24, 36)
   dropout_rate: float = 0.5
-  temperature: float = 0.5
-  decay: float = 0.999
-  queue: int = 256
 
   def __post_init__(self):
-    options_lib.check_options_positive(self, 'size', 'width', 'temperature')
-    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
-    options_lib.check_options_in_range(self, 'queue', least=1)
+    super().__post_init__()
+    options_lib.check_options_positive(self, 'width')
     options_lib.check_options_in_range(self, 'dropout_rate', least=0, most=0.99)
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskContrast(objective.Objective):
+class MaskContrast(moco.RingObjective):
   """The objective of MaskContrast: view 1 has the queries, view 2 the keys.
 
   Batches have `label_large`, 1 where a pixel of a view is salient.
@@ -71,30 +68,7 @@ class MaskContrast(objective.Objective):
   options: MaskContrastOptions
 
   name = mask_head.NAME
-  # The official code encodes each view by itself, by a network of its own.
-  encodes_by_view = True
-
-  @property
-  def views(self) -> tuple[int, ...]:
-    """Returns the number of the view of the queries."""
-    return (0,)
-
-  @property
-  def momentum_views(self) -> tuple[int, ...]:
-    """Returns the number of the view of the keys."""
-    return (1,)
-
-  @property
-  def needs_momentum(self) -> momentum.MomentumSpec:
-    """Returns the average of the encoder and of the whole head."""
-    decay = functools.partial(momentum.constant_decay, decay=self.options.decay)
-    return momentum.MomentumSpec(decay, {self.name: mask_head.MODULES})
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError unless batches fill the ring evenly."""
-    queue_lib.check_ring_length(
-      f'{self.name}.queue', self.options.queue, batch_size
-    )
+  head_modules = mask_head.MODULES
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds the head."""

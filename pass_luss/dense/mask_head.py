@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segcore.models import heads as heads_lib
 from segcore.models.layers import atrous_pyramid, conv_block
 from segcore.ops import losses
 
@@ -54,7 +55,7 @@ class DeepLab(nn.Module):
     return block(projected, 'refine', 3)
 
 
-class MaskHead(nn.Module):
+class MaskHead(heads_lib.EncoderHead):
   """Embeddings of cells and their saliency, from the encoder's deepest map.
 
   Attributes:
@@ -62,9 +63,6 @@ class MaskHead(nn.Module):
     width: channels of DeepLab.
     dilations: dilations of its 3x3 branches.
     dropout_rate: share of its projected values that are dropped in training.
-    reads: 'encoder'.
-    stride: None: the deepest map is read.
-    map_name: None, too.
     dtype: dtype of the activations; outputs are float32 at least.
   """
 
@@ -72,9 +70,6 @@ class MaskHead(nn.Module):
   width: int = 256
   dilations: Sequence[int] = (12, 24, 36)
   dropout_rate: float = 0.5
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact

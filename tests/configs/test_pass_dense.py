@@ -86,9 +86,11 @@ def test_numbers_of_maskcontrast():
   assert (optimizer.learning_rate, optimizer.momentum) == (0.004, 0.9)
   assert (optimizer.weight_decay, optimizer.poly_power) == (1e-4, 0.9)
   assert optimizer.schedule_interval == EPOCH
-  encoder = stages['represent_masks'].method(
-    stages['represent_masks'].context
-  ).segmenter.encoder
+  encoder = (
+    stages['represent_masks']
+    .method(stages['represent_masks'].context)
+    .segmenter.encoder
+  )
   assert encoder.output_stride == 8
   masks = stages['salient_masks'].options
   assert (masks.threshold, masks.min_share) == (0.5, 0.01)
