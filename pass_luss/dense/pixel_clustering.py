@@ -25,6 +25,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 
 # Stride of the features that are clustered.
 _STRIDE = 4
@@ -187,9 +188,7 @@ class PixelClustering:
     del params
     return ()
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: batch_lib.Batch) -> StepResult:
     """Labels the views of a batch by the epoch's network, and learns them."""
     computed = self.views(batch, state.view_key)
     of = state.clusterings

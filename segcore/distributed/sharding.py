@@ -58,27 +58,31 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
   """Returns the sharding of every leaf of a state of arrays or their shapes.
 
   A leaf of at least `MIN_SHARDED_SIZE` elements is split over `fsdp` along its
-  largest axis that fsdp divides; all other leaves are replicated.
+  largest axis that fsdp divides; all other leaves are replicated, and those of
+  the state's `replicated_fields`.
 
   Args:
     mesh: mesh with the axes `data` and `fsdp`.
-    state: tree of arrays, or of their shapes.
+    state: tree of arrays, or of their shapes; a `TrainState` or any other.
 
   Returns:
     A tree of the same structure.
   """
   fsdp = mesh.shape['fsdp']
+  replicated = getattr(state, 'replicated_fields', frozenset())
 
-  def place(leaf) -> NamedSharding:
+  def place(path, leaf) -> NamedSharding:
     axes = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
     if fsdp == 1 or not axes or np.prod(leaf.shape) < MIN_SHARDED_SIZE:
+      return replicated_sharding(mesh)
+    if getattr(path[0], 'name', '') in replicated:
       return replicated_sharding(mesh)
     axis = max(axes, key=lambda i: leaf.shape[i])
     spec = [None] * len(leaf.shape)
     spec[axis] = 'fsdp'
     return NamedSharding(mesh, PartitionSpec(*spec))
 
-  return jax.tree.map(place, state)
+  return jax.tree_util.tree_map_with_path(place, state)
 
 
 def check_batch_divides_devices(batch_size: int, mesh: Mesh, name: str) -> None:

@@ -1,6 +1,6 @@
 """The training state, which methods extend."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -24,7 +24,11 @@ class TrainState:
     opt_state: state of the optimizer, for trained parameters only.
     rng: uint32 [2], base PRNG key; a step uses `fold_in(rng, step)` and never
       changes it.
+    replicated_fields: names of the fields that every device has whole, however
+      large they are, as hosts read them.
   """
+
+  replicated_fields: ClassVar[frozenset[str]] = frozenset()
 
   step: Any
   params: Any

@@ -4,8 +4,7 @@ Draws by the confidence of classes: `class_confidence`; the arithmetic of
 mixing: `class_mixing`. The source is Hu et al. 2021 (spec of the baselines §1).
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -47,8 +46,10 @@ class State(ema.TeacherState):
     confidence: float32 [C], confidence of each class.
     shown: bool [C, N], whether each unlabeled image shows a class, by the
       teacher when it was last read.
-    sampling: `Sampling` of the present epoch.
+    sampling: `Sampling` of the present epoch, by which every host draws.
   """
+
+  replicated_fields: ClassVar[frozenset[str]] = frozenset({'shown', 'sampling'})
 
   confidence: Any
   shown: Any
@@ -64,15 +65,11 @@ def read_sampler(state: State) -> samplers.ClassImageSampler:
   )
 
 
-@dataclasses.dataclass(frozen=True)
 class EqualizedTeacher(method.TeacherStudent):
   """Base class of methods that equalize the training of the classes.
 
   Batches have a third stream 'pasted', and the unlabeled one is paired (see
   `paired_stream.PairedStream`).
-
-  Attributes:
-    options: mixing, confidence and teacher.
   """
 
   options: options_lib.EqualizationOptions

@@ -14,6 +14,7 @@ from segcore.models import features as features_lib
 from segcore.models.decoders import map_projection, unconditional
 from segcore.models.layers import conv_block, depthwise
 from segcore.models.layers import norm as norms
+from segcore.types import Cells
 
 
 class SeparableBlock(nn.Module):
@@ -30,9 +31,7 @@ class SeparableBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool
-  ) -> Float[Array, 'B h w D_out']:
+  def __call__(self, x: Cells, train: bool) -> Float[Array, 'B h w D_out']:
     """Applies the block; batch statistics are those of training if `train`."""
     x = depthwise.DepthwiseConv(
       3,
@@ -88,9 +87,7 @@ class DAFormer(unconditional.UnconditionalDecoder):
         for module in (block, separable_block)
       )
 
-    def conv(
-      x: Float[Array, 'B h w D'], kernel: int, name: str
-    ) -> Float[Array, 'B h w D_out']:
+    def conv(x: Cells, kernel: int, name: str) -> Float[Array, 'B h w D_out']:
       return block(
         self.width,
         kernel,

@@ -1,5 +1,6 @@
 """A whole step of AEL against the transcription, with the update by it."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segcore.distributed import sharding
+from segcore.train import loop
 from tests.transcriptions import ael as reference
 from tests.transcriptions import semi as semi_reference
 from tests.transcriptions import u2pl as u2pl_reference
@@ -205,3 +208,20 @@ def test_images_are_drawn_by_what_is_known_at_an_epochs_start(stepped):
   np.testing.assert_array_equal(
     earlier.sampling.probabilities, state.sampling.probabilities
   )
+
+
+def test_hosts_have_the_whole_table_of_the_classes_that_images_show(
+  monkeypatch,
+):
+  monkeypatch.setattr(sharding, 'MIN_SHARDED_SIZE', 64)
+  trained = dataclasses.replace(tiny.make_method(OPTIONS), num_unlabeled=64)
+  mesh = sharding.make_mesh(fsdp=4)
+  spec = loop.train_state_spec(trained, mesh, tiny.batch_spec())
+  assert spec.shown.shape == spec.sampling.shown.shape == (C, 64)
+  for leaf in jax.tree.leaves((spec.shown, spec.sampling)):
+    assert leaf.sharding.is_fully_replicated
+  # Parameters of as many elements are split.
+  split = [
+    not x.sharding.is_fully_replicated for x in jax.tree.leaves(spec.params)
+  ]
+  assert any(split)
