@@ -15,14 +15,14 @@ from jaxtyping import Array, Float
 from input_pipeline import loader as loader_lib
 from pass_luss.dense import losses, mini_batch_kmeans, pixel_clustering
 from runtime import console
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.distributed import sharding
 from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class KmeansOptions:
+class KmeansOptions(CheckedOptions):
   """Options of mini-batch k-means of the pixels of all images.
 
   Attributes:
@@ -32,14 +32,9 @@ class KmeansOptions:
     iterations: number of assignments and updates of that.
   """
 
-  batch_size: int = 256
-  initial_batches: int = 20
-  iterations: int = 20
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'batch_size', 'initial_batches', 'iterations', least=1
-    )
+  batch_size: AtLeastOne = 256
+  initial_batches: AtLeastOne = 20
+  iterations: AtLeastOne = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

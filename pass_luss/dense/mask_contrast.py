@@ -24,7 +24,7 @@ from pass_luss.dense import mask_head, mask_losses
 from pass_luss.pretrain import objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.models.layers import resize
 
@@ -42,17 +42,12 @@ class MaskContrastOptions(moco.MocoOptions):
     dropout_rate: share of its projected values that are dropped in training.
   """
 
-  size: int = 32
-  temperature: float = 0.5
-  queue: int = 256
-  width: int = 256
+  size: Positive[int] = 32
+  temperature: Positive[float] = 0.5
+  queue: AtLeastOne = 256
+  width: Positive[int] = 256
   dilations: tuple[int, ...] = (12, 24, 36)
-  dropout_rate: float = 0.5
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_positive(self, 'width')
-    options_lib.check_options_in_range(self, 'dropout_rate', least=0, most=0.99)
+  dropout_rate: UnitInterval = 0.5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array
 
 from pass_luss.dense import cluster_head, losses, pixel_clustering
-from runtime import options as options_lib
+from runtime.option_ranges import Positive
 from segcore import types
 
 _NAME = 'view1'
@@ -35,11 +35,7 @@ class MdcOptions(pixel_clustering.ClusterOptions):
 
   name: Literal['mdc']
   classifier: Literal['trained', 'centroids'] = 'trained'
-  classifier_rate: float = 1e-4
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_positive(self, 'classifier_rate')
+  classifier_rate: Positive[float] = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)

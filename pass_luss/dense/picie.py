@@ -16,7 +16,7 @@ import dataclasses
 from typing import Literal
 
 from pass_luss.dense import losses, pixel_clustering
-from runtime import options as options_lib
+from runtime.option_ranges import NonNegative
 
 # Names of the clusterings of both views, and what is added for more clusters.
 _VIEWS = ('view1', 'view2')
@@ -36,12 +36,11 @@ class PicieOptions(pixel_clustering.ClusterOptions):
   """
 
   name: Literal['picie']
-  over_clusters: int = 0
+  over_clusters: NonNegative[int] = 0
   adds_mse: bool = False
 
   def __post_init__(self):
     super().__post_init__()
-    options_lib.check_options_in_range(self, 'over_clusters', least=0)
     if self.over_clusters == 1:
       raise ValueError('over_clusters: expected 0, or 2 or more, got 1')
 

@@ -19,7 +19,7 @@ from input_pipeline import batch as batch_lib
 from pass_luss.dense import cluster_head, mini_batch_kmeans, views
 from pass_luss.dense import losses as losses_lib
 from pass_luss.pretrain import embedding_ops
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses
@@ -34,17 +34,14 @@ _EPOCHS_KEY = 2**31 - 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
+class ClusterOptions(CheckedOptions):
   """Options of MDC and of PiCIE.
 
   Attributes:
     clusters: number of clusters; 0 for the number of classes with 'other'.
   """
 
-  clusters: int = 0
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'clusters', least=0)
+  clusters: NonNegative[int] = 0
 
 
 class ClusteringSpec(NamedTuple):

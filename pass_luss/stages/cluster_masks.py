@@ -14,7 +14,7 @@ from pass_luss.pseudo_labels import cluster as cluster_lib
 from pass_luss.pseudo_labels import features, labeler
 from pass_luss.stages import base, represent_masks, segment
 from runtime import console, errors, files
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import train_state
@@ -25,7 +25,7 @@ _MEAN, _MATRIX = 'mean.npy', 'matrix.npy'
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterMasksOptions:
+class ClusterMasksOptions(CheckedOptions):
   """Options of clusters of masks.
 
   Attributes:
@@ -40,19 +40,13 @@ class ClusterMasksOptions:
     seed: seed of k-means.
   """
 
-  components: int = 32
-  rows_per_batch: int = 1000
-  passes: int = 20
-  short_side: int = 256
-  size_multiple: int = 32
-  batch_size: int = 16
+  components: AtLeastOne = 32
+  rows_per_batch: AtLeastOne = 1000
+  passes: AtLeastOne = 20
+  short_side: AtLeastOne = 256
+  size_multiple: AtLeastOne = 32
+  batch_size: AtLeastOne = 16
   seed: int = 0
-
-  def __post_init__(self):
-    counts = 'components', 'rows_per_batch', 'passes', 'short_side'
-    options_lib.check_options_in_range(
-      self, *counts, 'size_multiple', 'batch_size', least=1
-    )
 
 
 class ClusterMasksStage(base.InferenceStage):

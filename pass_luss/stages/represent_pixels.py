@@ -18,7 +18,7 @@ from pass_luss.dense import (
 )
 from pass_luss.stages import base, represent
 from runtime import files
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore import types
 from segcore.distributed import sharding
 from segcore.experiment import context as context_lib
@@ -30,7 +30,7 @@ from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RepresentPixelsOptions:
+class RepresentPixelsOptions(CheckedOptions):
   """Options of training on clusters of pixels.
 
   Attributes:
@@ -44,15 +44,18 @@ class RepresentPixelsOptions:
   """
 
   learn: methods.Options
-  base_side: int = 640
-  side: int = 320
+  base_side: AtLeastOne = 640
+  side: AtLeastOne = 320
   kmeans: epoch_clusters.KmeansOptions = epoch_clusters.KmeansOptions()
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'side', least=1)
-    options_lib.check_options_in_range(self, 'base_side', least=self.side)
+    super().__post_init__()
+    if self.base_side < self.side:
+      raise ValueError(
+        f'base_side: expected at least side={self.side}, got {self.base_side}'
+      )
     represent.check_whole_batch(self.recipe)
 
 

@@ -14,7 +14,7 @@ from pass_luss.dense import salient_views
 from pass_luss.pseudo_labels import features, labeler
 from pass_luss.stages import base
 from runtime import console, errors, files, threads
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, UnitInterval
 from segcore.cost import topology as topology_lib
 from segcore.distributed import collectives
 from segcore.experiment import experiment_stage
@@ -25,7 +25,7 @@ _FOLDER, _SHARES = 'train', 'shares.npy'
 
 
 @dataclasses.dataclass(frozen=True)
-class SalientMasksOptions:
+class SalientMasksOptions(CheckedOptions):
   """Options of masks of salient objects.
 
   Attributes:
@@ -37,13 +37,11 @@ class SalientMasksOptions:
   """
 
   saliency: str = 'rc'
-  threshold: float = 0.5
-  min_share: float = 0.01
+  threshold: UnitInterval = 0.5
+  min_share: UnitInterval = 0.01
 
   def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'threshold', 'min_share', least=0, most=1
-    )
+    super().__post_init__()
     if not self.saliency:
       raise ValueError("saliency: expected 'rc' or a folder of maps, got ''")
 

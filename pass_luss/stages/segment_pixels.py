@@ -14,7 +14,7 @@ from pass_luss.dense import mini_batch_kmeans, pixel_clustering
 from pass_luss.protocols import segment as segment_lib
 from pass_luss.stages import represent_pixels, segment
 from runtime import console
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne
 from segcore.eval import evaluator, gather, short_side
 from segcore.experiment import experiment_stage
 from segcore.train import method as method_lib
@@ -35,11 +35,7 @@ class SegmentPixelsOptions(segment.SegmentOptions):
 
   inference: Literal['logits'] = 'logits'
   short_side: int = 320
-  border: int = 1
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'border', least=1)
+  border: AtLeastOne = 1
 
 
 class OtherCluster(NamedTuple):
