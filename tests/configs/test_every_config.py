@@ -27,7 +27,7 @@ def module_of(name):
 
 def experiment_of(config):
   program = importlib.import_module(config.program).PROGRAM
-  return options_lib.build_options(program.experiment, config, 'config')
+  return options_lib.build_options(program.parts.experiment, config, 'config')
 
 
 def test_there_are_configs_of_each_method():
