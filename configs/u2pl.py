@@ -17,6 +17,7 @@ from configs import (
   u2pl_losses,
   unlabeled,
 )
+from configs.semi_settings import Settings
 
 # Options of every experiment.
 _METHOD = {
@@ -122,6 +123,21 @@ def paper(
     _generate_images(config)
     shorten(config)
   return config
+
+
+def published(
+  options: SimpleNamespace, settings: Settings, **common: Any
+) -> ml_collections.ConfigDict:
+  """Builds the experiment of a system with the settings of its authors.
+
+  Args:
+    options: options of the experiment.
+    settings: published settings.
+    **common: arguments of `paper` that the data set decides.
+  """
+  losses = u2pl_losses.losses(options, group=settings.group, **settings.losses)
+  blocks = semi_systems.paper_blocks(options, settings, losses)
+  return paper(options, **common, **blocks)
 
 
 def _paper_network(options: SimpleNamespace) -> ml_collections.ConfigDict:

@@ -18,11 +18,11 @@ from pass_luss.stages.segment import SegmentOnOptions, SegmentOptions
 from pass_luss.stages.segment_cam import LabelCamOptions, SegmentCamOptions
 from pass_luss.stages.subdivide import SubdivideOptions
 from segcore.experiment import data as data_lib
-from segcore.experiment import program as program_lib
+from segcore.experiment import experiment_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment(program_lib.Experiment):
+class Experiment(experiment_fields.Experiment):
   """A whole PASS config; of stages that do not run, blocks may be None.
 
   Attributes:

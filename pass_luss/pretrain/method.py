@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float
 
-from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from pass_luss.pretrain import momentum as momentum_lib
 from pass_luss.pretrain import objective as objective_lib
 from pass_luss.pretrain import queue as queue_lib
@@ -24,6 +24,7 @@ from segcore.models import features as features_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 
 # Numbers of the keys of memories and of targets, folded into those of a run and
 # of a step, from which rows of a batch have the numbers from 0.
@@ -107,9 +108,7 @@ class Pretrain:
       ),
     )
 
-  def train_step(
-    self, state: objective_lib.State, batch: batch_lib.Batch
-  ) -> tuple[objective_lib.State, types.Metrics]:
+  def train_step(self, state: objective_lib.State, batch: Batch) -> StepResult:
     """Updates all parameters once, then the queue and the prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
     target_rng = jax.random.fold_in(rng, _TARGET_KEY)
@@ -151,7 +150,7 @@ class Pretrain:
     )
 
   def views(
-    self, batch: batch_lib.Batch, rng: Array
+    self, batch: Batch, rng: Array
   ) -> dict[str, Float[Array, 'B V h w 3']]:
     """Returns the views in [-1, 1], by group, with augmented colors."""
     return view_colors.augment_view_colors(batch, rng, self.colors)
@@ -161,7 +160,7 @@ class Pretrain:
     params: types.Params,
     batch_stats: types.Params,
     views: Mapping[str, Float[Array, 'B V h w 3']],
-    batch: batch_lib.Batch,
+    batch: Batch,
   ) -> tuple[ArraysByObjective, types.Params]:
     """Computes the outputs of all objectives in training mode.
 
@@ -296,7 +295,7 @@ def _initial_memory(
 def _encode(
   net: segmenter_lib.Segmenter,
   views: Mapping[str, Float[Array, 'B V h w 3']],
-  batch: batch_lib.Batch,
+  batch: Batch,
   by_view: bool,
   numbers: tuple[int, ...],
 ) -> objective_lib.EncodedViews:

@@ -13,6 +13,7 @@ from pass_luss.protocols import segment as segment_lib
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from pass_luss.stages import base, finetune, threshold
 from runtime import errors, files, json_files
+from runtime.option_ranges import CheckedOptions
 from segcore.eval import predict, short_side
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
@@ -26,7 +27,7 @@ _MATCH_FILE = 'match.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentOptions:
+class SegmentOptions(CheckedOptions):
   """Options of label maps of whole splits, and their scores.
 
   Attributes:
@@ -50,6 +51,7 @@ class SegmentOptions:
   about: segment_lib.SubmissionInfo = segment_lib.SubmissionInfo()
 
   def __post_init__(self):
+    super().__post_init__()
     if not self.splits:
       raise ValueError('splits: expected at least one, got ()')
 

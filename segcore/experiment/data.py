@@ -64,6 +64,13 @@ class LabeledData:
   follow: tuple[str, ...] = ()
   subset: splits.Subset = splits.Subset()
 
+  @classmethod
+  def of_validation(
+    cls, data: datasets.DataOptions, val_split: str, follow: tuple[str, ...]
+  ) -> 'LabeledData':
+    """Returns the masks of validation splits; no other split needs masks."""
+    return cls(data=data, split=val_split, val_split=val_split, follow=follow)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageStream:

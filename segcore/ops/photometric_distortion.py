@@ -9,12 +9,13 @@ between. Source: Liu et al. 2016 (SSD), Sec. 2.2, in its public code.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, Range, UnitInterval
 from segcore.ops import color_augment, kornia_color
 from segcore.types import ExampleKeys
 
@@ -38,7 +39,7 @@ _IDENTITY = (1.0, 1.0, 1.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class DistortionOptions:
+class DistortionOptions(CheckedOptions):
   """Probability and strengths of the changes.
 
   Attributes:
@@ -50,20 +51,11 @@ class DistortionOptions:
     hue: largest shift of the hue, as a part of the color circle.
   """
 
-  probability: float = 0.5
-  brightness: float = 32 / 255
-  contrast: float = 0.5
-  saturation: float = 0.5
-  hue: float = 18 / 180
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(
-      self,
-      *('probability', 'brightness', 'contrast', 'saturation'),
-      least=0,
-      most=1,
-    )
-    options_lib.check_options_in_range(self, 'hue', least=0, most=0.5)
+  probability: UnitInterval = 0.5
+  brightness: UnitInterval = 32 / 255
+  contrast: UnitInterval = 0.5
+  saturation: UnitInterval = 0.5
+  hue: Annotated[float, Range(0, 0.5)] = 18 / 180
 
 
 def sample_distortion_draws(

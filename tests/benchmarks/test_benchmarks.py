@@ -16,7 +16,9 @@ TINY = {
   'depthwise': '--images=1 --side=16 --threads=1 --rounds=1',
   'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
   'prepare': '--images=4 --rounds=1',
+  'train_step': '--images=2 --side=32 --rounds=1 --threads=1',
   'natural_data': '--images=20 --tested=10',
+  'start_up': '--rounds=1',
 }
 
 
@@ -29,4 +31,8 @@ def test_a_benchmark_writes_its_results(name, tmp_path):
     [*command, f'--out={out}'], cwd=runs.ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  assert json.loads(out.read_text())
+  summary = json.loads(out.read_text())['summary']
+  for line in summary:
+    assert line['name'] and line['value']
+    assert (line['share'] is None) == (line['other'] == '')
+  assert summary or name == 'natural_data'

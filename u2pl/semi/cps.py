@@ -6,17 +6,19 @@ parts and different random ones; the first one is evaluated.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from input_pipeline.batch import Batch
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 from u2pl import box_masks, mixing, pseudo_labels
 from u2pl.semi import losses, method, two_networks
 from u2pl.semi import options as options_lib
@@ -41,17 +43,11 @@ class CpsOptions(options_lib.SystemOptions):
 
   name: Literal['cps'] = 'cps'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  weight: float = 1.5
+  weight: Positive[float] = 1.5
   cutmix: bool = False
-  num_boxes: int = 3
-  group: int = 2
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'weight')
-    options_check.check_options_in_range(self, 'num_boxes', least=1)
-    options_check.check_options_in_range(self, 'group', least=2)
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+  num_boxes: AtLeastOne = 3
+  group: Annotated[int, Range(2)] = 2
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def mixing_group(self) -> int:
@@ -59,19 +55,12 @@ class CpsOptions(options_lib.SystemOptions):
     return self.group if self.cutmix else 1
 
 
-@dataclasses.dataclass(frozen=True)
 class Cps(two_networks.TwoNetworks):
-  """Cross pseudo supervision of two networks.
-
-  Attributes:
-    options: weight, and whether unlabeled images are mixed.
-  """
+  """Cross pseudo supervision of two networks."""
 
   options: CpsOptions
 
-  def train_step(
-    self, state: two_networks.State, batch: batch_lib.Batch
-  ) -> tuple[two_networks.State, types.Metrics]:
+  def train_step(self, state: two_networks.State, batch: Batch) -> StepResult:
     """Runs one step of CPS, or of CPS with CutMix."""
     rng = jax.random.fold_in(state.rng, state.step)
     mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
@@ -129,7 +118,7 @@ class Cps(two_networks.TwoNetworks):
     return self.update_both(state, gradients, stats), {'loss': total, **terms}
 
   def panel_output(
-    self, state: two_networks.State, batch: batch_lib.Batch, rng: Array
+    self, state: two_networks.State, batch: Batch, rng: Array
   ) -> method.PanelOutput:
     """Computes what panels show: mixed labels of the first network."""
     output = super().panel_output(state, batch, rng)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import color_augment, photometric_distortion
 from u2pl import contrast as contrast_lib
@@ -14,7 +14,7 @@ from u2pl import mixing as mixing_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedOptions:
+class SupervisedOptions(CheckedOptions):
   """Options of the loss on labeled images.
 
   Attributes:
@@ -31,18 +31,13 @@ class SupervisedOptions:
   """
 
   kind: Literal['ce', 'ohem'] = 'ce'
-  threshold: float = 0.7
-  kept_per_image: int = 50_000
-  auxiliary: float = 0.0
+  threshold: NonNegative[float] = 0.7
+  kept_per_image: NonNegative[int] = 50_000
+  auxiliary: NonNegative[float] = 0.0
   align_corners: bool = True
   class_weights: class_weights_lib.LossClassWeightOptions = (
     class_weights_lib.LossClassWeightOptions()
   )
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'threshold', 'kept_per_image', 'auxiliary', least=0
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,60 +82,41 @@ class ConsistencyOptions:
       )
 
 
-class SystemOptions:
+class SystemOptions(CheckedOptions):
   """Base class of the options of a system: what a training stage reads of them.
 
   A subclass is a dataclass with the two fields below. All but `LearnOptions`
   have a field `name`, a Literal, by which a config selects them.
 
   Attributes:
+    group_path: field with the number of images of a group, for messages.
+    reads_unlabeled: whether batches have a stream of unlabeled images.
+    has_teacher: whether the state has an EMA teacher, which is reported.
+    mixing_group: number of consecutive images mixed with each other.
+    paste_scales: factors by which second labeled images are resized; None
+      without them, and with unlabeled images that are not paired.
+    needs_representations: whether the network needs a head `rep`.
+    follows_num_steps: whether the losses depend on the training's length.
     supervised: loss on labeled images.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
-  # Field with the number of images of a group, for messages.
+  # What a system with other values overrides, be it by a property.
   group_path: ClassVar[str] = 'group'
+  reads_unlabeled: ClassVar[bool] = True
+  has_teacher: ClassVar[bool] = False
+  mixing_group: ClassVar[int] = 1
+  paste_scales: ClassVar[tuple[float, float] | None] = None
+  needs_representations: ClassVar[bool] = False
+  follows_num_steps: ClassVar[bool] = False
 
   supervised: SupervisedOptions
   warmup_epochs: int
 
   @property
-  def reads_unlabeled(self) -> bool:
-    """Returns whether batches have a stream of unlabeled images."""
-    return True
-
-  @property
-  def has_teacher(self) -> bool:
-    """Returns whether the state has an EMA teacher, which is reported."""
-    return False
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return 1
-
-  @property
-  def paste_scales(self) -> tuple[float, float] | None:
-    """Returns by which factors second labeled images are resized.
-
-    None without second images, and with unlabeled images that are not paired.
-    """
-    return None
-
-  @property
   def full_loss_epoch(self) -> int:
     """Returns the epoch from which on all terms of the loss are computed."""
     return self.warmup_epochs
-
-  @property
-  def needs_representations(self) -> bool:
-    """Returns whether the network needs a head `rep`."""
-    return False
-
-  @property
-  def follows_num_steps(self) -> bool:
-    """Returns whether the losses depend on the length of the training."""
-    return False
 
   @property
   def student_heads(self) -> tuple[str, ...]:

@@ -5,13 +5,15 @@ Semantic Segmentation", of any encoder.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
+from segcore.train.method import StepResult
 from u2pl import ema
 from u2pl.semi import method, perturbations, strong_views, student
 
@@ -24,6 +26,8 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
     name: 'unimatch_v2'.
     teacher: EMA teacher; its batch statistics are averaged, too.
   """
+
+  has_teacher: ClassVar[bool] = True
 
   name: Literal['unimatch_v2'] = 'unimatch_v2'
   teacher: ema.EmaOptions = ema.EmaOptions(
@@ -38,19 +42,9 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
         "pass in training mode, got 'own'"
       )
 
-  @property
-  def has_teacher(self) -> bool:
-    """Returns True: the teacher is reported."""
-    return True
 
-
-@dataclasses.dataclass(frozen=True)
 class UniMatchV2(method.TeacherStudent):
-  """UniMatch V2 of a student and its EMA teacher.
-
-  Attributes:
-    options: confidence, views and teacher.
-  """
+  """UniMatch V2 of a student and its EMA teacher."""
 
   options: UniMatchV2Options
 
@@ -67,9 +61,7 @@ class UniMatchV2(method.TeacherStudent):
       teacher_batch_stats=fresh.batch_stats,
     )
 
-  def train_step(
-    self, state: ema.TeacherState, batch: batch_lib.Batch
-  ) -> tuple[ema.TeacherState, types.Metrics]:
+  def train_step(self, state: ema.TeacherState, batch: Batch) -> StepResult:
     """Runs one step of UniMatch V2."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, labeled_rng, strong_rng = jax.random.split(rng, 4)

@@ -149,11 +149,9 @@ class TrainStage(base.ClassStage):
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
-    read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
-    if block.learn.reads_unlabeled:
-      images = block.unlabeled_images
-      read.append(experiment_stage.SplitInput(images.data, images.split))
-    return experiment_stage.Inputs(tuple(read), block.start)
+    return self.labeled_inputs(
+      block.unlabeled_images if block.learn.reads_unlabeled else None
+    )
 
   def check_data(self) -> None:
     """Refuses leaking images, and too few classes for the contrastive loss."""

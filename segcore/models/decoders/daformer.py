@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from segcore.models import features as features_lib
 from segcore.models.decoders import map_projection, unconditional
 from segcore.models.layers import conv_block
+from segcore.types import Cells
 
 
 class DAFormer(unconditional.UnconditionalDecoder):
@@ -51,9 +52,7 @@ class DAFormer(unconditional.UnconditionalDecoder):
         for module in (block, separable_block)
       )
 
-    def conv(
-      x: Float[Array, 'B h w D'], kernel: int, name: str
-    ) -> Float[Array, 'B h w D_out']:
+    def conv(x: Cells, kernel: int, name: str) -> Float[Array, 'B h w D_out']:
       return block(
         self.width,
         kernel,
