@@ -32,8 +32,8 @@ def experiment_of(config):
 
 def test_there_are_configs_of_each_method():
   methods = {name.partition('_')[0] for name in NAMES}
-  assert methods == {'ddep', 'u2pl', 'pass'}
-  assert len(NAMES) == 23
+  assert methods == {'ddep', 'u2pl', 'pass', 'transfer'}
+  assert len(NAMES) == 24
 
 
 @pytest.mark.parametrize('name', NAMES)
