@@ -80,16 +80,22 @@ def get_config(argument=None):
 
 
 def _check(options):
-  if options.encoder and options.start != 'moco':
-    raise ValueError(
-      f'config option start={options.start}: expected none with encoder='
-      f'{options.encoder}'
-    )
-  if options.saliency and options.method != 'maskcontrast':
-    raise ValueError(
-      f'config option saliency={options.saliency}: expected it with '
-      f'method=maskcontrast, got method={options.method}'
-    )
+  """Raises ValueError for options that the method or the start does not have."""
+  for name, default, is_read, needed in (
+    ('start', 'moco', not options.encoder, f'encoder={options.encoder}'),
+    (
+      'saliency',
+      '',
+      options.method == 'maskcontrast',
+      f'method={options.method}',
+    ),
+  ):
+    value = getattr(options, name)
+    if value != default and not is_read:
+      raise ValueError(
+        f'config option {name}={value}: expected none with {needed}, which '
+        'does not read it'
+      )
 
 
 def _pretrains(options):
