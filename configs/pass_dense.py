@@ -80,7 +80,7 @@ def get_config(argument=None):
 
 
 def _check(options):
-  """Raises ValueError for options that the method or the start does not have."""
+  """Raises ValueError for options that nothing reads."""
   for name, default, is_read, needed in (
     ('start', 'moco', not options.encoder, f'encoder={options.encoder}'),
     (
