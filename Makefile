@@ -39,6 +39,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/pass_kmeans.py
 	$(BIN)/python benchmarks/pass_sinkhorn.py
 	$(BIN)/python benchmarks/depthwise.py
+	$(BIN)/python benchmarks/semi_steps.py --threads=2
 	$(BIN)/python benchmarks/scaling.py --rows=small
 	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak.py
 
