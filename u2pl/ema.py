@@ -20,6 +20,8 @@ class EmaOptions:
 
   Attributes:
     decay: largest decay of the moving average.
+    rises: whether the decay rises as 1 - 1/(k + 1) up to the largest one, k
+      steps after the warm-up; else it is constant.
     copy_epochs: epochs after the warm-up in which the teacher is a copy of the
       student.
     statistics: source of the teacher's batch statistics: 'own' (its own forward
@@ -27,6 +29,7 @@ class EmaOptions:
   """
 
   decay: float = 0.99
+  rises: bool = True
   copy_epochs: int = 1
   statistics: Literal['own', 'ema', 'copy'] = 'own'
 
@@ -60,7 +63,8 @@ def ema_decay_at_step(
   """Computes the decay d of the update θ_t ← d·θ_t + (1 - d)·θ_s.
 
   The decay is 1 in the warm-up, 0 while the teacher is a copy of the student,
-  and then min(1 - 1/(k + 1), options.decay).
+  and then min(1 - 1/(k + 1), options.decay), or options.decay if it does not
+  rise.
 
   Args:
     step: number k of steps since the end of the warm-up; negative before.
@@ -70,7 +74,8 @@ def ema_decay_at_step(
   """
   ramp = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
   is_copy = step < options.copy_epochs * steps_per_epoch
-  decay = jnp.where(is_copy, 0.0, jnp.minimum(ramp, options.decay))
+  later = jnp.minimum(ramp, options.decay) if options.rises else options.decay
+  decay = jnp.where(is_copy, 0.0, later)
   return jnp.where(step < 0, 1.0, decay)
 
 
@@ -133,9 +138,12 @@ class EmaTeacher:
     """Copies the student's parameters where the decay of the step is 0.
 
     `update` copies after a step. The first step after the warm-up needs the
-    copy before, since its teacher still has its initial parameters.
+    copy before, whatever the decay, since its teacher still has its initial
+    parameters.
     """
     is_copy = self.decay(state) == 0
+    if not self.options.rises:
+      is_copy |= state.step == self.warmup_steps
     state = state.replace(
       teacher_params=select_teacher_tree(
         is_copy, state.params, state.teacher_params

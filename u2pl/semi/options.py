@@ -125,6 +125,11 @@ class SystemOptions:
     return None
 
   @property
+  def needs_two_crops(self) -> bool:
+    """Returns whether batches have two crops of each unlabeled image."""
+    return False
+
+  @property
   def full_loss_epoch(self) -> int:
     """Returns the epoch from which on all terms of the loss are computed."""
     return self.warmup_epochs

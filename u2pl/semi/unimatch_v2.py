@@ -8,7 +8,6 @@ import dataclasses
 from typing import Literal
 
 import jax
-from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
 from segcore import types
@@ -55,17 +54,6 @@ class UniMatchV2(method.TeacherStudent):
   options: UniMatchV2Options
 
   panel_output = strong_views.panel_output
-
-  def init(
-    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> ema.TeacherState:
-    """Initializes the student; the teacher is its copy."""
-    fresh = super().init(rng, batch_spec, loaded)
-    return ema.TeacherState(
-      **vars(fresh),
-      teacher_params=fresh.params,
-      teacher_batch_stats=fresh.batch_stats,
-    )
 
   def train_step(
     self, state: ema.TeacherState, batch: batch_lib.Batch
