@@ -32,7 +32,6 @@ class Settings(NamedTuple):
     weight_decay: decay of SGD.
     framed: whether inference is on images padded to the size of the crops.
     representation: channels of the head `rep`; 0 for none.
-    includes_labeled: whether the labeled images are among the unlabeled ones.
   """
 
   size: int
@@ -55,7 +54,6 @@ class Settings(NamedTuple):
   weight_decay: float = 1e-4
   framed: bool = False
   representation: int = 0
-  includes_labeled: bool = False
 
   @property
   def optimizer(self) -> dict[str, Any]:

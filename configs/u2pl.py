@@ -42,8 +42,8 @@ PAPER = {
   # of CPS, whose results later tables have; auto: the first that there are.
   'implementation': ['auto', 'own', 'cps'],
   # Scales of images before the crop: from a range, or some of a list, where the
-  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors); auto: as
-  # the authors.
+  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors), which
+  # auto then takes.
   'scales': ['auto', 'uniform', 'listed'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0

@@ -31,16 +31,17 @@ def get_config(argument=None):
     **u2pl.PAPER,
   )
   max_labels, split = _LABELED[options.partition]
-  includes_labeled = bool(settings and settings.includes_labeled)
   common = {
     'images': {
       'data': {'name': 'voc2012'},
       'split': split,
       'unlabeled': 'train_aug',
-      'includes_labeled': includes_labeled,
     },
     'steps_per_epoch': u2pl.steps_per_epoch(
-      options, max_labels, _NUM_IMAGES, includes_labeled
+      options,
+      max_labels,
+      _NUM_IMAGES,
+      bool(settings and settings.losses.get('includes_labeled')),
     ),
     'epochs_per_evaluation': 1,
   }

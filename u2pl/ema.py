@@ -1,7 +1,7 @@
 """EMA teacher: schedule, state, forward passes and update (spec U2PL §4)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.struct
 import jax
@@ -20,16 +20,17 @@ class EmaOptions:
 
   Attributes:
     decay: largest decay of the moving average.
-    rises: whether the decay rises as 1 - 1/(k + 1) up to the largest one, k
-      steps after the warm-up; else it is constant.
     copy_epochs: epochs after the warm-up in which the teacher is a copy of the
       student.
     statistics: source of the teacher's batch statistics: 'own' (its own forward
       passes in training mode), or the student's, as an 'ema' or a 'copy'.
   """
 
+  # Whether the decay rises as 1 - 1/(k + 1), k steps after the warm-up, up to
+  # the largest one; else it is that from the first step on.
+  rises: ClassVar[bool] = True
+
   decay: float = 0.99
-  rises: bool = True
   copy_epochs: int = 1
   statistics: Literal['own', 'ema', 'copy'] = 'own'
 
@@ -40,6 +41,15 @@ class EmaOptions:
       raise ValueError(
         f'copy_epochs: expected 0 or more, got {self.copy_epochs}'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantEmaOptions(EmaOptions):
+  """Options of an EMA teacher of constant decay."""
+
+  rises: ClassVar[bool] = False
+
+  copy_epochs: int = 0
 
 
 @flax.struct.dataclass

@@ -11,12 +11,12 @@ SIZE = (4, 4)
 def decode(record, rng):
   del rng
   image = np.arange(100, dtype=np.uint8).reshape(10, 10, 1).repeat(3, 2)
-  return {'image': image, 'valid': np.ones((10, 10), bool), 'id': record}
+  return {'image': image, 'valid': np.ones((10, 10), bool), 'id': record['id']}
 
 
 def test_both_crops_are_of_the_same_image_with_draws_of_their_own():
   transform = second_crops.SecondCrops(decode, transforms.RandomCrop(SIZE))
-  example = transform(b'a', np.random.default_rng(0))
+  example = transform({'id': b'a'}, np.random.default_rng(0))
   assert {*example} == {'image', 'valid', 'id', 'second_image', 'second_valid'}
   corners = [int(example[name][0, 0, 0]) for name in ('image', 'second_image')]
   assert corners[0] != corners[1]

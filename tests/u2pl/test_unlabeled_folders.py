@@ -12,18 +12,18 @@ from tests.support import runs
 from u2pl import main as u2pl_main
 
 
-def train_stage(source, options, **fields):
+def train_stage(source, options, **learn):
   config = config_file.load_config(
     f'{runs.ROOT}/configs/u2pl_folder.py:source={source},ignore=255,'
     f'val_fraction=0.4,{options}'
   )
-  config.train.update(fields)
+  config.train.learn.update(learn)
   config.data_dir = f'{source.parent}/records'
   return u2pl_main.PROGRAM.build(config)['train']
 
 
-def unlabeled_ids(source, options, **fields):
-  stage = train_stage(source, options, **fields)
+def unlabeled_ids(source, options, **learn):
+  stage = train_stage(source, options, **learn)
   labeled = stage.context.labeled(stage.options, 'train')
   return labeled.ids(), stage._open_unlabeled().ids()
 
@@ -42,9 +42,10 @@ def test_images_without_a_mask_are_unlabeled(source):
 
 
 def test_labeled_images_may_be_unlabeled_ones_too(source):
-  labeled, without = unlabeled_ids(source, 'labels=2')
+  options = 'labels=2,system=pseudoseg'
+  labeled, without = unlabeled_ids(source, options)
   assert len(labeled) == 2 and not {*without} & {*labeled}
-  also_labeled, both = unlabeled_ids(source, 'labels=2', includes_labeled=True)
+  also_labeled, both = unlabeled_ids(source, options, includes_labeled=True)
   assert also_labeled == labeled
   assert {*both} == {*without, *labeled}
 

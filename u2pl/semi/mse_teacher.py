@@ -36,7 +36,7 @@ class MseTeacherOptions(options_lib.SystemOptions):
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   consistency: float = 100.0
   weight: float = 1.0
-  teacher: ema.EmaOptions = ema.EmaOptions(rises=False, copy_epochs=0)
+  teacher: ema.ConstantEmaOptions = ema.ConstantEmaOptions()
   warmup_epochs: int = 0
 
   def __post_init__(self):

@@ -100,6 +100,9 @@ class SystemOptions:
 
   supervised: SupervisedOptions
   warmup_epochs: int
+  # Whether the labeled images are among the unlabeled ones, too. Some systems
+  # have it as a field.
+  includes_labeled: bool = False
 
   @property
   def reads_unlabeled(self) -> bool:

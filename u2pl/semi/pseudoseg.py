@@ -38,6 +38,7 @@ class PseudoSegOptions(options_lib.SystemOptions):
     scale: what logits are divided by before they are fused; see
       `grad_cam.fuse_predictions`.
     temperature: T of the pseudo-labels.
+    includes_labeled: whether labeled images are among the unlabeled ones.
     weight: weight of the loss on unlabeled images.
     warmup_epochs: epochs of the losses on labeled images alone, at the start.
   """
@@ -48,6 +49,7 @@ class PseudoSegOptions(options_lib.SystemOptions):
   attention_width: int = 128
   scale: Literal['batch', 'pixel'] = 'batch'
   temperature: float = 0.5
+  includes_labeled: bool = False
   weight: float = 1.0
   warmup_epochs: int = 0
 

@@ -60,10 +60,9 @@ class TrainOptions(data_lib.LabeledData):
   Attributes:
     unlabeled: split of the unlabeled images, '' for `split`, that of the
       labeled ones. Images that are used as labeled are left out unless
-      `includes_labeled`.
+      the system includes them.
     unlabeled_data: data set of the unlabeled images; None for `data`, that of
       the labeled ones.
-    includes_labeled: whether labeled images are among the unlabeled ones, too.
     learn: options of a system: of its losses, and of a teacher.
     heads: options of the network's heads.
     start: parameters of encoder and decoder before step 0, for student and
@@ -78,7 +77,6 @@ class TrainOptions(data_lib.LabeledData):
 
   unlabeled: str = ''
   unlabeled_data: datasets.DataOptions | None = None
-  includes_labeled: bool = False
   learn: systems.Options
   heads: HeadOptions = HeadOptions()
   start: start_lib.Start = start_lib.Start()
@@ -329,7 +327,7 @@ class TrainStage(base.ClassStage):
     images = block.unlabeled_images
     split = self.context.open(images.data, images.split)
     labeled, *excluded = self.context.labeled_and_held_out(block, self.name)
-    if not block.includes_labeled:
+    if not block.learn.includes_labeled:
       excluded.append(labeled)
     if images.data == block.data:
       names = {name for other in excluded for name in other.ids()}

@@ -81,7 +81,7 @@ def test_the_student_is_evaluated(stepped):
 def test_a_constant_decay_copies_the_student_before_the_first_step(stepped):
   trained, state, *_ = stepped
   teacher = trained.teacher
-  assert teacher.options == ema.EmaOptions(rises=False, copy_epochs=0)
+  assert teacher.options == ema.ConstantEmaOptions(0.99)
   with jax.enable_x64():
     for step, expected in ((0, state.params), (1, state.teacher_params)):
       now = state.replace(step=jnp.int32(step))
