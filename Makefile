@@ -31,17 +31,7 @@ docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/kill_resume.py
-	$(BIN)/python benchmarks/input.py
-	$(BIN)/python benchmarks/prepare.py
-	$(BIN)/python benchmarks/u2pl_loss.py
-	$(BIN)/python benchmarks/pass_evaluate.py
-	$(BIN)/python benchmarks/pass_kmeans.py
-	$(BIN)/python benchmarks/pass_sinkhorn.py
-	$(BIN)/python benchmarks/depthwise.py
-	$(BIN)/python benchmarks/semi_steps.py --threads=2
-	$(BIN)/python benchmarks/scaling.py --rows=small
-	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)

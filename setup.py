@@ -14,6 +14,7 @@ PACKAGES = [
   'launch.backends',
   'pass_luss',
   'pass_luss.benchmark',
+  'pass_luss.dense',
   'pass_luss.pretrain',
   'pass_luss.pretrain.objectives',
   'pass_luss.protocols',

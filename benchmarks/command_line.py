@@ -1,11 +1,13 @@
-"""Flags, cores and results of the benchmarks that compare two versions."""
+"""Flags, cores, rounds and results of the benchmarks that compare versions."""
 
 import argparse
 import json
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 Default = int | float | str | list[int] | tuple[str, ...]
 
@@ -54,10 +56,78 @@ def parse_on_cores(
   return arguments
 
 
-def write_results(path: str, results: dict[str, Any]) -> None:
-  """Writes the results as JSON, if there is a path."""
+class Line(NamedTuple):
+  """A line of the summary of all benchmarks.
+
+  Attributes:
+    name: what was measured.
+    value: measurement with its unit, as '0.31 s'.
+    other: what it is compared with, as 'faiss'; '' for nothing.
+    share: time, or memory, as a share of that of `other`: below 1 is better.
+    least_and_most: range of `share` over the rounds; () for one measurement.
+  """
+
+  name: str
+  value: str
+  other: str = ''
+  share: float | None = None
+  least_and_most: tuple[float, ...] = ()
+
+  @classmethod
+  def of_rounds(
+    cls,
+    name: str,
+    value: str,
+    other: str,
+    own_seconds: Sequence[float],
+    other_seconds: Sequence[float],
+  ) -> 'Line':
+    """Makes a line of the seconds of both sides in the same rounds."""
+    shares = [a / b for a, b in zip(own_seconds, other_seconds, strict=True)]
+    median = statistics.median(shares)
+    return cls(name, value, other, median, (min(shares), max(shares)))
+
+
+def alternate(
+  sides: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+  """Measures the seconds of each side, in turns.
+
+  Args:
+    sides: functions by name. The first round, which compiles and allocates
+      memory, is not counted.
+    rounds: number of counted rounds.
+  """
+  seconds: dict[str, list[float]] = {name: [] for name in sides}
+  for number in range(rounds + 1):
+    for name, run in sides.items():
+      start = time.perf_counter()
+      run()
+      if number:
+        seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def write_results(
+  path: str, results: dict[str, Any], lines: Sequence[Line] = ()
+) -> None:
+  """Writes the results as JSON, if there is a path.
+
+  Args:
+    path: path of the file; '' for none.
+    results: all that was measured.
+    lines: lines of the summary that `run_all.py` prints.
+  """
   if path:
-    pathlib.Path(path).write_text(json.dumps(results, indent=1))
+    summary = [line._asdict() for line in lines]
+    content = json.dumps({**results, 'summary': summary}, indent=1)
+    pathlib.Path(path).write_text(content)
+
+
+def inverse(least_and_most: Sequence[float]) -> tuple[float, float]:
+  """Returns the range of shares of times from that of a speedup."""
+  least, most = least_and_most
+  return 1 / most, 1 / least
 
 
 def format_decoding_share(result: dict[str, Any]) -> str:

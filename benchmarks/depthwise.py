@@ -202,7 +202,18 @@ def main(argv: Sequence[str]) -> None:
     for layer, seconds in zip(layers, times, strict=True)
   ]
   results['threads'] = arguments.threads
-  command_line.write_results(arguments.out, results)
+  lines = [
+    command_line.Line(
+      f'depthwise convolutions, {part}',
+      f'{1000 * results["seconds_of_shifts"][part]:.0f} ms',
+      other,
+      results[f'relative_to_{other}'][part],
+    )
+    for other in times[0]
+    if other != 'shifts'
+    for part in PASSES
+  ]
+  command_line.write_results(arguments.out, results, lines)
 
 
 if __name__ == '__main__':

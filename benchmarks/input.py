@@ -343,7 +343,19 @@ def main(argv: Sequence[str]) -> None:
     result['megabytes'] = memory(split, arguments.threads, arguments.batches)
   for name, method in result['methods'].items():
     print(f'{name}: {sentence(method)}')
-  command_line.write_results(arguments.out, result)
+  lines = [
+    command_line.Line(
+      f'input, {name}',
+      f'{method["images_a_second"]:.0f} images/s',
+      *(
+        ('torch DataLoader', 1 / method['ratio_to_torch'])
+        if 'ratio_to_torch' in method
+        else ('cv2 decoding alone', 1 / method['share_of_bare_decoding'])
+      ),
+    )
+    for name, method in result['methods'].items()
+  ]
+  command_line.write_results(arguments.out, result, lines)
 
 
 def summary(rows: Sequence[dict[str, float | None]]) -> dict:

@@ -9,7 +9,7 @@ drawn from a mixture of Gaussians and L2-normalized. Both sides alternate, with
 the same number of iterations, restarts and threads, and use all rows; Faiss
 runs with the defaults of `faiss.Kmeans`, except that it does not subsample
 rows. It draws other initial centroids, so objectives differ by chance; both are
-computed from the centroids in float64.
+computed from the centroids in float64. Without Faiss, this code alone is timed.
 """
 
 import os
@@ -24,12 +24,16 @@ from typing import NamedTuple
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import command_line
-import faiss
 import jax
 import numpy as np
 
 from pass_luss.pseudo_labels import kmeans
 from segcore.distributed import sharding
+
+try:
+  import faiss
+except ImportError:
+  faiss = None
 
 
 class Shape(NamedTuple):
@@ -103,10 +107,9 @@ def compare(
   shape: Shape, features: np.ndarray, rounds: int
 ) -> list[dict[str, float]]:
   """Measures seconds, CPU seconds and objectives of both sides in turns."""
-  sides = {
-    'jax': make_jax(shape, features),
-    'faiss': make_faiss(shape, features),
-  }
+  sides = {'jax': make_jax(shape, features)}
+  if faiss:
+    sides['faiss'] = make_faiss(shape, features)
   rows = []
   # The first round compiles and is not counted.
   for number in range(rounds + 1):
@@ -126,10 +129,15 @@ def compare(
 
 def summary(rows: Sequence[dict[str, float]]) -> dict:
   """Computes the medians of the rounds and their range."""
-  ratios = [row['jax'] / row['faiss'] for row in rows]
-  return {
+  own = {
     'rounds': list(rows),
     'seconds': statistics.median(row['jax'] for row in rows),
+  }
+  if not faiss:
+    return own
+  ratios = [row['jax'] / row['faiss'] for row in rows]
+  return {
+    **own,
     'seconds_of_faiss': statistics.median(row['faiss'] for row in rows),
     'times_faiss': statistics.median(ratios),
     'least_and_most': (min(ratios), max(ratios)),
@@ -144,10 +152,15 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
 
 def sentence(shape: Shape, result: dict) -> str:
   """Formats a summary as a sentence."""
-  return (
+  own = (
     f'{shape.rows} x {shape.dim}, k = {shape.clusters}, {shape.iterations} '
-    f'iterations, {shape.restarts} restarts: {result["seconds"]:.2f} s; faiss '
-    f'{result["seconds_of_faiss"]:.2f} s: {result["times_faiss"]:.2f} of its '
+    f'iterations, {shape.restarts} restarts: {result["seconds"]:.2f} s'
+  )
+  if not faiss:
+    return f'{own}; faiss is not installed'
+  return (
+    f'{own}; faiss {result["seconds_of_faiss"]:.2f} s: '
+    f'{result["times_faiss"]:.2f} of its '
     f'time ({command_line.format_range(result, ".2f")}; '
     f'{result["times_processor_of_faiss"]:.2f} of its processor time), '
     f'objective {result["objective_over_that_of_faiss"]:.4f} of its own'
@@ -166,8 +179,9 @@ def main(argv: Sequence[str]) -> None:
     rounds=5,
     restarts=[1, 4],
   )
-  faiss.omp_set_num_threads(arguments.threads)
-  results = {'threads': arguments.threads}
+  if faiss:
+    faiss.omp_set_num_threads(arguments.threads)
+  results, lines = {'threads': arguments.threads}, []
   sizes = (arguments.rows, arguments.dim, arguments.clusters)
   for restarts in arguments.restarts:
     shape = Shape(*sizes, arguments.iterations, restarts)
@@ -175,7 +189,16 @@ def main(argv: Sequence[str]) -> None:
     result = summary(compare(shape, features, arguments.rounds))
     print(sentence(shape, result), flush=True)
     results[f'{restarts} restarts'] = {'shape': shape._asdict(), **result}
-  command_line.write_results(arguments.out, results)
+    lines.append(
+      command_line.Line(
+        f'k-means, restarts: {restarts}',
+        f'{result["seconds"]:.2f} s',
+        'faiss' if faiss else '',
+        result.get('times_faiss'),
+        result.get('least_and_most', ()),
+      )
+    )
+  command_line.write_results(arguments.out, results, lines)
 
 
 if __name__ == '__main__':

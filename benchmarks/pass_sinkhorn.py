@@ -334,15 +334,29 @@ def main(argv: Sequence[str]) -> None:
   }
   inputs = make_inputs(**shape)
   options = swav.SwavOptions(queue=arguments.queue)
+  cases = compare(inputs, options, arguments.rounds)
   results = {
     'shape': shape,
     'threads': arguments.threads,
-    **compare(inputs, options, arguments.rounds),
+    **cases,
     'seconds_of_parts': parts(inputs, options, arguments.rounds),
   }
   for name, value in results['seconds_of_parts'].items():
     print(f'{name:31} {1000 * value:.1f} ms')
-  command_line.write_results(arguments.out, results)
+  lines = []
+  for case, result in cases.items():
+    value = f'{1000 * result["seconds"]:.0f} ms'
+    lines += [
+      command_line.Line(
+        f"SwAV's targets, {case}",
+        value,
+        other,
+        1 / result[other]['times_ours'],
+        command_line.inverse(result[other]['least_and_most']),
+      )
+      for other in (TORCH if torch else ())
+    ] or [command_line.Line(f"SwAV's targets, {case}", value)]
+  command_line.write_results(arguments.out, results, lines)
 
 
 if __name__ == '__main__':

@@ -59,8 +59,8 @@ def measure(
     **sizes: arguments of `build_workload`.
 
   Returns:
-    By system: `operations`, `seconds` of every round, and both relative to the
-    baseline: `relative_operations`, and `relative_seconds` of every round.
+    By system: `operations`, the same relative to the baseline, and `seconds` of
+    every round.
   """
   steps = {}
   for name in (BASELINE, *systems):
@@ -71,22 +71,16 @@ def measure(
       workload.batch_spec,
       workload.first_step,
     )
-    steps[name].run()  # The first one allocates memory.
     print(f'compiled: {name}', flush=True)
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
-  for _ in range(rounds):
-    for name, step in steps.items():
-      seconds[name].append(step.run())
+  seconds = command_line.alternate(
+    {name: step.run for name, step in steps.items()}, rounds
+  )
   base = steps[BASELINE].operations
   return {
     name: {
       'operations': step.operations,
       'relative_operations': step.operations / base,
       'seconds': seconds[name],
-      'relative_seconds': [
-        own / other
-        for own, other in zip(seconds[name], seconds[BASELINE], strict=True)
-      ],
     }
     for name, step in steps.items()
   }
@@ -110,17 +104,26 @@ def main(argv: Sequence[str]) -> None:
     side=arguments.side,
     batch=arguments.batch,
   )
+  lines = [
+    command_line.Line.of_rounds(
+      f'step of {name}',
+      f'{statistics.median(result["seconds"]):.2f} s',
+      BASELINE,
+      result['seconds'],
+      results[BASELINE]['seconds'],
+    )
+    for name, result in results.items()
+  ]
   print('| system | seconds, relative | range | FLOPs, relative |')
   print('|---|---|---|---|')
-  for name, result in results.items():
-    times = result['relative_seconds']
+  for line, (name, result) in zip(lines, results.items(), strict=True):
+    least, most = line.least_and_most
     print(
-      f'| `{name}` | {statistics.median(times):.1f} | {min(times):.1f} to '
-      f'{max(times):.1f} | {result["relative_operations"]:.1f} |'
+      f'| `{name}` | {line.share:.1f} | {least:.1f} to {most:.1f} | '
+      f'{result["relative_operations"]:.1f} |'
     )
-  command_line.write_results(
-    arguments.out, {'threads': arguments.threads, 'systems': results}
-  )
+  written = {'threads': arguments.threads, 'systems': results}
+  command_line.write_results(arguments.out, written, lines)
 
 
 if __name__ == '__main__':

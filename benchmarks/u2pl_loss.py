@@ -451,7 +451,26 @@ def main(argv: Sequence[str]) -> None:
   for name, value in results['seconds_of_parts'].items():
     print(f'{name:28} {1000 * value:.0f} ms')
   print(sentence(results))
-  command_line.write_results(arguments.out, results)
+  command_line.write_results(arguments.out, results, summary_lines(results))
+
+
+def summary_lines(results: dict) -> list[command_line.Line]:
+  """Returns the lines of time and memory for the summary."""
+  name, seconds = "U2PL's contrastive loss", f'{results["seconds"]:.2f} s'
+  peak = results['memory']['jax']['peak']
+  megabytes = f'{peak / MEGABYTE:.0f} MiB'
+  if not torch:
+    return [
+      command_line.Line(name, seconds),
+      command_line.Line(f'{name}, memory', megabytes),
+    ]
+  range_of_time = command_line.inverse(results['least_and_most'])
+  share = 1 / results['times_faster']
+  share_of_memory = peak / results['memory']['torch']['peak']
+  return [
+    command_line.Line(name, seconds, 'torch', share, range_of_time),
+    command_line.Line(f'{name}, memory', megabytes, 'torch', share_of_memory),
+  ]
 
 
 def sentence(results: dict) -> str:

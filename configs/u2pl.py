@@ -17,6 +17,7 @@ from configs import (
   u2pl_losses,
   unlabeled,
 )
+from configs.semi_settings import Settings
 
 # Options of every experiment.
 _METHOD = {
@@ -128,8 +129,23 @@ def paper(
   config.train.recipe.seed = options.seed
   if options.tiny:
     _generate_images(config)
-    _shorten(config)
+    shorten(config)
   return config
+
+
+def published(
+  options: SimpleNamespace, settings: Settings, **common: Any
+) -> ml_collections.ConfigDict:
+  """Builds the experiment of a system with the settings of its authors.
+
+  Args:
+    options: options of the experiment.
+    settings: published settings.
+    **common: arguments of `paper` that the data set decides.
+  """
+  losses = u2pl_losses.losses(options, group=settings.group, **settings.losses)
+  blocks = semi_systems.paper_blocks(options, settings, losses)
+  return paper(options, **common, **blocks)
 
 
 def _paper_network(options: SimpleNamespace) -> ml_collections.ConfigDict:
@@ -235,7 +251,7 @@ def small(
   )
   config.train.recipe.seed = options.seed
   if options.tiny:
-    _shorten(config)
+    shorten(config)
   return config
 
 
@@ -365,7 +381,7 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   config.evaluate.update(batch_size=40, which='last')
 
 
-def _shorten(config: ml_collections.ConfigDict) -> None:
+def shorten(config: ml_collections.ConfigDict) -> None:
   """Cuts the training to six epochs of 10 steps."""
   config.train.update(
     steps_per_epoch=10, recipe={'num_steps': 60, 'evaluate_every': 30}

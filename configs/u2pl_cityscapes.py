@@ -30,11 +30,7 @@ def get_config(argument=None):
     'epochs_per_evaluation': 10,
   }
   if settings:
-    losses = u2pl_losses.losses(
-      options, group=settings.group, **settings.losses
-    )
-    blocks = semi_systems.paper_blocks(options, settings, losses)
-    return u2pl.paper(options, **common, **blocks)
+    return u2pl.published(options, settings, **common)
   convolutional = options.network != 'transunet'
   size = 769 if convolutional else 768
   stride = -(-2 * size // 3)

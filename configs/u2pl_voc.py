@@ -46,11 +46,7 @@ def get_config(argument=None):
     'epochs_per_evaluation': 1,
   }
   if settings:
-    losses = u2pl_losses.losses(
-      options, group=settings.group, **settings.losses
-    )
-    blocks = semi_systems.paper_blocks(options, settings, losses)
-    return u2pl.paper(options, **common, **blocks)
+    return u2pl.published(options, settings, **common)
   size = 512 if options.network == 'transunet' else 513
   return u2pl.paper(
     options,

@@ -6,12 +6,12 @@ from typing import Literal
 from ddep.stages.classify import ClassifyOptions
 from ddep.stages.denoise import DenoiseOptions
 from ddep.stages.finetune import FinetuneOptions
-from segcore.experiment import program as program_lib
+from segcore.experiment import experiment_fields
 from segcore.experiment.reporting import EvaluateOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment(program_lib.Experiment):
+class Experiment(experiment_fields.Experiment):
   """A whole DDeP config.
 
   Attributes:

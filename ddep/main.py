@@ -3,19 +3,25 @@
 python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
 """
 
-from ddep import experiment
-from ddep.stages import classify, denoise, evaluate, finetune
+from etils import epy
+
 from segcore.experiment import cli, program
 
+with epy.lazy_imports():
+  from ddep import experiment
+  from ddep.stages import classify, denoise, evaluate, finetune
+
 PROGRAM = program.Program(
-  experiment.Experiment,
-  stages=(
-    classify.ClassifyStage,
-    denoise.DenoiseStage,
-    finetune.FinetuneStage,
-    evaluate.EvaluateStage,
-  ),
-  predicts_with=evaluate.EvaluateStage,
+  lambda: program.Parts(
+    experiment.Experiment,
+    stages=(
+      classify.ClassifyStage,
+      denoise.DenoiseStage,
+      finetune.FinetuneStage,
+      evaluate.EvaluateStage,
+    ),
+    predicts_with=evaluate.EvaluateStage,
+  )
 )
 
 if __name__ == '__main__':

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from segcore.types import Images
+
 # Below this, no visible trace of the image is left.
 _SMALLEST_GAMMA = 1e-4
 
@@ -150,9 +152,7 @@ def sample_noise_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
   return jnp.asarray(options.levels, jnp.float32)[steps(keys)]
 
 
-def sample_noise(
-  keys: Array, shape: tuple[int, ...]
-) -> Float[Array, 'B H W 3']:
+def sample_noise(keys: Array, shape: tuple[int, ...]) -> Images:
   """Draws the noise e, each row from its own key; float32.
 
   Args:
@@ -180,11 +180,8 @@ def noise_magnitude(
 
 
 def corrupt_with_noise(
-  images: Float[Array, 'B H W 3'],
-  eps: Float[Array, 'B H W 3'],
-  gamma: Float[Array, 'B'],
-  options: NoiseOptions,
-) -> Float[Array, 'B H W 3']:
+  images: Images, eps: Images, gamma: Float[Array, 'B'], options: NoiseOptions
+) -> Images:
   """Adds noise to images; the result is not clipped.
 
   scaled (Eq. 5): sqrt(γ) y + sqrt(1 - γ) e.
@@ -206,11 +203,8 @@ def corrupt_with_noise(
 
 
 def denoising_target(
-  images: Float[Array, 'B H W 3'],
-  eps: Float[Array, 'B H W 3'],
-  gamma: Float[Array, 'B'],
-  options: NoiseOptions,
-) -> Float[Array, 'B H W 3']:
+  images: Images, eps: Images, gamma: Float[Array, 'B'], options: NoiseOptions
+) -> Images:
   """Computes the target of the prediction (spec DDeP §4.2).
 
   Args:
@@ -230,11 +224,11 @@ def denoising_target(
 
 
 def denoised_images(
-  noisy: Float[Array, 'B H W 3'],
-  predicted: Float[Array, 'B H W 3'],
+  noisy: Images,
+  predicted: Images,
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
-) -> Float[Array, 'B H W 3']:
+) -> Images:
   """Computes the clean images from the noisy ones and a prediction.
 
   Args:
@@ -258,10 +252,8 @@ def denoised_images(
 
 
 def _attenuate(
-  images: Float[Array, 'B H W 3'],
-  factor: Float[Array, 'B 1 1 1'],
-  options: NoiseOptions,
-) -> Float[Array, 'B H W 3']:
+  images: Images, factor: Float[Array, 'B 1 1 1'], options: NoiseOptions
+) -> Images:
   """Multiplies images by a factor, in the noise space."""
   if options.is_unit:  # factor · (y + 1) - 1, exactly y for a factor of 1.
     return factor * images + (factor - 1.0)

@@ -49,7 +49,7 @@ class LongSideCrop:
     )
     resized = {
       **transforms.resize_example(example, size),
-      'image': resampling.resize_image_bicubic(image, size),
+      'image': resampling.resize_image_antialiased(image, size, bicubic=True),
     }
     box = crop_boxes.sample_crop_box(rng, size, self.size)
     return transforms.crop_example(resized, box, transforms.FILLS['mean'])

@@ -62,34 +62,20 @@ def resize_image_bilinear(
 
 
 def resize_image_antialiased(
-  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
-) -> UInt8[np.ndarray, 'h w 3']:
-  """Resizes an image bilinearly as Pillow does, antialiased where it shrinks.
-
-  Args:
-    image: RGB image.
-    size: (height, width) of the output in pixels.
-  """
-  return _resize_by_pillow(image, size, PIL.Image.Resampling.BILINEAR)
-
-
-def resize_image_bicubic(
-  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
-) -> UInt8[np.ndarray, 'h w 3']:
-  """Resizes an image bicubically as Pillow does, antialiased where it shrinks.
-
-  Args:
-    image: RGB image.
-    size: (height, width) of the output in pixels.
-  """
-  return _resize_by_pillow(image, size, PIL.Image.Resampling.BICUBIC)
-
-
-def _resize_by_pillow(
   image: UInt8[np.ndarray, 'H W 3'],
   size: tuple[int, int],
-  resampling: PIL.Image.Resampling,
+  *,
+  bicubic: bool = False,
 ) -> UInt8[np.ndarray, 'h w 3']:
+  """Resizes an image as Pillow does, antialiased where it shrinks.
+
+  Args:
+    image: RGB image.
+    size: (height, width) of the output in pixels.
+    bicubic: whether the filter is bicubic, not bilinear.
+  """
+  filters = PIL.Image.Resampling
+  resampling = filters.BICUBIC if bicubic else filters.BILINEAR
   return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], resampling))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from input_pipeline import crop_content
 from runtime import errors
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative, Positive
 
 
 class Draw(NamedTuple):
@@ -61,7 +61,7 @@ class UniformSampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class RareClassOptions:
+class RareClassOptions(CheckedOptions):
   """Options of rare class sampling (spec U2PL for domain adaptation §2.3).
 
   Attributes:
@@ -73,15 +73,9 @@ class RareClassOptions:
       at the size of the crop.
   """
 
-  temperature: float = 0.01
-  min_pixels: int = 3000
-  min_crop_pixels: int = 1500
-
-  def __post_init__(self):
-    options_lib.check_options_positive(self, 'temperature')
-    options_lib.check_options_in_range(
-      self, 'min_pixels', 'min_crop_pixels', least=0
-    )
+  temperature: Positive[float] = 0.01
+  min_pixels: NonNegative[int] = 3000
+  min_crop_pixels: NonNegative[int] = 1500
 
 
 def rare_class_probabilities(

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from input_pipeline.sources import image_ids, text_files
 from runtime import errors
 from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 
 # Name, in configs, of the split of a subset's held-out images.
 HELD_OUT = 'held_out'
@@ -25,7 +26,7 @@ NOT_LABELED = 'not_labeled'
 
 
 @dataclasses.dataclass(frozen=True)
-class Subset:
+class Subset(CheckedOptions):
   """Selects the labeled and the held-out images of a training split.
 
   Attributes:
@@ -48,19 +49,17 @@ class Subset:
       always are (see `cover_classes`).
   """
 
-  labels: int = 0
+  labels: NonNegative[int] = 0
   fraction: float = 1.0
-  seed: int = 0
-  run: int = 0
+  seed: NonNegative[int] = 0
+  run: NonNegative[int] = 0
   nested: bool = True
   list: str = options_lib.location_option(default='')
-  held_out: int = 0
+  held_out: NonNegative[int] = 0
   cover: bool = False
 
   def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'seed', 'run', 'labels', 'held_out', least=0
-    )
+    super().__post_init__()
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:

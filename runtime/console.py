@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-import jax
+from etils import epy
 
 from runtime import progress
+
+with epy.lazy_imports():
+  import jax
 
 
 class ProgressLine:

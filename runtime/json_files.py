@@ -5,9 +5,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+from etils import epy
 
 from runtime import errors, files
+
+with epy.lazy_imports():
+  import jax
 
 
 def json_null_where_not_finite(content: Any) -> Any:

@@ -19,9 +19,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import flax.linen as nn
+from etils import epy
 
 from runtime import errors
+
+with epy.lazy_imports():
+  import flax.linen as nn
 
 T = TypeVar('T')
 
@@ -223,48 +226,6 @@ def options_to_dict(value: Any) -> Any:
   if isinstance(value, tuple | list):
     return [options_to_dict(item) for item in value]
   return value
-
-
-def check_options_in_range(
-  options: Any,
-  *names: str,
-  least: int | float,
-  most: int | float | None = None,
-) -> None:
-  """Checks that fields are numbers from `least` on, and at most `most`.
-
-  Args:
-    options: the dataclass to check, in its `__post_init__`.
-    *names: names of the fields.
-    least: inclusive lower bound.
-    most: inclusive upper bound; None for no bound.
-
-  Raises:
-    ValueError: the message names the first field out of range.
-  """
-  for name in names:
-    value = getattr(options, name)
-    if most is None and value < least:
-      raise ValueError(f'{name}: expected {least} or more, got {value}')
-    if most is not None and not least <= value <= most:
-      raise ValueError(f'{name}: expected {least} to {most}, got {value}')
-
-
-def check_options_positive(options: Any, *names: str) -> None:
-  """Checks that fields are numbers above 0.
-
-  Args:
-    options: the dataclass to check, in its `__post_init__`.
-    *names: names of the fields.
-
-  Raises:
-    ValueError: the message names the first field that is 0 or less.
-  """
-  for name in names:
-    if getattr(options, name) <= 0:
-      raise ValueError(
-        f'{name}: expected more than 0, got {getattr(options, name)}'
-      )
 
 
 def options_digest(value: Any) -> str:

@@ -164,3 +164,42 @@ def test_commands_start_without_slow_libraries():
     check=True,
   )
   assert json.loads(done.stdout) == {command: [] for command in COMMANDS}
+
+
+# Libraries of arrays, networks and images, of which help needs none.
+HEAVY_LIBRARIES = (
+  *('jax', 'flax', 'optax', 'numpy', 'scipy', 'cv2', 'PIL', 'jaxtyping'),
+  *SLOW_LIBRARIES,
+)
+
+
+def test_help_of_training_imports_no_heavy_library():
+  """So that help, and a misspelt option, are printed at once."""
+  code = _RUN_AND_LIST.format(HEAVY_LIBRARIES)
+  arguments = ['--config=configs/ddep_pascal.py:fractoin=1']
+  done = subprocess.run(
+    [sys.executable, '-c', code, *arguments],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert json.loads(done.stdout.splitlines()[-1]) == []
+  assert 'Show this text' in done.stdout
+  assert "did you mean 'fraction'?" in done.stderr
+
+
+# Prints the help of all methods, then runs a command line that is refused, and
+# prints which of the libraries are imported by then.
+_RUN_AND_LIST = """
+import json, sys
+from ddep import main
+from pass_luss import main
+from u2pl import main
+from segcore.experiment import cli
+
+cli.run_command_line(main.PROGRAM, ['main', '--help'])
+cli.run_command_line(main.PROGRAM, ['main', *sys.argv[1:]])
+print(json.dumps([x for x in {} if x in sys.modules]))
+"""

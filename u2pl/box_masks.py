@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions, UnitInterval
 from u2pl import mixing
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxOptions:
+class BoxOptions(CheckedOptions):
   """Options of boxes of random area and aspect ratio (UniMatch).
 
   Attributes:
@@ -28,14 +28,13 @@ class BoxOptions:
       inside of the image is taken. Where none is, the image has no box.
   """
 
-  probability: float = 0.5
+  probability: UnitInterval = 0.5
   areas: tuple[float, float] = (0.02, 0.4)
   aspects: tuple[float, float] = (0.3, 1 / 0.3)
-  attempts: int = 128
+  attempts: AtLeastOne = 128
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'probability', least=0, most=1)
-    options_lib.check_options_in_range(self, 'attempts', least=1)
+    super().__post_init__()
     if not 0 < self.areas[0] <= self.areas[1] <= 1:
       raise ValueError(
         f'areas: expected 0 < low <= high <= 1, got {self.areas}'

@@ -15,17 +15,18 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from segcore import types
 from segcore.ops import losses
+from segcore.types import PixelLabels, PixelMask
 from u2pl import pseudo_labels
 
 _EPSILON = 1e-12
 
 
 def mean_class_probabilities(
-  logits: Float[Array, 'B H W C'], labels: Int[Array, 'B H W'], group: int
+  logits: Float[Array, 'B H W C'], labels: PixelLabels, group: int
 ) -> Float[Array, 'C']:
   """Computes the mean probability of each class on the pixels with its label.
 
@@ -105,10 +106,10 @@ def class_keep_rates(
 
 
 def equalized_pixels(
-  predictions: Int[Array, 'B H W'],
+  predictions: PixelLabels,
   uniforms: Float[Array, 'G H W C'],
   rates: Float[Array, 'C'],
-) -> Bool[Array, 'B H W']:
+) -> PixelMask:
   """Samples pixels by the class that the student predicts for them.
 
   Args:
@@ -127,7 +128,7 @@ def equalized_pixels(
 
 def reweighted_consistency_loss(
   logits: Float[Array, 'B H W C'],
-  labels: Int[Array, 'B H W'],
+  labels: PixelLabels,
   weights: Float[Array, 'B H W'],
   reverse: float = 0.0,
 ) -> types.Scalar:

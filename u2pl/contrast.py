@@ -23,14 +23,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from segcore.types import Scalar
+from runtime.option_ranges import CheckedOptions, NonNegative, Positive
+from segcore.types import CellLabels, CellMask, Scalar
 
 # Of the cosine, as in torch.
 _LEAST_NORM = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
-class PairOptions:
+class PairOptions(CheckedOptions):
   """Options of the contrastive loss, whatever its candidates are.
 
   Attributes:
@@ -48,8 +49,8 @@ class PairOptions:
     dtype: dtype of the rows in the bank.
   """
 
-  weight: float = 0.1
-  temperature: float = 0.5
+  weight: NonNegative[float] = 0.1
+  temperature: Positive[float] = 0.5
   num_anchors: int = 256
   num_negatives: int = 50
   bank: bool = True
@@ -59,15 +60,10 @@ class PairOptions:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
+    super().__post_init__()
     for name in ('num_anchors', 'num_negatives', 'capacity', 'max_push'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: expected >= 1, got {getattr(self, name)}')
-    if self.temperature <= 0:
-      raise ValueError(
-        f'temperature: expected more than 0, got {self.temperature}'
-      )
-    if self.weight < 0:
-      raise ValueError(f'weight: expected 0 or more, got {self.weight}')
     smallest = min(self.capacity, self.first_capacity or self.capacity)
     if smallest < self.num_negatives:
       raise ValueError(
@@ -169,10 +165,7 @@ def class_probability_ranks(
 
 
 def positive_cells(
-  labels: Int[Array, 'B h w'],
-  labeled: Bool[Array, 'B h w'],
-  reliable: Bool[Array, 'B h w'],
-  num_classes: int,
+  labels: CellLabels, labeled: CellMask, reliable: CellMask, num_classes: int
 ) -> Bool[Array, 'B h w C']:
   """Computes the cells of each class whose label or pseudo-label is trusted.
 
@@ -188,10 +181,10 @@ def positive_cells(
 
 def contrast_candidates(
   probs: Float[Array, 'B h w C'],
-  labels: Int[Array, 'B h w'],
-  labeled: Bool[Array, 'B h w'],
-  reliable: Bool[Array, 'B h w'],
-  unreliable: Bool[Array, 'B h w'],
+  labels: CellLabels,
+  labeled: CellMask,
+  reliable: CellMask,
+  unreliable: CellMask,
   options: ContrastOptions,
 ) -> Candidates:
   """Computes which feature cells may be anchors, positives and negatives.

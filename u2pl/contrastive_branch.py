@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from runtime.option_ranges import CheckedOptions
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import order_statistics
@@ -38,11 +39,16 @@ class BranchState:
   prototypes: Any
 
 
+@flax.struct.dataclass
 class BranchFields:
   """Training state that has the fields of a branch's state as its own.
 
   Paths in checkpoints, which must stay, name the bank and the prototypes one by
   one.
+
+  Attributes:
+    bank: memory bank; None without contrast.
+    prototypes: prototypes of the classes; None without representations.
   """
 
   bank: Any
@@ -54,7 +60,7 @@ class BranchFields:
     return BranchState(self.bank, self.prototypes)
 
 
-class BranchOptions:
+class BranchOptions(CheckedOptions):
   """Options of a method that may have a branch.
 
   Attributes:

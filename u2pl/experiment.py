@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from segcore.experiment import program as program_lib
+from segcore.experiment import experiment_fields
 from segcore.experiment.reporting import EvaluateOptions
 from u2pl.stages.adapt import AdaptOptions
 from u2pl.stages.train import TrainOptions
@@ -11,7 +11,7 @@ from u2pl.stages.weak import WeakOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment(program_lib.Experiment):
+class Experiment(experiment_fields.Experiment):
   """A whole U2PL config, with a block for one of the trainings.
 
   Attributes:

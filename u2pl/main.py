@@ -5,19 +5,25 @@ python -m u2pl.main --config=configs/u2pl_adapt_shapes.py:system=daformer
 python -m u2pl.main --config=configs/u2pl_weak_shapes.py:system=afa
 """
 
+from etils import epy
+
 from segcore.experiment import cli, program
-from u2pl import experiment
-from u2pl.stages import adapt, evaluate, train, weak
+
+with epy.lazy_imports():
+  from u2pl import experiment
+  from u2pl.stages import adapt, evaluate, train, weak
 
 PROGRAM = program.Program(
-  experiment.Experiment,
-  stages=(
-    train.TrainStage,
-    adapt.AdaptStage,
-    weak.WeakStage,
-    evaluate.EvaluateStage,
-  ),
-  predicts_with=evaluate.EvaluateStage,
+  lambda: program.Parts(
+    experiment.Experiment,
+    stages=(
+      train.TrainStage,
+      adapt.AdaptStage,
+      weak.WeakStage,
+      evaluate.EvaluateStage,
+    ),
+    predicts_with=evaluate.EvaluateStage,
+  )
 )
 
 if __name__ == '__main__':

@@ -23,9 +23,13 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
+from segcore.types import PixelMask
 
 # Cutout fills with the mean color, which is 0 after the authors' normalization.
 _CUTOUT_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
+
+# Pixels with any number of channels, or none.
+Pixels = Shaped[Array, 'B H W *D']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +138,7 @@ def cutmix_boxes(
 
 def cutmix_box_mask(
   boxes: Int[Array, 'B 4'], height: int, width: int
-) -> Bool[Array, 'B H W']:
+) -> PixelMask:
   """Computes a mask of the pixels in each image's box."""
   top, left, h, w = (boxes[:, i, None, None] for i in range(4))
   rows = jnp.arange(height)[None, :, None]
@@ -146,7 +150,7 @@ def cutmix_box_mask(
 
 def classmix_kept_mask(
   labels: Int[Array, 'B H W'], priorities: Float[Array, 'B C']
-) -> Bool[Array, 'B H W']:
+) -> PixelMask:
   """Computes a mask of the pixels whose class ClassMix keeps.
 
   Of the n classes of an image the ⌊n/2⌋ of largest priority are kept; ignored
@@ -160,7 +164,7 @@ def classmix_kept_mask(
 
 def dacs_kept_mask(
   labels: Int[Array, 'B H W'], priorities: Float[Array, 'B C']
-) -> Bool[Array, 'B H W']:
+) -> PixelMask:
   """Computes a mask of the source pixels that are pasted into target images.
 
   Of the n classes of the whole batch the ⌈n/2⌉ of largest priority are kept, in
@@ -209,7 +213,7 @@ def _first_classes(
 
 def _pixels_of_classes(
   labels: Int[Array, 'B H W'], classes: Bool[Array, 'B C']
-) -> Bool[Array, 'B H W']:
+) -> PixelMask:
   """Computes a mask of the pixels of each image's classes."""
   at_pixel = jax.vmap(lambda row, label: row[jnp.maximum(label, 0)])
   return at_pixel(classes, labels)
@@ -266,11 +270,8 @@ def _partners(x: Array, group: int) -> Array:
 
 
 def paste_partners(
-  own: Shaped[Array, 'B H W *D'],
-  others: Shaped[Array, 'B H W *D'],
-  mask: Bool[Array, 'B H W'],
-  group: int,
-) -> Shaped[Array, 'B H W *D']:
+  own: Pixels, others: Pixels, mask: PixelMask, group: int
+) -> Pixels:
   """Replaces pixels under a mask by those of the partner in `others`.
 
   The partner of an image is that at the mirrored place of its group: of two

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxtyping import Array, Float
-
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets
 from runtime import errors
@@ -16,7 +14,7 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.models import heads
 from segcore.ops import losses
-from segcore.train import loop, train_state
+from segcore.train import loop
 from segcore.train import method as method_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
@@ -59,13 +57,15 @@ class Classify(method_lib.SingleLossMethod):
 
   kind: Literal['softmax', 'sigmoid']
 
+  head = 'tags'
+
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
     """Computes the sum over images of the cross entropy of tags, in nats."""
     scores, batch_stats = self.forward(
       params,
       batch_stats,
       batch_lib.batch_images_to_symmetric(batch['image']),
-      'tags',
+      self.head,
       keys,
     )
     total, count = losses.masked_sum_and_count(
@@ -73,12 +73,6 @@ class Classify(method_lib.SingleLossMethod):
       batch['mask'],
     )
     return update_lib.LossOutput(total, count, {}, batch_stats)
-
-  def predict(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
-  ) -> Float[Array, 'B C']:
-    """Computes the scores of the classes."""
-    return self.apply(state, images, 'tags')
 
 
 class ClassifyStage(experiment_stage.TrainingStage):

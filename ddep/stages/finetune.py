@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Array, Float
-
 from input_pipeline import batch as batch_lib
 from runtime import files
 from segcore import types
@@ -17,7 +15,7 @@ from segcore.models import heads
 from segcore.models.layers import resize
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import losses
-from segcore.train import loop, train_state
+from segcore.train import loop
 from segcore.train import method as method_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
@@ -71,12 +69,6 @@ class Finetune(method_lib.SingleLossMethod):
       logits, batch['label'], batch['mask'], self.class_weights
     )
     return update_lib.LossOutput(total, count, {}, batch_stats)
-
-  def predict(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
-  ) -> Float[Array, 'B h w C']:
-    """Computes the class scores."""
-    return self.apply(state, images, 'logits')
 
 
 class FinetuneStage(experiment_stage.TrainingStage):

@@ -147,11 +147,32 @@ def with_pseudo_labels(
       f'{len(split) - len(missing):,} ({split.ids()[missing[0]]}, … missing): '
       f'remove {folder.parent} to generate them again'
     )
+  return categorized_split(
+    split,
+    'pseudo-labels',
+    'label',
+    num_generated,
+    PseudoLabeledRecords(split.records, folder, num_generated),
+  )
+
+
+def categorized_split(
+  split: datasets.Split, name: str, kind: str, count: int, labeled: Any
+) -> datasets.Split:
+  """Returns the split with classes 'other' and generated categories.
+
+  Args:
+    split: the images.
+    name: name of the labels.
+    kind: kind of the labels, 'label' or 'tags'.
+    count: number of categories.
+    labeled: records of the images with these labels.
+  """
   return dataclasses.replace(
     split,
-    name=f'{split.name} with pseudo-labels',
-    classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
-    palette=masks.voc_palette(num_generated + 1),
-    label_kinds=('label',),
-    records=PseudoLabeledRecords(split.records, folder, num_generated),
+    name=f'{split.name} with {name}',
+    classes=('other', *(f'category {i + 1}' for i in range(count))),
+    palette=masks.voc_palette(count + 1),
+    label_kinds=(kind,),
+    records=labeled,
   )

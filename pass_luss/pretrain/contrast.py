@@ -8,12 +8,12 @@ from pass_luss.pretrain import embedding_ops
 from segcore.ops import losses
 from segcore.types import Scalar
 
+Rows = Float[Array, 'N D']
+Negatives = Float[Array, 'M D']
+
 
 def info_nce_loss(
-  queries: Float[Array, 'N D'],
-  keys: Float[Array, 'N D'],
-  negatives: Float[Array, 'M D'],
-  temperature: float,
+  queries: Rows, keys: Rows, negatives: Negatives, temperature: float
 ) -> Scalar:
   """Computes InfoNCE (van den Oord et al. 2018; He et al. 2020, Eq. 1).
 
@@ -39,8 +39,6 @@ def info_nce_loss(
   return jnp.mean(normalizer - positive)
 
 
-def row_similarities(
-  queries: Float[Array, 'N D'], rows: Float[Array, 'M D']
-) -> Float[Array, 'N M']:
+def row_similarities(queries: Rows, rows: Negatives) -> Float[Array, 'N M']:
   """Computes the inner products of rows, at full float32 precision."""
   return jnp.einsum('nd,md->nm', queries, rows, precision=embedding_ops.EXACT)

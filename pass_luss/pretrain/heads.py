@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from pass_luss.pretrain import embedding_ops, head_layers
 from segcore.models import heads
 from segcore.models.layers import norm
+from segcore.types import Cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +84,7 @@ class PixelProjection(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w E']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w E']:
     """Projects the features of each pixel."""
     # No biases: the mean that the norm subtracts would cancel them.
     for i, size in enumerate((self.hidden, self.hidden, self.size), start=1):
@@ -123,9 +122,7 @@ class Clusters(heads.EncoderHead):
       (self.size, self.num_prototypes),
     )
 
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B K']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B K']:
     """Scores each image, with the prototypes as they are."""
     return self.score(
       self.embed(embedding_ops.average_pool_embeddings(x), train)
@@ -163,9 +160,7 @@ class Shallow(heads.EncoderHead):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B E']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B E']:
     """Computes an L2-normalized embedding of each image."""
     x = PixelProjection(self.hidden, x.shape[-1], self.dtype, name='pixels')(
       x, train
@@ -199,15 +194,11 @@ class Alignment(heads.EncoderHead):
     if self.has_predictor:
       self.predictor = Predictor(self.dtype)
 
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w E']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w E']:
     """Projects and predicts each pixel."""
     return self.predict(self.project(x, train), train)
 
-  def project(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w E']:
+  def project(self, x: Cells, train: bool = False) -> Float[Array, 'B h w E']:
     """Projects each pixel; returns x if the head has no projection."""
     return self.projection(x, train) if self.has_projection else x
 
@@ -269,15 +260,11 @@ class PixproHead(heads.EncoderHead):
       use_bias=True,
     )
 
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w E']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w E']:
     """Projects and transforms each pixel."""
     return self.transform(self.project(x, train))
 
-  def project(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w E']:
+  def project(self, x: Cells, train: bool = False) -> Float[Array, 'B h w E']:
     """Projects the features of each pixel."""
     return self.projector(x, train)
 
@@ -319,9 +306,7 @@ class AttentionHead(heads.EncoderHead):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B H W E']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B H W E']:
     """Computes the attention weights of the upsampled map, in (0, 1).
 
     The number E of weights of a pixel is D, or 1 if channels share them.
@@ -354,9 +339,7 @@ class Classifier(heads.EncoderHead):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes the class scores of each cell."""
     del train
     return head_layers.conv(

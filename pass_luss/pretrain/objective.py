@@ -188,10 +188,12 @@ class EmbeddingSpec:
   crop: int
 
 
+@dataclasses.dataclass(frozen=True)
 class Objective:
-  """One pretraining objective; a subclass is a frozen dataclass of options.
+  """One pretraining objective; a subclass annotates the class of `options`.
 
   Attributes:
+    options: options of the objective.
     name: key of its arrays in `Step`.
     averaged: whether its terms are averaged with those of SwAV and D2S (spec
       §2.8); else they are added to that average.
@@ -200,6 +202,8 @@ class Objective:
     keeps: labels of the images that its batches have: 'tags', or 'index', the
       place in the data set.
   """
+
+  options: Any
 
   name: ClassVar[str]
   averaged: ClassVar[bool] = False

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from pass_luss.pretrain import embedding_ops, view_colors
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
@@ -22,6 +22,7 @@ from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 
 # Parameter group of the optimizer that freezes the pretrained projection head:
 # pattern, learning rate factor, weight decay factor.
@@ -66,9 +67,7 @@ class AttentionMethod:
       )
     return AttentionState(**vars(state), queue=queue)
 
-  def train_step(
-    self, state: AttentionState, batch: batch_lib.Batch
-  ) -> tuple[AttentionState, types.Metrics]:
+  def train_step(self, state: AttentionState, batch: Batch) -> StepResult:
     """Computes one update of attention and prototypes by the SwAV loss."""
     rng = jax.random.fold_in(state.rng, state.step)
     views = view_colors.augment_view_colors(batch, rng, self.colors)['large']

@@ -7,9 +7,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
+from pass_luss import center_crops
 from pass_luss.pseudo_labels import features, kmeans
 from runtime import console, files, json_files
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne
 from segcore.train import workspace as workspace_lib
 
 # Outputs in the stage's folder: the cluster of each row, from 0; the objective,
@@ -21,7 +22,7 @@ FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterOptions:
+class ClusterOptions(center_crops.CenterCropOptions):
   """Options of k-means and of the features that it clusters.
 
   Attributes:
@@ -29,28 +30,15 @@ class ClusterOptions:
     restarts: number of k-means runs, of which the one with the lowest objective
       is kept.
     kind: unit of clustering, see `features.Kind`.
-    short_side: short side of the resized images, in pixels.
-    crop: side of the center crop, in pixels.
     batch_size: global number of images of a batch; does not change the result.
     seed: seed of the initial centroids.
   """
 
-  iterations: int = 20
-  restarts: int = 30
+  iterations: AtLeastOne = 20
+  restarts: AtLeastOne = 30
   kind: features.Kind = 'attended'
-  short_side: int = 256
-  crop: int = 224
-  batch_size: int = 256
+  batch_size: AtLeastOne = 256
   seed: int = 0
-
-  def __post_init__(self):
-    counts = 'iterations', 'restarts', 'short_side', 'crop', 'batch_size'
-    options_lib.check_options_in_range(self, *counts, least=1)
-    if self.crop > self.short_side:
-      raise ValueError(
-        f'crop: expected at most the short side of {self.short_side}, got '
-        f'{self.crop}'
-      )
 
 
 def fit_centroids(

@@ -20,6 +20,7 @@ from pass_luss.pseudo_labels import features
 from pass_luss.stages import base
 from runtime import console, errors, files, json_files
 from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore.eval import class_report, evaluator, metrics
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
@@ -36,7 +37,7 @@ _MAX_ROW_BYTES = 16e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FrozenOptions(data_lib.LabeledData):
+class FrozenOptions(data_lib.LabeledData, CheckedOptions):
   """Options of all protocols of a frozen encoder.
 
   Predictions follow from the labeled images; `val_split` and the splits in
@@ -56,14 +57,13 @@ class FrozenOptions(data_lib.LabeledData):
 
   start: start_lib.Start = start_lib.Start()
   untrained: bool = False
-  seed: int = 0
-  stride: int = 0
-  short_side: int = 0
+  seed: NonNegative[int] = 0
+  stride: NonNegative[int] = 0
+  short_side: NonNegative[int] = 0
   batch_size: int = 8
 
   def __post_init__(self):
-    sizes = 'stride', 'short_side'
-    options_lib.check_options_in_range(self, 'seed', *sizes, least=0)
+    super().__post_init__()
     if self.split in (self.val_split, *self.follow):
       raise ValueError(
         'val_split, follow: expected other splits than that of the labeled '

@@ -6,7 +6,7 @@ import functools
 from pass_luss.protocols import distance, frozen_encoder, segment
 from pass_luss.stages import frozen
 from runtime import console
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, Positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,9 @@ class FrozenDistanceOptions(frozen.FrozenOptions):
     enlarge: factor by which maps are enlarged; PASS has 4 at stride 32.
   """
 
-  neighbors: int = 10
-  temperature: float = 0.07
-  enlarge: int = 1
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'neighbors', 'enlarge', least=1)
-    options_lib.check_options_positive(self, 'temperature')
+  neighbors: AtLeastOne = 10
+  temperature: Positive[float] = 0.07
+  enlarge: AtLeastOne = 1
 
 
 class FrozenDistanceStage(frozen.FrozenStage):

@@ -17,7 +17,7 @@ from pass_luss.protocols import (
 from pass_luss.pseudo_labels import cluster, features, kmeans
 from pass_luss.stages import frozen
 from runtime import errors
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, NonNegative
 from segcore.distributed import collectives
 from segcore.eval import metrics, short_side
 from segcore.train import train_state
@@ -41,17 +41,10 @@ class FrozenKmeansOptions(frozen.FrozenOptions):
       is kept.
   """
 
-  clusters: int = 0
-  rows_per_image: int = 0
-  iterations: int = 20
-  restarts: int = 5
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(
-      self, 'clusters', 'rows_per_image', least=0
-    )
-    options_lib.check_options_in_range(self, 'iterations', 'restarts', least=1)
+  clusters: NonNegative[int] = 0
+  rows_per_image: NonNegative[int] = 0
+  iterations: AtLeastOne = 20
+  restarts: AtLeastOne = 5
 
 
 class FrozenKmeansStage(frozen.FrozenStage):

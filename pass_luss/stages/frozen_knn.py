@@ -13,7 +13,7 @@ from input_pipeline import datasets, resampling
 from pass_luss.protocols import frozen_encoder, knn, patch_memory, patch_rows
 from pass_luss.stages import frozen
 from runtime import console, errors
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore.distributed import sharding
 from segcore.eval import evaluator, short_side
 from segcore.train import train_state
@@ -39,19 +39,11 @@ class FrozenKnnOptions(frozen.FrozenOptions):
       not count them.
   """
 
-  neighbors: int = 30
-  temperature: float = 0.02
-  rows_per_image: int = 0
-  passes: int = 0
+  neighbors: AtLeastOne = 30
+  temperature: Positive[float] = 0.02
+  rows_per_image: NonNegative[int] = 0
+  passes: NonNegative[int] = 0
   unlabeled: patch_memory.Unlabeled = 'class_0'
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(
-      self, 'rows_per_image', 'passes', least=0
-    )
-    options_lib.check_options_in_range(self, 'neighbors', least=1)
-    options_lib.check_options_positive(self, 'temperature')
 
 
 @flax.struct.dataclass

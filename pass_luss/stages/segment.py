@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
@@ -13,6 +13,7 @@ from pass_luss.protocols import segment as segment_lib
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from pass_luss.stages import base, finetune, threshold
 from runtime import errors, files, json_files
+from runtime.option_ranges import CheckedOptions
 from segcore.eval import predict, short_side
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
@@ -26,7 +27,7 @@ _MATCH_FILE = 'match.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentOptions:
+class SegmentOptions(CheckedOptions):
   """Options of label maps of whole splits, and their scores.
 
   Attributes:
@@ -50,6 +51,7 @@ class SegmentOptions:
   about: segment_lib.SubmissionInfo = segment_lib.SubmissionInfo()
 
   def __post_init__(self):
+    super().__post_init__()
     if not self.splits:
       raise ValueError('splits: expected at least one, got ()')
 
@@ -79,6 +81,14 @@ class SegmentOnOptions(SegmentOptions):
 
   data: datasets.DataOptions
   trained_by: Literal['finetune', 'semi']
+
+
+@runtime_checkable
+class Choice(Protocol):
+  """What a stage has chosen by itself, such as a threshold."""
+
+  def summary(self) -> Mapping[str, Any]:
+    """Returns the fields for results.json."""
 
 
 class LussSegmentationStage(base.InferenceStage):
@@ -195,10 +205,10 @@ class LussSegmentationStage(base.InferenceStage):
     method: method_lib.Method,
     state: train_state.TrainState,
     num_categories: int,
-  ) -> tuple[
-    label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold | None
-  ]:
-    """Builds the function of label maps, and the threshold of 'cam'.
+  ) -> tuple[label_folders.LabelMapFunction, Choice | None]:
+    """Builds the function of label maps, and what is chosen for it.
+
+    This is the threshold of 'cam'; a subclass may choose something else.
 
     Args:
       workspace: workspace of the stage.

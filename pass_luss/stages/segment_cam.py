@@ -12,7 +12,7 @@ from pass_luss.pseudo_labels import labeler as labeler_lib
 from pass_luss.stages import base, classify, segment, threshold
 from pass_luss.weak import advcam, image_classifier, image_tags, multi_scale
 from runtime import files, json_files
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne
 from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import train_state
@@ -35,12 +35,11 @@ class SegmentCamOptions(segment.SegmentOptions):
   inference: Literal['cam'] = 'cam'
   trained_by: Literal['classify', 'classify3'] = 'classify'
   scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-  size_multiple: int = 32
+  size_multiple: AtLeastOne = 32
   climbing: advcam.AdvCamOptions | None = None
 
   def __post_init__(self):
     super().__post_init__()
-    options_lib.check_options_in_range(self, 'size_multiple', least=1)
     if not self.scales or min(self.scales) <= 0:
       raise ValueError(f'scales: expected factors > 0, got {self.scales}')
 

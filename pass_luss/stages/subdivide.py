@@ -10,14 +10,14 @@ from pass_luss.pseudo_labels import features
 from pass_luss.stages import base, classify
 from pass_luss.weak import image_tags, subcategories
 from runtime import files
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SubdivideOptions:
+class SubdivideOptions(CheckedOptions):
   """Options of the k-means of the images of each class.
 
   Attributes:
@@ -30,16 +30,12 @@ class SubdivideOptions:
     seed: seed of the initial centroids.
   """
 
-  iterations: int = 300
-  restarts: int = 10
-  short_side: int = 256
-  size_multiple: int = 32
-  batch_size: int = 64
+  iterations: AtLeastOne = 300
+  restarts: AtLeastOne = 10
+  short_side: AtLeastOne = 256
+  size_multiple: AtLeastOne = 32
+  batch_size: AtLeastOne = 64
   seed: int = 0
-
-  def __post_init__(self):
-    counts = 'iterations', 'restarts', 'short_side', 'size_multiple'
-    options_lib.check_options_in_range(self, *counts, 'batch_size', least=1)
 
 
 class SubdivideStage(classify.ImageLabelStage, base.InferenceStage):

@@ -17,7 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pass_luss.weak import image_classifier
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  NonNegative,
+  UnitInterval,
+)
 from segcore import types
 from segcore.models import cam
 from segcore.models.layers import standardize
@@ -26,9 +31,11 @@ from segcore.train import train_state
 
 _EPSILON = 1e-12
 
+Pairs = Float[Array, 'B_doubled h w 3']
+
 
 @dataclasses.dataclass(frozen=True)
-class AdvCamOptions:
+class AdvCamOptions(CheckedOptions):
   """Options of AdvCAM; the defaults are those for a classifier on VOC.
 
   Attributes:
@@ -41,16 +48,11 @@ class AdvCamOptions:
       of the method, as the refined maps of SEAM.
   """
 
-  num_steps: int = 27
-  step_size: float = 0.08
-  weight: float = 7.0
-  threshold: float = 0.5
+  num_steps: AtLeastOne = 27
+  step_size: NonNegative[float] = 0.08
+  weight: NonNegative[float] = 7.0
+  threshold: UnitInterval = 0.5
   accumulate: Literal['regions', 'evidence'] = 'regions'
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'num_steps', least=1)
-    options_lib.check_options_in_range(self, 'step_size', 'weight', least=0)
-    options_lib.check_options_in_range(self, 'threshold', least=0, most=1)
 
 
 def plan_steps(
@@ -80,7 +82,7 @@ def climb(
   method: image_classifier.ImageClassifier,
   options: AdvCamOptions,
   state: train_state.TrainState,
-  pairs: Float[Array, 'B_doubled h w 3'],
+  pairs: Pairs,
   classes: Int[Array, 'B'],
   num_steps: int,
 ) -> Float[Array, 'B _ _ K']:
@@ -198,11 +200,7 @@ def discriminative_change(
   return jnp.sum(change, axis=(1, 2))
 
 
-def climbed_images(
-  x: Float[Array, 'B_doubled h w 3'],
-  gradient: Float[Array, 'B_doubled h w 3'],
-  step_size: float,
-) -> Float[Array, 'B_doubled h w 3']:
+def climbed_images(x: Pairs, gradient: Pairs, step_size: float) -> Pairs:
   """Moves pairs of images along their gradient, within the pair's range.
 
   Args:

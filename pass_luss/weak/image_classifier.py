@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore import types
 from segcore.models import cam, segmenter
 from segcore.models import features as features_lib
@@ -29,7 +29,7 @@ _EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierOptions:
+class ClassifierOptions(CheckedOptions):
   """Options of a classifier of whole images.
 
   Attributes:
@@ -41,11 +41,11 @@ class ClassifierOptions:
   """
 
   name: Literal['classifier'] = 'classifier'
-  dropout_rate: float = 0.5
+  dropout_rate: NonNegative[float] = 0.5
   fixed_norms: bool = True
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'dropout_rate', least=0)
+    super().__post_init__()
     if self.dropout_rate >= 1:
       raise ValueError(f'dropout_rate: expected < 1, got {self.dropout_rate}')
 

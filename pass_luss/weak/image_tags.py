@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from input_pipeline import datasets
 from input_pipeline.sources import masks, records
+from pass_luss.benchmark import label_folders
 from runtime import errors, threads
 
 
@@ -84,14 +85,12 @@ def with_cluster_tags(
     split: the images.
     clusters: cluster of each image, from 0, in the order of the split.
   """
-  count = len(split.classes) - 1
-  return dataclasses.replace(
+  return label_folders.categorized_split(
     split,
-    name=f'{split.name} with clusters',
-    classes=('other', *(f'category {i + 1}' for i in range(count))),
-    palette=masks.voc_palette(count + 1),
-    label_kinds=('tags',),
-    records=TaggedRecords(split.records, [(1 + i,) for i in clusters.tolist()]),
+    'clusters',
+    'tags',
+    len(split.classes) - 1,
+    TaggedRecords(split.records, [(1 + i,) for i in clusters.tolist()]),
   )
 
 

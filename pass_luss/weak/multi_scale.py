@@ -14,6 +14,7 @@ from pass_luss.weak import advcam, image_classifier
 from segcore.models import cam
 from segcore.models.layers import resize
 from segcore.train import train_state
+from segcore.types import Images
 
 
 @flax.struct.dataclass
@@ -44,7 +45,7 @@ class MultiScaleCams:
   climbing: advcam.AdvCamOptions | None = None
 
   def predicted(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Images
   ) -> Float[Array, 'B H W 2']:
     """Computes the category of the highest score, and its activation.
 
@@ -55,7 +56,7 @@ class MultiScaleCams:
     return self._stack(state, images, classes)
 
   def given(
-    self, state: CategoryState, images: Float[Array, 'B H W 3']
+    self, state: CategoryState, images: Images
   ) -> Float[Array, 'B H W 2']:
     """Computes the activation of a given category, stacked as `predicted`."""
     classes = jnp.broadcast_to(state.category - 1, images.shape[:1])
@@ -64,7 +65,7 @@ class MultiScaleCams:
   def _stack(
     self,
     state: train_state.TrainState,
-    images: Float[Array, 'B H W 3'],
+    images: Images,
     classes: Int[Array, 'B'],
   ) -> Float[Array, 'B H W 2']:
     """Stacks the category 1…C and its activation, about 0 to 1.

@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from pass_luss.weak import image_classifier
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, NonNegative
 from segcore import types
 from segcore.models import features as features_lib
 from segcore.ops import losses
@@ -34,14 +34,9 @@ class ScCamOptions(image_classifier.ClassifierOptions):
   """
 
   name: Literal['sc_cam'] = 'sc_cam'
-  num_subcategories: int = 10
-  sub_weight: float = 5.0
+  num_subcategories: AtLeastOne = 10
+  sub_weight: NonNegative[float] = 5.0
   evidence: Literal['classes', 'subcategories'] = 'classes'
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'num_subcategories', least=1)
-    options_lib.check_options_in_range(self, 'sub_weight', least=0)
 
 
 @dataclasses.dataclass(frozen=True)

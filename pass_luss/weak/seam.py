@@ -19,6 +19,7 @@ from segcore.models import features as features_lib
 from segcore.models.layers import resize
 from segcore.ops import losses
 from segcore.train import update as update_lib
+from segcore.types import Cells, Images
 
 _EPSILON = 1e-5
 
@@ -100,7 +101,7 @@ class Seam(image_classifier.ImageClassifier):
     )
 
   def class_scores(
-    self, params: types.Params, deepest: Float[Array, 'B h w D']
+    self, params: types.Params, deepest: Cells
   ) -> Float[Array, 'B h w C']:
     """Computes the scores of the classes at each cell, without 'other'."""
     return image_classifier.class_maps_of_head(params, 'classes', deepest)[
@@ -110,7 +111,7 @@ class Seam(image_classifier.ImageClassifier):
   def class_evidence(
     self,
     params: types.Params,
-    images: Float[Array, 'B H W 3'],
+    images: Images,
     maps: features_lib.Features,
     classes: Int[Array, 'B'],
   ) -> Float[Array, 'B H W 1']:
@@ -146,9 +147,9 @@ class Seam(image_classifier.ImageClassifier):
   def _refine(
     self,
     params: types.Params,
-    images: Float[Array, 'B H W 3'],
+    images: Images,
     maps: features_lib.Features,
-    deepest: Float[Array, 'B h w D'],
+    deepest: Cells,
   ) -> tuple[Float[Array, 'B h w K'], Float[Array, 'B h w K']]:
     """Computes the maps of a deepest map, and refined ones."""
     cams = image_classifier.class_maps_of_head(params, 'classes', deepest)

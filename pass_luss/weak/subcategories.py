@@ -23,6 +23,9 @@ with epy.lazy_imports():
 # Rows of (index of the image, class, sub-category), in the stage's folder.
 FILE = 'subcategories.npy'
 
+Rows = Float[np.ndarray, 'N D']
+Centroids = Float[np.ndarray, 'K D']
+
 
 def pooled_feature_function(
   segmenter: segmenter_lib.Segmenter,
@@ -40,7 +43,7 @@ def pooled_feature_function(
 
 
 def assign_subcategories(
-  rows: Float[np.ndarray, 'N D'],
+  rows: Rows,
   tags: Sequence[tuple[int, ...]],
   count: int,
   restarts: int,
@@ -75,9 +78,7 @@ def assign_subcategories(
 
 
 def cluster_class(
-  rows: Float[np.ndarray, 'N D'],
-  initial: Sequence[Float[np.ndarray, 'K D']],
-  iterations: int,
+  rows: Rows, initial: Sequence[Centroids], iterations: int
 ) -> Int[np.ndarray, 'N']:
   """Runs k-means from each set of centroids; returns the best assignment.
 
@@ -98,10 +99,8 @@ def cluster_class(
 
 
 def _move_centroids(
-  rows: Float[np.ndarray, 'N D'],
-  centroids: Float[np.ndarray, 'K D'],
-  iterations: int,
-) -> Float[np.ndarray, 'K D']:
+  rows: Rows, centroids: Centroids, iterations: int
+) -> Centroids:
   """Moves centroids to the means of their rows, until nothing changes."""
   with warnings.catch_warnings():
     # An empty cluster keeps its centroid.
@@ -117,11 +116,8 @@ def _move_centroids(
 
 
 def sample_centroid_sets(
-  rng: np.random.Generator,
-  rows: Float[np.ndarray, 'N D'],
-  count: int,
-  restarts: int,
-) -> list[Float[np.ndarray, 'K D']]:
+  rng: np.random.Generator, rows: Rows, count: int, restarts: int
+) -> list[Centroids]:
   """Draws centroids by k-means++: each far from those before it.
 
   Args:

@@ -23,8 +23,9 @@ with epy.lazy_imports():
   import scipy.sparse
 
 Size = tuple[int, int]
-# A linear map from one axis to another, [cells of the target, of the source].
-Map = scipy.sparse.csr_array
+# A linear map from one axis to another, [cells of the target, of the source]; a
+# name, as the library is imported where it is used.
+Map = 'scipy.sparse.csr_array'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,8 +183,10 @@ def rescaled_views(
   def views(size: Size) -> list[View]:
     pairs = [
       (
-        Map(resize.bilinear_resize_matrix(n, m, antialias=antialias)),
-        Map(resize.bilinear_resize_matrix(m, n)),
+        scipy.sparse.csr_array(
+          resize.bilinear_resize_matrix(n, m, antialias=antialias)
+        ),
+        scipy.sparse.csr_array(resize.bilinear_resize_matrix(m, n)),
       )
       for n, m in zip(size, scaled, strict=True)
     ]
@@ -201,7 +204,7 @@ def enlarged_views(protocol: Protocol, resized: Size, size: Size) -> list[View]:
     size: height and width before, to which scores are resized bilinearly.
   """
   rows, columns = (
-    Map(resize.bilinear_resize_matrix(m, n))
+    scipy.sparse.csr_array(resize.bilinear_resize_matrix(m, n))
     for n, m in zip(size, resized, strict=True)
   )
   return [
@@ -271,7 +274,7 @@ def half_image_views(protocol: Protocol) -> Protocol:
 
 
 # Linear maps of one axis: from the image to the input, and back.
-_Pair = tuple[Map, Map]
+_Pair = tuple['scipy.sparse.csr_array', 'scipy.sparse.csr_array']
 
 
 def _make_view(rows: _Pair, columns: _Pair) -> View:
@@ -299,13 +302,15 @@ def _centered_padding(length: int, padded: int) -> _Pair:
   """Pads an axis on both sides with zeros, fewer before; crops it again."""
   before = (padded - length) // 2
   crop = _selection(np.arange(before, before + length), padded)
-  return Map(crop.T), crop
+  return scipy.sparse.csr_array(crop.T), crop
 
 
 def _selection(source: Int[np.ndarray, 'n'], length: int) -> Map:
   """Builds the map whose cell i is cell source[i] of an axis."""
   ones, rows = np.ones(len(source)), np.arange(len(source))
-  return Map((ones, (rows, source)), shape=(len(source), length))
+  return scipy.sparse.csr_array(
+    (ones, (rows, source)), shape=(len(source), length)
+  )
 
 
 def _reversal(length: int) -> Map:
@@ -333,7 +338,7 @@ def _split_axis(length: int, parts: Sequence[tuple[int, int]]) -> list[_Pair]:
     pad, crop = _reflection_padding(length, len(counts))
     part = _selection(cell, len(counts))
     weights = scipy.sparse.diags_array(1 / counts[cell])
-    pairs.append((part @ pad, Map(crop @ part.T @ weights)))
+    pairs.append((part @ pad, scipy.sparse.csr_array(crop @ part.T @ weights)))
   return pairs
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int16, Shaped
 
 from input_pipeline import batch as batch_lib
-from segcore.eval import protocol_views, protocols
+from segcore.eval import protocols
 from segcore.models.layers import resize
 
 # Scores upsampled at once: 2**22 float32 are 16 MB. With 2**24 XLA took
@@ -44,9 +44,7 @@ class ImageSizes(NamedTuple):
   sizes: Any
 
 
-def pack_view_maps(
-  maps: Sequence[protocol_views.Map | None], length: int, taps: int
-) -> Packed:
+def pack_view_maps(maps: Sequence[Any], length: int, taps: int) -> Packed:
   """Packs sparse maps to `length` rows of `taps` nonzeros each.
 
   The maps of a batch travel to the devices; dense ones would be larger than the
@@ -188,17 +186,6 @@ def normalize_view_rows(matrix: Array, weights: Array) -> Array:
     weights: sums of their rows, [B, n].
   """
   return matrix / jnp.where(weights > 0, weights, 1.0)[..., None]
-
-
-def upsample_view_scores(
-  scores: Float[Array, 'B h w C'],
-  rows: Float[Array, 'B H h'],
-  columns: Float[Array, 'B W w'],
-) -> Float[Array, 'B H W C']:
-  """Applies linear maps of rows and of columns to scores."""
-  exact = jax.lax.Precision.HIGHEST
-  heightened = jnp.einsum('bnh,bhwc->bnwc', rows, scores, precision=exact)
-  return jnp.einsum('bjw,bnwc->bnjc', columns, heightened, precision=exact)
 
 
 def map_pixel_row_blocks(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from segcore.eval import protocols, view_maps
+from segcore.models.layers import resize
 from segcore.train import method as method_lib
 
 
@@ -109,13 +110,13 @@ class ViewVotes:
       [B, n, W, C], times the weight of the view at each pixel.
     """
     if self.averages_logits:
-      return view_maps.upsample_view_scores(scores, rows, columns)
+      return resize.resize_by_matrices(scores, rows, columns)
     # The maps include the weight of the view at each pixel. The softmax needs
     # plain logits, so weights are divided out before and multiplied in after.
     row_weights = jnp.sum(rows, axis=2)
     column_weights = jnp.sum(columns, axis=2)
     probs = jax.nn.softmax(
-      view_maps.upsample_view_scores(
+      resize.resize_by_matrices(
         scores,
         view_maps.normalize_view_rows(rows, row_weights),
         view_maps.normalize_view_rows(columns, column_weights),

@@ -1,6 +1,6 @@
 """The command line of training.
 
-  PROGRAM = program.Program(experiment.Experiment, STAGES, predicts='finetune')
+  PROGRAM = program.Program(lambda: program.Parts(…))
   if __name__ == '__main__':
     cli.run_program(PROGRAM)
 
@@ -19,11 +19,15 @@ from typing import NoReturn, Protocol, runtime_checkable
 
 import ml_collections
 from absl import logging
+from etils import epy
 
 from runtime import console, errors, exit_status, files
-from segcore.eval import export, predict
-from segcore.experiment import command, config_file, fitting, hosts, stage
-from segcore.train import workspace
+from segcore.experiment import command, config_file
+
+with epy.lazy_imports():
+  from segcore.eval import export, predict
+  from segcore.experiment import fitting, hosts, stage
+  from segcore.train import workspace
 
 # Lines of XLA's advice to file a bug where compiling takes minutes, and of jax
 # about the signal that Ctrl-C becomes.
@@ -38,19 +42,23 @@ class Program(Protocol):
   """Builds the stages of an experiment; see `segcore.experiment.program`."""
 
   def build_stages(
-    self, config: ml_collections.ConfigDict, devices: list | None = None
-  ) -> Sequence[stage.Stage]:
+    self,
+    config: ml_collections.ConfigDict,
+    devices: list | None = None,
+    workdir: files.Path | None = None,
+  ) -> 'Sequence[stage.Stage]':
     """Builds the stages without opening data.
 
     Args:
       config: the experiment.
       devices: devices of the mesh; all if None.
+      workdir: folder of a run, whose files must exist; None if nothing is run.
     """
     ...
 
   def load_model(
     self, config: ml_collections.ConfigDict, workdir: files.Path
-  ) -> predict.Model:
+  ) -> 'predict.Model':
     """Returns the trained network of a finished run."""
     ...
 
@@ -87,7 +95,8 @@ def run_command_line(program: Program, argv: Sequence[str]) -> int:
       if parsed.dry_run:
         return 0
   except errors.UserError as error:
-    errors.print_user_error(hosts.describe_user_error(error, parsed))
+    advised = hosts.describe_user_error(error, parsed) if parsed else error
+    errors.print_user_error(advised)
     return exit_status.USER_ERROR
   except workspace.Preempted as stopped:
     console.print_line(
@@ -116,8 +125,8 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     stage.dry_run_stages(stages, parsed.stages, parsed.compiles)
     return
   config = fitting.fit_config_crops(parsed.config, parsed.workdir)
-  stages = program.build_stages(config)
   if parsed.request is None:
+    stages = program.build_stages(config, workdir=parsed.workdir)
     stage.run_stages(
       stages,
       parsed.workdir,
@@ -125,6 +134,7 @@ def execute_command(program: Program, parsed: command.Command) -> None:
       functools.partial(config_file.save_config, config),
     )
   else:
+    stages = program.build_stages(config)
     # No data is read: it need not be where it was.
     stage.place_stages(stages, parsed.workdir, compares_content=False)
     model = program.load_model(config, parsed.workdir)

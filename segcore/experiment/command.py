@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import ml_collections
 from absl import flags
+from etils import epy
 from ml_collections import config_flags
 
 from runtime import errors, files
-from segcore.cost import topology as topology_lib
-from segcore.eval import export, predict
 from segcore.experiment import config_file, placement
+
+with epy.lazy_imports():
+  from segcore.cost import topology as topology_lib
+  from segcore.eval import export, predict
 
 # Exceptions for flags that are unknown or do not parse.
 _REFUSED = (
@@ -59,10 +62,10 @@ class Command(NamedTuple):
   config: ml_collections.ConfigDict
   workdir: files.Path
   stages: tuple[str, ...]
-  request: predict.Request | export.Request | None = None
+  request: 'predict.Request | export.Request | None' = None
   dry_run: bool = False
   compiles: bool = False
-  topology: topology_lib.Topology | None = None
+  topology: 'topology_lib.Topology | None' = None
   hosts: HostOptions = HostOptions()
 
 
@@ -258,7 +261,7 @@ def _define_host_flags(values: flags.FlagValues) -> None:
 
 def _request(
   values: flags.FlagValues, workdir: files.Path
-) -> predict.Request | export.Request | None:
+) -> 'predict.Request | export.Request | None':
   """Returns the prediction or export that was requested, if any."""
   if values.export_size and values.stage != ['export']:
     raise errors.UserError('--export_size is for --stage=export')
@@ -292,7 +295,7 @@ def _request(
   )
 
 
-def _export(values: flags.FlagValues) -> export.Request:
+def _export(values: flags.FlagValues) -> 'export.Request':
   """Returns the export that was requested."""
   if values.stage != ['export']:
     raise errors.UserError(
@@ -311,7 +314,7 @@ def _export(values: flags.FlagValues) -> export.Request:
   return export.Request((int(match[1]), int(match[2])))
 
 
-def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
+def _topology(values: flags.FlagValues) -> 'topology_lib.Topology | None':
   """Returns the devices of --topology, if it is given."""
   if values.topology is None:
     return None

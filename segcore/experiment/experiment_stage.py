@@ -17,8 +17,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from input_pipeline import datasets, loader, transforms
@@ -28,7 +26,14 @@ from segcore.cost import topology as topology_lib
 from segcore.distributed import collectives
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import dry_run, extension, fitting, placement, stage
+from segcore.experiment import (
+  dry_run,
+  extension,
+  fitting,
+  input_checks,
+  placement,
+  stage,
+)
 from segcore.experiment import start as start_lib
 from segcore.models import network as network_lib
 from segcore.train import callbacks, loop, optimizers
@@ -220,7 +225,7 @@ class ExperimentStage(abc.ABC):
     self.check()
 
     def run(workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
-      check_stage_inputs(stages, workspace.directory.parent)
+      input_checks.check_stage_inputs(stages, workspace.directory.parent)
       if content := self.content():
         json_files.require_unchanged_json(
           workspace.directory / stage.CONTENT_FILE, content, 'the data set'
@@ -241,54 +246,6 @@ class ExperimentStage(abc.ABC):
       self.is_report,
       self.extension(),
       self.reported_metrics(),
-    )
-
-
-def check_stage_inputs(
-  stages: Sequence[ExperimentStage], workdir: files.Path
-) -> None:
-  """Checks the inputs of all unfinished stages, so that none fails hours later.
-
-  Args:
-    stages: all stages of the experiment.
-    workdir: folder of the experiment.
-
-  Raises:
-    UserError: a data set, a split, a kind of label or a weight file is missing,
-      or the content of one does not fit. The message names all missing files.
-  """
-  finished = np.array(
-    [stage.is_stage_finished(workdir / s.name) for s in stages]
-  )
-  # Host 0 decides: another host may see its files later.
-  finished = collectives.broadcast_from_host_0(finished)
-  left = [s for s, done in zip(stages, finished, strict=True) if not done]
-  _require_files(left)
-  for each in left:
-    for split in each.inputs().splits:
-      each.context.open(split.data, split.split, split.kind, each.name)
-  for each in left:
-    each.check_data()
-
-
-def _require_files(stages: Sequence[ExperimentStage]) -> None:
-  """Raises MissingInput with all files that are missing on host 0."""
-  missing: dict[str, None] = {}  # A dict keeps the order and drops repetitions.
-
-  def collect(require: Any, *arguments: Any) -> None:
-    try:
-      require(*arguments)
-    except errors.MissingInput as error:
-      missing[str(error)] = None
-
-  for each in stages if jax.process_index() == 0 else ():
-    inputs, context = each.inputs(), each.context
-    collect(inputs.start.require, context.stages, f'{each.path}.start')
-    for split in inputs.splits:
-      collect(datasets.check_dataset_available, split.data, context.data_dir)
-  if collectives.broadcast_from_host_0(bool(missing)):
-    raise errors.MissingInput(
-      errors.format_problem_lines([*missing]) or 'host 0 misses files'
     )
 
 

@@ -1,47 +1,36 @@
-"""From a config to the stages of its experiment: the registry of a method."""
+"""From a config to the stages of its experiment: the registry of a method.
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+  PROGRAM = program.Program(
+    lambda: program.Parts(experiment.Experiment, STAGES, FinetuneStage)
+  )
+
+The parts are given by a function, so that a command line which is refused, or
+asks for help, imports neither the stages nor their networks.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
+from etils import epy
 
 from runtime import errors, files
-from runtime import options as options_lib
-from segcore.distributed import sharding
-from segcore.eval import predict
-from segcore.experiment import experiment_stage, stage
-from segcore.models import network
-from segcore.train import loop
+
+with epy.lazy_imports():
+  from runtime import options as options_lib
+  from segcore.distributed import sharding
+  from segcore.eval import predict
+  from segcore.experiment import (
+    experiment_fields,
+    experiment_stage,
+    input_checks,
+    stage,
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
-  """Holds the fields of every experiment; a method adds blocks of its stages.
-
-  Attributes:
-    program: name of the module whose command line runs the experiment.
-    stages: names of the stages to run, in order.
-    data_dir: folder of the records; '' for the default of TFDS.
-    network: options of the network of all stages.
-    operation: options of speed and intervals, which change no result.
-    without_files: advice in the message about missing data or weights; or ''.
-    notes: what the config chose for the user, printed at the start; one line
-      each.
-  """
-
-  program: str
-  stages: tuple[str, ...]
-  data_dir: str = ''
-  network: network.NetworkOptions
-  operation: loop.OperationOptions = loop.OperationOptions()
-  without_files: str = ''
-  notes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A kind of experiment, as a command line runs it.
+class Parts(NamedTuple):
+  """Defines a kind of experiment.
 
   Attributes:
     experiment: dataclass of a whole config.
@@ -50,18 +39,35 @@ class Program:
       method `load_model(workdir)`.
   """
 
-  experiment: type[Experiment]
-  stages: tuple[type[experiment_stage.ExperimentStage], ...]
+  experiment: 'type[experiment_fields.Experiment]'
+  stages: 'tuple[type[experiment_stage.ExperimentStage], ...]'
   predicts_with: type[Any]
 
+
+class Program:
+  """A kind of experiment, as a command line runs it."""
+
+  def __init__(self, define: Callable[[], Parts]):
+    """Imports nothing yet.
+
+    Args:
+      define: function that returns the parts, called when they are needed.
+    """
+    self._define = define
+
+  @functools.cached_property
+  def parts(self) -> Parts:
+    """Returns the dataclass of the config, and the stages."""
+    return self._define()
+
   @property
-  def registry(self) -> dict[str, type[experiment_stage.ExperimentStage]]:
+  def registry(self) -> 'dict[str, type[experiment_stage.ExperimentStage]]':
     """Returns the stage classes by name."""
-    return {cls.name: cls for cls in self.stages}
+    return {cls.name: cls for cls in self.parts.stages}
 
   def build(
     self, config: ml_collections.ConfigDict, devices: list | None = None
-  ) -> dict[str, experiment_stage.ExperimentStage]:
+  ) -> 'dict[str, experiment_stage.ExperimentStage]':
     """Builds the stage objects of an experiment by name; opens no data.
 
     Args:
@@ -72,7 +78,9 @@ class Program:
       UserError: a field is unknown, of a wrong type, or does not fit the
         others; or a stage is unknown or has no block.
     """
-    experiment = options_lib.build_options(self.experiment, config, 'config')
+    experiment = options_lib.build_options(
+      self.parts.experiment, config, 'config'
+    )
     registry = self.registry
     if not experiment.stages or not set(experiment.stages) <= set(registry):
       raise errors.UserError(
@@ -95,35 +103,44 @@ class Program:
 
   def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Adds the fields that a config leaves out, with their defaults."""
-    return options_lib.complete_options(self.experiment, config)
+    return options_lib.complete_options(self.parts.experiment, config)
 
   def is_chosen_by_name(self, path: str) -> bool:
     """Returns whether a block's field `name` chooses what it may hold."""
-    return options_lib.is_option_chosen_by_name(self.experiment, path)
+    return options_lib.is_option_chosen_by_name(self.parts.experiment, path)
 
   def build_stages(
-    self, config: ml_collections.ConfigDict, devices: list | None = None
-  ) -> Sequence[stage.Stage]:
+    self,
+    config: ml_collections.ConfigDict,
+    devices: list | None = None,
+    workdir: files.Path | None = None,
+  ) -> 'Sequence[stage.Stage]':
     """Returns the stages as they are executed; opens no data.
 
     Args:
       config: config of the experiment.
       devices: devices to run on; None for all devices of all hosts.
+      workdir: folder of a run, for which the files that its unfinished stages
+        read must exist; None if nothing is to be run.
 
     Raises:
       UserError: a field or a stage is wrong, or settings do not fit each other.
+      MissingInput: a data set or a weight file of the run is missing.
     """
     stages = tuple(self.build(config, devices).values())
+    if workdir is not None:
+      # Before the networks are traced, which takes seconds.
+      input_checks.require_stage_files(stages, workdir)
     return [each.describe(stages) for each in stages]
 
   def load_model(
     self, config: ml_collections.ConfigDict, workdir: files.Path
-  ) -> predict.Model:
+  ) -> 'predict.Model':
     """Loads the trained network of a finished run.
 
     Raises:
       UserError: the run is not finished.
     """
     first = next(iter(self.build(config).values()))
-    reader = self.predicts_with(first.experiment, first.context)
+    reader = self.parts.predicts_with(first.experiment, first.context)
     return reader.load_model(workdir)

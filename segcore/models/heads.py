@@ -7,6 +7,7 @@ and keys of the encoder's last stage. A head with `predicts_pixels` is also
 called with the size of the images; one with `num_maps` reads a tuple of maps.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,19 +21,32 @@ from segcore.models import cam
 from segcore.models import features as features_lib
 from segcore.models.layers import conv_block, resize
 from segcore.ops import losses
+from segcore.types import Cells
 
 
-class ConvHead(nn.Module):
-  """A convolution with bias: C scores or values for each cell.
+class MapHead(nn.Module, kw_only=True):
+  """Base class of heads that read one map, the decoder's finest by default.
 
   Attributes:
-    out_features: number C of scores or values.
-    kernel: height and width of the kernel.
     reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map that the head reads, instead of its stride.
     nearest: whether the map of the nearest stride is read where none has that
       stride.
+  """
+
+  reads: str = 'decoder'
+  stride: int | None = 1
+  map_name: str | None = None
+  nearest: bool = False
+
+
+class ConvHead(MapHead):
+  """A convolution with bias: C scores or values for each cell.
+
+  Attributes:
+    out_features: number C of scores or values.
+    kernel: height and width of the kernel.
     init_scale: standard deviation of the initial outputs, for inputs of unit
       variance; 0 for outputs that start at 0.
     dtype: dtype of the convolution; the output is float32 at least.
@@ -40,17 +54,11 @@ class ConvHead(nn.Module):
 
   out_features: int
   kernel: int = 3
-  reads: str = 'decoder'
-  stride: int | None = 1
-  map_name: str | None = None
-  nearest: bool = False
   init_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes the scores of each cell."""
     del train
     conv = nn.Conv(
@@ -63,7 +71,7 @@ class ConvHead(nn.Module):
     return losses.at_least_float32(conv(x))
 
 
-class SubpixelHead(nn.Module):
+class SubpixelHead(MapHead):
   """A convolution with bias that predicts C values for each pixel of the image.
 
   From a map of stride s it computes s·s·C values for each cell, those of its
@@ -73,20 +81,12 @@ class SubpixelHead(nn.Module):
   Attributes:
     out_features: number C of values of a pixel.
     kernel: height and width of the kernel.
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
-    nearest: whether the map of the nearest stride is read where none has that
-      stride.
     dtype: dtype of the convolution; the output is float32 at least.
   """
 
   out_features: int
   kernel: int = 3
-  reads: str = 'decoder'
-  stride: int | None = 1
-  map_name: str | None = None
-  nearest: bool = True
+  nearest: bool = dataclasses.field(default=True, kw_only=True)
   dtype: DTypeLike = jnp.float32
 
   @property
@@ -96,7 +96,7 @@ class SubpixelHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool, size: tuple[int, int]
+    self, x: Cells, train: bool, size: tuple[int, int]
   ) -> Float[Array, 'B H W C']:
     """Computes the values of each pixel.
 
@@ -128,7 +128,7 @@ class SubpixelHead(nn.Module):
     return resize.depth_to_space(losses.at_least_float32(conv(x)), factor)
 
 
-class ShuffleHead(nn.Module):
+class ShuffleHead(MapHead):
   """A 1x1 convolution, then doublings of the grid: C scores for each pixel.
 
   A doubling is a 1x1 convolution to 4C channels with bias, ReLU and the
@@ -139,23 +139,15 @@ class ShuffleHead(nn.Module):
   Attributes:
     out_features: number C of scores.
     num_doublings: number of doublings; 3 for a map of stride 8.
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
-    nearest: whether the map of the nearest stride is read where none has that
-      stride.
   """
 
   out_features: int
   num_doublings: int = 3
-  reads: str = 'decoder'
-  stride: int | None = 8
-  map_name: str | None = None
-  nearest: bool = False
+  stride: int | None = dataclasses.field(default=8, kw_only=True)
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
+    self, x: Cells, train: bool = False
   ) -> Float[Array, 'B h_out w_out C']:
     """Computes the scores on a grid of 2^num_doublings times the cells."""
     del train
@@ -185,18 +177,16 @@ class ShuffleHead(nn.Module):
     return x
 
 
-class EncoderHead(nn.Module, kw_only=True):
+class EncoderHead(MapHead, kw_only=True):
   """Base class of heads that read a map of the encoder, the deepest by default.
 
   Attributes:
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
+    reads: network whose map the head reads.
+    stride: stride of the map; None for the deepest one.
   """
 
   reads: str = 'encoder'
   stride: int | None = None
-  map_name: str | None = None
 
 
 class PoolHead(EncoderHead):
@@ -211,9 +201,7 @@ class PoolHead(EncoderHead):
   init_scale: float = 1.0
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B C']:
     """Computes the scores of each image, in float32."""
     del train
     return nn.Dense(
@@ -249,9 +237,7 @@ class TagHead(EncoderHead):
   kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> TagScores:
+  def __call__(self, x: Cells, train: bool = False) -> TagScores:
     """Computes logits and class activation maps, in float32 at least."""
     del train
     x = losses.at_least_float32(x)
@@ -307,7 +293,7 @@ class AffinityHead(nn.Module):
     return jax.nn.sigmoid(half + half.swapaxes(1, 2) + bias)
 
 
-class ConvBlocksHead(nn.Module):
+class ConvBlocksHead(MapHead):
   """3x3 convolutions with batch norm, ReLU and channel dropout, then a 1x1.
 
   With two blocks these are U2PL's classifier and representation head, whose
@@ -320,11 +306,6 @@ class ConvBlocksHead(nn.Module):
     num_blocks: number of blocks.
     dropout_rate: share of each block's channels that are dropped in training.
     kernel_init: initializer of the kernels; None for torch's.
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
-    nearest: whether the map of the nearest stride is read where none has that
-      stride.
     dtype: dtype of the convolutions; the output is float32 at least.
   """
 
@@ -333,16 +314,11 @@ class ConvBlocksHead(nn.Module):
   num_blocks: int = 2
   dropout_rate: float = 0.1
   kernel_init: nn.initializers.Initializer | None = None
-  reads: str = 'decoder'
-  stride: int | None = 4
-  map_name: str | None = None
-  nearest: bool = False
+  stride: int | None = dataclasses.field(default=4, kw_only=True)
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes scores or an embedding of each cell."""
     for i in range(self.num_blocks):
       x = conv_block.ConvBlock(
@@ -372,15 +348,13 @@ class EncoderMap(EncoderHead):
   """
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w D']:
+  def __call__(self, x: Cells, train: bool = False) -> Cells:
     """Returns the map in float32 at least."""
     del train
     return losses.at_least_float32(x)
 
 
-class PixelClassifier(nn.Module):
+class PixelClassifier(MapHead):
   """Channel dropout and a 1x1 convolution with bias: C scores for each cell.
 
   The classifier on the decoders of DAFormer and SegFormer. Dropout clears whole
@@ -388,11 +362,6 @@ class PixelClassifier(nn.Module):
 
   Attributes:
     out_features: number C of scores.
-    reads: network whose map the head reads, 'encoder' or 'decoder'.
-    stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map that the head reads, instead of its stride.
-    nearest: whether the map of the nearest stride is read where none has that
-      stride.
     dropout_rate: share of the channels that are dropped in training.
     init_deviation: standard deviation of the initial kernel, whose bias is 0,
       as in DAFormer; None for torch's uniform values, as in AFA.
@@ -400,18 +369,13 @@ class PixelClassifier(nn.Module):
   """
 
   out_features: int
-  reads: str = 'decoder'
-  stride: int | None = 4
-  map_name: str | None = None
-  nearest: bool = False
+  stride: int | None = dataclasses.field(default=4, kw_only=True)
   dropout_rate: float = 0.1
   init_deviation: float | None = 0.01
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B h w C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B h w C']:
     """Computes the scores of each cell."""
     x = nn.Dropout(
       self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train
@@ -434,11 +398,11 @@ class PixelClassifier(nn.Module):
 _torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
-def _mean_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+def _mean_over_cells(x: Cells) -> Float[Array, 'B D']:
   return jnp.mean(x, axis=(1, 2))
 
 
-def _max_over_cells(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+def _max_over_cells(x: Cells) -> Float[Array, 'B D']:
   """Computes the maximum; the gradient is that of one cell, as torch's."""
   # Not jnp.max, whose gradient searches the cells that equal the maximum: where
   # the compiler computes x twice, with other rounding, none does, and the

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
-class LossClassWeightOptions:
+class LossClassWeightOptions(CheckedOptions):
   """Options of the weights of the classes in a loss by pixel.
 
   Attributes:
@@ -30,13 +30,13 @@ class LossClassWeightOptions:
   """
 
   kind: Literal['none', 'median', 'effective'] = 'none'
-  exponent: float = 0.5
+  exponent: NonNegative[float] = 0.5
   least: float = 0.2
   most: float = 5.0
   beta: float = 0.999
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'exponent', least=0)
+    super().__post_init__()
     if not 0 < self.least <= self.most:
       raise ValueError(
         f'least and most: expected 0 < least <= most, got {self.least} and '

@@ -12,15 +12,20 @@ computes the same images.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epy
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from runtime import options as options_lib
-from segcore.types import ExampleKeys
+from runtime.option_ranges import (
+  CheckedOptions,
+  NonNegative,
+  Range,
+  UnitInterval,
+)
+from segcore.types import ExampleKeys, Images, Scalar
 
 with epy.lazy_imports():
   import dm_pix
@@ -28,12 +33,14 @@ with epy.lazy_imports():
 # Indices of the operations in `ColorDraws.factors`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
+Image = Float[Array, 'H W 3']
+
 # A Gaussian is truncated at this many standard deviations.
 _TRUNCATION = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorOptions:
+class ColorOptions(CheckedOptions):
   """Probabilities and strengths of color augmentation.
 
   Ranges are defined as in torchvision's ColorJitter and in SimCLR.
@@ -54,24 +61,19 @@ class ColorOptions:
     threshold: threshold of solarization, in [0, 1].
   """
 
-  jitter: float = 0.0
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
-  hue: float = 0.0
-  gray: float = 0.0
-  blur: float = 0.0
+  jitter: UnitInterval = 0.0
+  brightness: NonNegative[float] = 0.0
+  contrast: NonNegative[float] = 0.0
+  saturation: NonNegative[float] = 0.0
+  hue: Annotated[float, Range(0, 0.5)] = 0.0
+  gray: UnitInterval = 0.0
+  blur: UnitInterval = 0.0
   sigma: tuple[float, float] = (0.1, 2.0)
-  solarize: float = 0.0
-  threshold: float = 0.5
+  solarize: UnitInterval = 0.0
+  threshold: UnitInterval = 0.5
 
   def __post_init__(self):
-    shares = 'jitter', 'gray', 'blur', 'solarize', 'threshold'
-    options_lib.check_options_in_range(self, *shares, least=0, most=1)
-    options_lib.check_options_in_range(
-      self, 'brightness', 'contrast', 'saturation', least=0
-    )
-    options_lib.check_options_in_range(self, 'hue', least=0, most=0.5)
+    super().__post_init__()
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 
@@ -101,7 +103,7 @@ class ColorDraws(NamedTuple):
   factors: Float[Array, '4']
   gray: Bool[Array, '']
   blur: Bool[Array, '']
-  sigma: Float[Array, '']
+  sigma: Scalar
   solarize: Bool[Array, '']
 
 
@@ -141,8 +143,8 @@ def sample_batch_color_draws(
 
 
 def apply_color_draws(
-  image: Float[Array, 'H W 3'], draws: ColorDraws, options: ColorOptions
-) -> Float[Array, 'H W 3']:
+  image: Image, draws: ColorDraws, options: ColorOptions
+) -> Image:
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
 
   An operation whose probability is 0 is not part of the program.
@@ -167,10 +169,8 @@ def apply_color_draws(
 
 
 def augment_colors(
-  images: Float[Array, 'B H W 3'],
-  keys: ExampleKeys,
-  options: ColorOptions,
-) -> Float[Array, 'B H W 3']:
+  images: Images, keys: ExampleKeys, options: ColorOptions
+) -> Images:
   """Augments each image of a batch in [-1, 1], with its own key."""
 
   def augment_one(image, key):
@@ -179,11 +179,7 @@ def augment_colors(
   return jax.vmap(augment_one)(images, keys)
 
 
-def blend_color(
-  image: Float[Array, 'H W 3'],
-  kind: Int[Array, ''],
-  factor: Float[Array, ''],
-) -> Float[Array, 'H W 3']:
+def blend_color(image: Image, kind: Int[Array, ''], factor: Scalar) -> Image:
   """Changes brightness, contrast or saturation as torchvision does.
 
   Args:
@@ -195,10 +191,8 @@ def blend_color(
 
 
 def jitter_color(
-  image: Float[Array, 'H W 3'],
-  draws: ColorDraws,
-  change: Callable[..., Float[Array, 'H W 3']] = blend_color,
-) -> Float[Array, 'H W 3']:
+  image: Image, draws: ColorDraws, change: Callable[..., Image] = blend_color
+) -> Image:
   """Changes brightness, contrast, saturation and hue of an image in [0, 1].
 
   Each image of a batch has its own order of the four operations, so the program
@@ -216,9 +210,7 @@ def jitter_color(
   # The three other operations in their order; the sort must be stable.
   others = draws.order[jnp.argsort(draws.order == HUE, stable=True)][:3]
 
-  def blend(
-    image: Float[Array, 'H W 3'], i: int, active: Bool[Array, '']
-  ) -> Float[Array, 'H W 3']:
+  def blend(image: Image, i: int, active: Bool[Array, '']) -> Image:
     kind = others[i]
     changed = change(image, kind, draws.factors[kind])
     # Without the barrier, XLA recomputes the whole chain of operations before
@@ -233,9 +225,7 @@ def jitter_color(
   return image
 
 
-def gaussian_blur(
-  image: Float[Array, 'H W 3'], sigma: Float[Array, ''], max_sigma: float
-) -> Float[Array, 'H W 3']:
+def gaussian_blur(image: Image, sigma: Scalar, max_sigma: float) -> Image:
   """Blurs an image, with its edge pixels repeated outside of it.
 
   Two matrix products, one an axis: a depthwise convolution has fewer operations
@@ -259,10 +249,8 @@ def gaussian_blur(
 
 
 def blur_axes(
-  image: Float[Array, 'H W 3'],
-  rows: Float[Array, 'H H'],
-  columns: Float[Array, 'W W'],
-) -> Float[Array, 'H W 3']:
+  image: Image, rows: Float[Array, 'H H'], columns: Float[Array, 'W W']
+) -> Image:
   """Blurs rows and columns by the matrices of `blur_matrix`."""
   return jnp.einsum('ij,jkc,lk->ilc', rows, image, columns)
 
@@ -292,31 +280,23 @@ def blur_matrix(
   return matrix.at[rows, columns].add(weights[None])
 
 
-def _to_gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
+def _to_gray(image: Image) -> Image:
   """Computes gray values by ITU-R 601, in all three channels."""
   return dm_pix.rgb_to_grayscale(image, keep_dims=True)
 
 
-def _blend(
-  image: Float[Array, 'H W 3'],
-  other: Float[Array, 'H W 3'],
-  factor: Float[Array, ''],
-) -> Float[Array, 'H W 3']:
+def _blend(image: Image, other: Image, factor: Scalar) -> Image:
   return jnp.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
 
 
-def _blend_partner(
-  image: Float[Array, 'H W 3'], kind: Int[Array, '']
-) -> Float[Array, 'H W 3']:
+def _blend_partner(image: Image, kind: Int[Array, '']) -> Image:
   """Returns what an operation blends with: black, mean gray or gray."""
   gray = _to_gray(image)
   mean = jnp.where(kind == CONTRAST, jnp.mean(gray), 0.0)
   return jnp.where(kind == SATURATION, gray, mean)
 
 
-def _shift_hue(
-  image: Float[Array, 'H W 3'], shift: Float[Array, '']
-) -> Float[Array, 'H W 3']:
+def _shift_hue(image: Image, shift: Scalar) -> Image:
   """Shifts the hue of an image in [0, 1] by a part of the color circle."""
   red, green, blue = jnp.moveaxis(image, -1, 0)
   value = jnp.max(image, axis=-1)

@@ -9,10 +9,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from segcore.ops import losses
-from segcore.types import Scalar
+from segcore.types import CellLabels, CellMask, Scalar
 
 # Values of the kernel that are computed at once: 2**24 float32 are 64 MB.
 _BLOCK_SIZE = 2**24
@@ -41,8 +41,8 @@ class DenseEnergyOptions:
 def dense_energy(
   probs: Float[Array, 'B h w C'],
   images: Float[Array, 'B h w 3'],
-  inside: Bool[Array, 'B h w'],
-  labels: Int[Array, 'B h w'],
+  inside: CellMask,
+  labels: CellLabels,
   options: DenseEnergyOptions,
 ) -> Scalar:
   """Computes E = -(1/B)·Σ S·g·(W·S), without the weight.

@@ -12,18 +12,19 @@ Source: kornia 0.5.8, as DAFormer (Hoyer et al. 2022) calls it.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, Range, UnitInterval
 from segcore.ops import color_augment
 from segcore.types import ExampleKeys
 
 
 @dataclasses.dataclass(frozen=True)
-class KorniaOptions:
+class KorniaOptions(CheckedOptions):
   """Probabilities and strengths of the augmentation.
 
   Attributes:
@@ -35,14 +36,13 @@ class KorniaOptions:
     sigma: range of the standard deviation of the blur, in pixels.
   """
 
-  jitter: float = 0.8
-  strength: float = 0.2
-  blur: float = 0.5
+  jitter: UnitInterval = 0.8
+  strength: Annotated[float, Range(0, 0.5)] = 0.2
+  blur: UnitInterval = 0.5
   sigma: tuple[float, float] = (0.15, 1.15)
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'jitter', 'blur', least=0, most=1)
-    options_lib.check_options_in_range(self, 'strength', least=0, most=0.5)
+    super().__post_init__()
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 

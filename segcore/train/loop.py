@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, interrupts, progress
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore import types
 from segcore.cost import throughput
 from segcore.distributed import sharding
@@ -48,7 +48,7 @@ _NEVER = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
-class OperationOptions:
+class OperationOptions(CheckedOptions):
   """Options of logging, saving and hardware, which do not change any result.
 
   Attributes:
@@ -64,18 +64,16 @@ class OperationOptions:
     reading: threads and worker processes of the input pipeline.
   """
 
-  log_every: int = 50
-  save_every: int = 500
+  log_every: AtLeastOne = 50
+  save_every: AtLeastOne = 500
   save_minutes: float = 2.0
-  fsdp: int = 1
+  fsdp: AtLeastOne = 1
   extend: bool = False
   record_ids: bool = False
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
   def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'log_every', 'save_every', 'fsdp', least=1
-    )
+    super().__post_init__()
     if not self.save_minutes >= 0:
       raise ValueError(f'save_minutes: expected >= 0, got {self.save_minutes}')
 

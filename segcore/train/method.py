@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.train_state import TrainState
+
+# The state after a step, and scalars to log.
+StepResult = tuple[TrainState, types.Metrics]
 
 
 @runtime_checkable
@@ -21,7 +25,7 @@ class Method(Protocol):
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> train_state.TrainState:
+  ) -> TrainState:
     """Initializes the state at step 0.
 
     Args:
@@ -31,9 +35,7 @@ class Method(Protocol):
         None.
     """
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Computes one step.
 
     Returns:
@@ -41,7 +43,7 @@ class Method(Protocol):
     """
 
   def predict(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
+    self, state: TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Predicts class scores at the network's output resolution.
 
@@ -56,7 +58,7 @@ class ScoreModel(Protocol):
   """Interface of a model that predicts scores: what evaluation needs."""
 
   def predict(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
+    self, state: TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Predicts scores of images in [-1, 1], as `Method.predict` does."""
 
@@ -74,7 +76,7 @@ class HeadScores:
   name: str = 'logits'
 
   def predict(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
+    self, state: TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Predicts scores of images in [-1, 1], in evaluation mode."""
     outputs = self.segmenter.apply(
@@ -176,16 +178,17 @@ class SingleLossMethod:
   segmenter: segmenter_lib.Segmenter
   update: update_lib.Update
 
+  # Head whose scores are predicted.
+  head: ClassVar[str] = 'logits'
+
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> train_state.TrainState:
+  ) -> TrainState:
     """Initializes the network and the optimizer."""
     shape = batch_spec['image'].shape
     return self.update.init(self.segmenter, rng, shape, loaded)
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Computes one step; the metric 'loss' is the mean over the count."""
     return self.update(self.loss, state, batch)
 
@@ -193,11 +196,17 @@ class SingleLossMethod:
     self,
     params: types.Params,
     batch_stats: types.Params,
-    batch: batch_lib.Batch,
+    batch: Batch,
     keys: update_lib.ForwardKeys,
   ) -> update_lib.LossOutput:
     """Computes the loss of a microbatch; implemented by subclasses."""
     raise NotImplementedError
+
+  def predict(
+    self, state: TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B ...']:
+    """Computes the scores of the head at its own resolution."""
+    return self.apply(state, images, self.head)
 
   def forward(
     self,
@@ -227,7 +236,7 @@ class SingleLossMethod:
 
   def apply(
     self,
-    state: train_state.TrainState,
+    state: TrainState,
     images: Array,
     head: str,
     condition: Float[Array, 'B'] | None = None,

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
 from runtime import errors
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore import types
 from segcore.distributed import sharding
 from segcore.train import optimizers, train_state
@@ -66,7 +66,7 @@ def row_prng_keys(rng: Array, num_rows: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecipeOptions:
+class RecipeOptions(CheckedOptions):
   """Batch, length and optimizer of a training.
 
   Attributes:
@@ -78,17 +78,15 @@ class RecipeOptions:
     seed: seed of initial parameters, random draws and the order of the images.
   """
 
-  batch_size: int
-  num_steps: int
+  batch_size: AtLeastOne
+  num_steps: AtLeastOne
   optimizer: optimizers.OptimizerOptions
-  accumulate: int = 1
+  accumulate: AtLeastOne = 1
   evaluate_every: int = 0
   seed: int = 0
 
   def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'batch_size', 'num_steps', 'accumulate', least=1
-    )
+    super().__post_init__()
     if not 0 <= self.seed < 2**31:
       raise ValueError(f'seed: expected 0 to 2**31 - 1, got {self.seed}')
     if self.evaluate_every < 0:

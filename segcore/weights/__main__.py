@@ -1,7 +1,8 @@
 """Describes weight files: `python -m segcore.weights FILE…`.
 
 Prints what each file holds, its encoder, what it lacks, and how to use it; with
---torchvision=FILE writes the encoder of one as a state dict of torchvision.
+--torchvision=FILE or --detectron2=FILE writes the encoder of one as a state
+dict of that library.
 """
 
 import argparse
@@ -18,16 +19,26 @@ def describe_weight_files(argv: Sequence[str]) -> int:
     prog='python -m segcore.weights', description=__doc__
   )
   parser.add_argument('paths', nargs='+', metavar='FILE')
-  parser.add_argument('--torchvision', metavar='FILE')
+  for library, suffixes in export_torch.SUFFIXES.items():
+    parser.add_argument(
+      f'--{library}',
+      metavar='FILE',
+      help=f'{" or ".join(suffixes)} that the encoder is written to',
+    )
   arguments, status = parser.parse_args(argv), 0
-  if arguments.torchvision is not None and len(arguments.paths) > 1:
-    parser.error('--torchvision: expected one FILE to write the encoder of')
+  targets = {
+    library: target
+    for library in export_torch.SUFFIXES
+    if (target := getattr(arguments, library)) is not None
+  }
+  if targets and len(arguments.paths) > 1:
+    parser.error(f'--{min(targets)}: expected one FILE to write the encoder of')
   for text in arguments.paths:
     try:
       path = files.parse_file_path(text, 'FILE')
-      if arguments.torchvision is not None:
-        _export(path, arguments.torchvision)
-      else:
+      for library, target in targets.items():
+        _export(path, target, library)
+      if not targets:
         print('\n'.join(describe.describe_weights(path)))
     except errors.UserError as error:
       errors.print_user_error(error)
@@ -35,11 +46,16 @@ def describe_weight_files(argv: Sequence[str]) -> int:
   return status
 
 
-def _export(path: files.Path, text: str) -> None:
-  """Writes the encoder of a run or a file as torchvision's, and prints so."""
-  target = files.parse_file_path(text, '--torchvision')
-  count = export_torch.write_torchvision_encoder(path, target)
-  print(f'{target}: {count} arrays with the names of torchvision.models.resnet')
+def _export(path: files.Path, text: str, library: str) -> None:
+  """Writes the encoder of a run or a file for a library, and prints so."""
+  target = files.parse_file_path(text, f'--{library}')
+  count = export_torch.write_encoder(path, target, library)
+  expects = export_torch.INPUT
+  print(
+    f'{target}: {count} arrays with the names of {library}; the network '
+    f'expects {expects["channels"]} in {expects["range"]}, minus '
+    f'{expects["mean"]}, divided by {expects["std"]}'
+  )
 
 
 if __name__ == '__main__':

@@ -1,13 +1,18 @@
-"""A ResNet encoder as a state dict of torchvision, for other libraries.
+"""A ResNet encoder as a state dict of torchvision or of detectron2.
 
   python -m segcore.weights runs/moco/represent --torchvision=moco.safetensors
+  python -m segcore.weights runs/moco/represent --detectron2=moco.pkl
 
 The inverse of `layouts.torchvision`: names of `torchvision.models.resnet50`
-without `fc`. The first convolution expects RGB in [0, 1] of which ImageNet's
-mean was subtracted and which was divided by its deviation, as torchvision's.
+without `fc`, or those that detectron2 gives to the same arrays. What the first
+convolution expects is `INPUT`, which is written into the files.
 """
 
+import io
+import json
+import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +25,21 @@ from runtime import errors, files
 from segcore.weights import load
 from segcore.weights.layouts import renaming
 
-# Endings of the files that are written.
-SUFFIXES = ('.safetensors', '.npz')
+# Endings of the files that are written, by library.
+SUFFIXES = {
+  'torchvision': ('.safetensors', '.npz'),
+  'detectron2': ('.pkl',),
+}
+# What the first convolution expects, and what the arrays are. Mean and
+# deviation are torchvision's defaults.
+INPUT = {
+  'channels': 'RGB',
+  'range': '[0, 1]',
+  'mean': '0.485, 0.456, 0.406',
+  'std': '0.229, 0.224, 0.225',
+  'axes': 'convolutions [out, in, height, width]',
+  'batch_norm': 'running variances are averages of biased ones; epsilon 1e-5',
+}
 _STEM = {'conv_root': 'conv1', 'bn_root': 'bn1'}
 _SHORTCUT = {'conv_proj': 'downsample.0', 'bn_proj': 'downsample.1'}
 _LAYER = re.compile(r'(conv|bn)\d')
@@ -91,12 +109,40 @@ def _module_name(path: str) -> str | None:
   return f'layer{unit[1]}.{int(unit[2]) - 1}.{inner}'
 
 
-def write_torchvision_encoder(source: files.Path, target: files.Path) -> int:
-  """Writes the encoder of a run or of a weight file for torchvision.
+def rename_for_detectron2(
+  state: Mapping[str, Shaped[np.ndarray, '...']],
+) -> dict[str, Shaped[np.ndarray, '...']]:
+  """Renames a state dict of torchvision as the ResNets of detectron2.
+
+  >>> [*rename_for_detectron2({'layer1.0.downsample.1.bias': np.zeros(4)})]
+  ['res2.0.shortcut.norm.bias']
+
+  Args:
+    state: result of `make_torchvision_state_dict`.
+
+  Returns:
+    The arrays without `num_batches_tracked`.
+  """
+  renamed = {}
+  for name, value in state.items():
+    if name.endswith('num_batches_tracked'):
+      continue
+    if not name.startswith('layer'):
+      name = f'stem.{name}'
+    name = re.sub(r'^layer(\d)', lambda m: f'res{int(m[1]) + 1}', name)
+    name = name.replace('downsample.0', 'shortcut')
+    name = name.replace('downsample.1', 'shortcut.norm')
+    renamed[re.sub(r'\bbn(\d)', r'conv\1.norm', name)] = value
+  return renamed
+
+
+def write_encoder(source: files.Path, target: files.Path, library: str) -> int:
+  """Writes the encoder of a run or of a weight file for another library.
 
   Args:
     source: folder of a stage, or a weight file.
-    target: file that is written, `.safetensors` or `.npz`.
+    target: file that is written, with one of the library's `SUFFIXES`.
+    library: 'torchvision' or 'detectron2'.
 
   Returns:
     The number of arrays.
@@ -105,20 +151,60 @@ def write_torchvision_encoder(source: files.Path, target: files.Path) -> int:
     UserError: the ending is another one, the encoder is none of torchvision's,
       or the file cannot be written.
   """
-  if target.suffix not in SUFFIXES:
+  if target.suffix not in SUFFIXES[library]:
     raise errors.UserError(
-      f'--torchvision={target}: expected a file {" or ".join(SUFFIXES)}'
+      f'--{library}={target}: expected a file {" or ".join(SUFFIXES[library])}'
     )
   state = make_torchvision_state_dict(load.read_weight_variables(source))
+  if library == 'detectron2':
+    state = rename_for_detectron2(state)
   try:
-    if target.suffix == '.npz':
-      with target.open('wb') as file:
-        np.savez(file, **state)
-    else:
-      target.write_bytes(safetensors.numpy.save(state))
+    target.write_bytes(_ENCODE[target.suffix](state))
   except OSError as error:
     raise errors.UserError(
-      f'--torchvision={target}: expected a file that can be written, got '
+      f'--{library}={target}: expected a file that can be written, got '
       f'{error.strerror or error}: make the folder, or give another one'
     ) from error
   return len(state)
+
+
+def _encode_npz(state: Mapping[str, np.ndarray]) -> bytes:
+  """Encodes arrays as numpy's archive, `INPUT` as its comment."""
+  content = io.BytesIO()
+  np.savez(content, **state)
+  with zipfile.ZipFile(content, 'a') as archive:
+    # Another array would not be one of the network's.
+    archive.comment = json.dumps(INPUT).encode()
+  return content.getvalue()
+
+
+def _encode_detectron2(state: Mapping[str, np.ndarray]) -> bytes:
+  """Encodes arrays as the pickle that detectron2's checkpointer reads."""
+  content = io.BytesIO()
+  pickler = pickle.Pickler(content, protocol=4)
+  # Numpy's own form names modules that numpy before 1.26 does not have.
+  pickler.dispatch_table = {
+    np.ndarray: lambda x: (
+      np.ndarray,
+      (x.shape, x.dtype.str, bytearray(x.tobytes())),
+    )
+  }
+  pickler.dump(
+    {
+      'model': dict(state),
+      '__author__': 'segcore.weights',
+      'matching_heuristics': True,
+      'input': INPUT,
+    }
+  )
+  return content.getvalue()
+
+
+# Encoding of a state dict by the ending of the file.
+_ENCODE = {
+  '.safetensors': lambda state: safetensors.numpy.save(
+    state, {'format': 'pt', **INPUT}
+  ),
+  '.npz': _encode_npz,
+  '.pkl': _encode_detectron2,
+}

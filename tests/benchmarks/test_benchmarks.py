@@ -18,7 +18,9 @@ TINY = {
   'semi_steps': '--systems cps_cutmix --network=small+unet --side=32 --batch=2 '
   '--threads=1 --rounds=1',
   'prepare': '--images=4 --rounds=1',
+  'train_step': '--images=2 --side=32 --rounds=1 --threads=1',
   'natural_data': '--images=20 --tested=10',
+  'start_up': '--rounds=1',
 }
 
 
@@ -31,4 +33,8 @@ def test_a_benchmark_writes_its_results(name, tmp_path):
     [*command, f'--out={out}'], cwd=runs.ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  assert json.loads(out.read_text())
+  summary = json.loads(out.read_text())['summary']
+  for line in summary:
+    assert line['name'] and line['value']
+    assert (line['share'] is None) == (line['other'] == '')
+  assert summary or name == 'natural_data'

@@ -233,36 +233,6 @@ def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
   ]
 
 
-@pytest.mark.parametrize(
-  ('name', 'argument', 'message'),
-  [
-    ('pass_imagenet_s50', 'on=50', 'expected a smaller size than 50'),
-    ('pass_imagenet_s300', 'on=919', 'expected a smaller size than 300'),
-    ('pass_imagenet_s300', 'on=7', 'on=7: expected one of 50, 300, 919$'),
-    ('pass_imagenet_s300', 'on=50,protocol=distance', 'nothing that segments'),
-    ('pass_shapes', 'clusters=false', 'has no other objective'),
-    (
-      'pass_shapes',
-      'branch=pixpro,clusters=false,d2s=3',
-      'needs clusters=true',
-    ),
-    (
-      'pass_shapes',
-      'branch=pixpro,clusters=false',
-      'attention is trained by clusters',
-    ),
-    ('pass_shapes', 'branch=moco', 'expected one of swav, pixpro'),
-    ('pass_shapes', 'p2p=off,predictor_statistics=per_view', 'no predictor'),
-    ('pass_shapes', 'epochs=3', 'is unknown'),
-    ('pass_shapes', 'on=50', 'is unknown'),
-    ('pass_shapes', 'threshold=low', 'threshold=low: expected a number'),
-  ],
-)
-def test_options_that_cannot_be(name, argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load(name, argument)
-
-
 def test_thresholds_that_are_asked_for():
   """0 is a threshold; that of attention is none of saliency."""
   for argument, expected in (

@@ -221,30 +221,6 @@ def test_submissions_name_the_objective():
 
 
 @pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('objective=moco,branch=pixpro', 'branch=pixpro: expected none with obj'),
-    ('setting=official', 'expected luss with objective=pass'),
-    (
-      'objective=supervised,setting=official',
-      'expected luss with objective=supervised',
-    ),
-    ('objective=byol,project=false', 'project=False: .* with p2p=regression'),
-    ('objective=byol,d2s_view=same', 'd2s_view=same: objective=byol does not'),
-    ('objective=byol,d2s_targets=own', 'expected it with d2s=3'),
-    ('objective=byol,combine=sum', 'combine=sum: .* expected it with d2s=3'),
-    ('objective=moko', 'expected one of pass, supervised, simclr, moco'),
-    ('objective=moco,clusters=false,d2s=3', 'needs clusters=true'),
-    ('objective=moco,predictor_statistics=per_view', 'p2p=off has no pred'),
-  ],
-)
-def test_options_that_an_objective_does_not_have(argument, message):
-  for config in ('pass_shapes', 'pass_imagenet_s300'):
-    with pytest.raises(ValueError, match=message):
-      loading.load(config, argument)
-
-
-@pytest.mark.parametrize(
   ('argument', 'is_fresh', 'message'),
   [
     (
@@ -260,18 +236,6 @@ def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
   config.attend.fresh_projection = is_fresh
   with pytest.raises(errors.UserError, match=message):
     main.PROGRAM.build(config)
-
-
-@pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('objective=moco,setting=official', 'setting=official: expected luss, as'),
-    ('choose=published', 'choose=published: expected val, .*threshold=NUMBER'),
-  ],
-)
-def test_what_was_published_for_photographs_is_not_of_shapes(argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load('pass_shapes', argument)
 
 
 @pytest.mark.parametrize(

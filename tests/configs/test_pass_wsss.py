@@ -99,16 +99,3 @@ def test_stages_on_label_maps_of_training_images(labels, kind, of_labels):
   for name in ('classify', 'segment_cam', 'label_cam', 'retrain'):
     assert stages[name].settings()['labels'] == kind
   assert stages['segment_retrained'].has_class_names == (kind == 'truth')
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ('classifier=plain', 'classifier=plain: expected it with method=advcam'),
-    ('maps=subcategories', 'maps=subcategories: expected it with method=sc_ca'),
-    ('encoder=x,pretraining=moco', 'pretraining=moco: expected none with enco'),
-  ],
-)
-def test_options_that_do_not_fit(options, message):
-  with pytest.raises(ValueError, match=message):
-    pass_wsss.get_config(options)

@@ -206,32 +206,6 @@ def test_options_change_what_a_system_takes():
   assert (learn.teacher.decay, learn.teacher.statistics) == (0.9, 'ema')
 
 
-@pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    (
-      'system=cps,confidence=0.8',
-      'confidence=0.8: expected one of the systems ',
-    ),
-    ('system=unimatch,ema=0.9', 'mt, unimatch_v2, ael, u2pl_ael, got'),
-    (
-      'system=unimatch,bank=on',
-      'earlier steps: expected one of u2pl, u2pl_plus',
-    ),
-    ('system=cps,sce=on', 'cutmix, classmix, mt, u2pl_ael$'),
-    ('system=cps,contrast_weight=1.0', 'system=cps has no contrast'),
-    ('system=ael,contrast_weight=1.0', 'system=ael has no contrast'),
-    ('system=ael,jitter=0.5', 'jitter=0.5: expected one of the systems '),
-    ('system=ael,pd=on', 'system=ael has no place for prototypical denoising'),
-    ('system=cps,un=on', 'one of u2pl, u2pl_plus, u2pl_ael$'),
-    ('system=cps,pair=self', 'with system=cps_cutmix, got system=cps$'),
-  ],
-)
-def test_options_of_other_systems_are_refused(argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load('u2pl_shapes', argument)
-
-
 def test_ranks_of_negatives_need_contrast():
   with pytest.raises(
     ValueError, match='low_rank=2: system=cutmix has no contr'
@@ -325,21 +299,3 @@ def test_pseudoseg_and_pc2seg_have_30_000_steps_of_64_images():
   assert config.train.heads.representation == 128
   with pytest.raises(ValueError, match='confidence=0.5: expected one of the'):
     loading.load('u2pl_shapes', 'system=pseudoseg,confidence=0.5')
-
-
-@pytest.mark.parametrize(
-  ('name', 'argument', 'message'),
-  [
-    ('voc', 'system=unimatch,scales=listed', 'system=unimatch have a range'),
-    ('voc', 'scales=listed', 'authors of system=u2pl_plus have a range'),
-    ('voc', 'system=cps,implementation=own', 'there is one implementation of'),
-    (
-      'cityscapes',
-      'system=cct,implementation=own',
-      'expected one of cps, of which there are settings of system=cct',
-    ),
-  ],
-)
-def test_settings_that_there_are_not_are_refused(name, argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load(f'u2pl_{name}', argument)

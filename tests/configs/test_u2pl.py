@@ -217,53 +217,6 @@ def test_prototypes_of_momentum_mend_labels_without_contrast():
   assert (learn.prototype_momentum, learn.contrast) == (0.999, None)
 
 
-@pytest.mark.parametrize(
-  ('name', 'argument', 'message'),
-  [
-    # Parts that a system has no place for.
-    (
-      'u2pl_shapes',
-      'system=cutmix,bank=on',
-      'earlier steps: expected one of u2pl, u2pl_plus',
-    ),
-    (
-      'u2pl_shapes',
-      'system=sup_only,sce=on',
-      'expected one of u2pl_plus, u2pl, cutmix, cl',
-    ),
-    (
-      'u2pl_shapes',
-      'system=mt,mp=on',
-      'one of u2pl, u2pl_plus, u2pl_ael, or pd=on',
-    ),
-    (
-      'u2pl_shapes',
-      'system=sup_only,mp=on',
-      'expected one of u2pl, u2pl_plus, u2pl_ael$',
-    ),
-    # Epochs that cannot be counted.
-    ('u2pl_voc', 'labels=0', 'labels=0: expected 1 to 1464'),
-    ('u2pl_voc', 'labels=1465', 'labels=1465: expected 1 to 1464'),
-    (
-      'u2pl_voc',
-      'partition=blender,labels=10582',
-      'labels=10582: expected 1 to 10566',
-    ),
-    ('u2pl_voc', 'labels=0,list=mine.txt', 'with list=FILE, too'),
-    ('u2pl_voc', 'batch=1', 'batch=1: expected 2 or more, as images are mixed'),
-    ('u2pl_voc', 'system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
-    (
-      'u2pl_voc',
-      'system=mt,equal_steps',
-      'equal_steps: expected .*, got system=mt',
-    ),
-  ],
-)
-def test_options_that_contradict_each_other(name, argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load(name, argument)
-
-
 def test_what_is_reported_of_voc():
   """One program for images of all sizes, by the rule of training."""
   stage = u2pl_main.PROGRAM.build(loading.load('u2pl_voc'))['evaluate']

@@ -200,21 +200,6 @@ def test_feature_distance_on_shapes_needs_an_encoder():
   assert adapt_of('u2pl_adapt_shapes', 'fd=on').learn.feature_distance
 
 
-@pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('system=source_only,mixing=on', 'no place for source pixels in target'),
-    ('system=target_only,contrast=on', 'expected u2pl_plus or daformer'),
-    ('system=daformer,negatives=all', 'negatives=all: expected contrast=on'),
-    ('system=daformer,weighting=both', 'weighting=both: expected filter=on'),
-    ('contrast=off,contrast_weight=1', 'contrast_weight=1.0: expected contr'),
-  ],
-)
-def test_options_that_contradict_each_other(argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load('u2pl_adapt_shapes', argument)
-
-
 def built(**fields):
   config = loading.load('u2pl_adapt_shapes', 'tiny')
   with config.unlocked():

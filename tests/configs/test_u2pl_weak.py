@@ -112,19 +112,6 @@ def test_systems(argument, heads, supervision):
   assert stages['evaluate'].trained_by == 'weak'
 
 
-@pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('system=cam,affinity=on', 'affinity=on: system=cam has no place for affi'),
-    ('system=full,energy=on', 'energy=on: system=full has no place for dense'),
-    ('system=afa,beta=0.5', 'beta=0.5: expected contrast=on, since it has no'),
-  ],
-)
-def test_options_without_effect_are_refused(argument, message):
-  with pytest.raises(ValueError, match=message):
-    loading.load('u2pl_weak_voc', argument)
-
-
 def test_a_folder_with_and_without_masks(monkeypatch):
   monkeypatch.setattr(pretrained, 'is_installed', lambda package: False)
   tagged = loading.load('u2pl_weak_folder', 'source=x,tags=t.csv')

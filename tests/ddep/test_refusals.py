@@ -12,8 +12,8 @@ from segcore.experiment import (
   cli,
   command,
   config_file,
-  experiment_stage,
   hosts,
+  input_checks,
   stage,
 )
 from tests.support import runs
@@ -96,9 +96,9 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
   config.stages = ('denoise', 'finetune', 'evaluate')
   stages = tuple(ddep_main.PROGRAM.build(config).values())
   with pytest.raises(errors.MissingInput, match='w.npz does not exist'):
-    experiment_stage.check_stage_inputs(stages, tmp_path)
+    input_checks.check_stage_inputs(stages, tmp_path)
   json_files.write_json(tmp_path / 'denoise' / 'DONE.json', {})
-  experiment_stage.check_stage_inputs(stages, tmp_path)
+  input_checks.check_stage_inputs(stages, tmp_path)
 
 
 def test_a_split_that_is_not_there(capsys, source):
@@ -194,7 +194,7 @@ def test_data_is_opened_once(source, tmp_path, monkeypatch):
   ).config
   stages = tuple(ddep_main.PROGRAM.build(config).values())
   for _ in range(2):
-    experiment_stage.check_stage_inputs(stages, tmp_path)
+    input_checks.check_stage_inputs(stages, tmp_path)
   assert sorted(split for _, split in opened) == ['train', 'val']
 
 

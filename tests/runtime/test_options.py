@@ -174,19 +174,6 @@ def test_build_named_selects_a_class_by_name():
     )
 
 
-def test_fields_out_of_range_are_refused():
-  inner = Inner(0.5, (1,))
-  options.check_options_in_range(inner, 'rate', least=0)
-  options.check_options_in_range(inner, 'rate', least=0, most=0.5)
-  options.check_options_positive(inner, 'rate')
-  with pytest.raises(ValueError, match='^rate: expected 1 or more, got 0.5$'):
-    options.check_options_in_range(inner, 'rate', least=1)
-  with pytest.raises(ValueError, match='^rate: expected 0 to 0.4, got 0.5$'):
-    options.check_options_in_range(inner, 'rate', least=0, most=0.4)
-  with pytest.raises(ValueError, match='^rate: expected more than 0, got 0.0$'):
-    options.check_options_positive(Inner(0.0), 'rate')
-
-
 def test_digest_depends_on_content_alone():
   one = options.options_digest(Inner(1.0, (1, 2)))
   assert one == options.options_digest({'sizes': [1, 2], 'rate': 1.0})

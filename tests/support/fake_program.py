@@ -49,7 +49,7 @@ def score(init, labels, seed, lr):
   return INITS[init] + labels / 1000 + seed / 100 - abs(lr - best) / 50
 
 
-def build_stages(config):
+def build_stages(config, devices=None, workdir=None):
   def logged(name, workspace):
     with open(config.log, 'a') as file:
       card = os.environ.get('CARD', '')

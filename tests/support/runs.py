@@ -30,6 +30,13 @@ SMALL_NETWORK = (
   '--config.network.decoder.num_groups=4',
 )
 
+# Checkpoints between evaluations; every step is logged, with its images.
+RECORDED = (
+  '--config.operation.save_every=4',
+  '--config.operation.log_every=1',
+  '--config.operation.record_ids=True',
+)
+
 # Save, evaluation and log intervals all differ, and all of them occur.
 SHORT = (
   '--config.finetune.recipe.num_steps=14',
@@ -38,9 +45,7 @@ SHORT = (
   '--config.finetune.crop.size=(32, 32)',
   '--config.evaluate.batch_size=4',
   *SMALL_NETWORK,
-  '--config.operation.save_every=4',
-  '--config.operation.log_every=1',
-  '--config.operation.record_ids=True',
+  *RECORDED,
 )
 
 
@@ -212,6 +217,10 @@ def read_state(stage: pathlib.Path) -> dict:
     'frozen',
     'bank',
     'prototypes',
+    'momentum_params',
+    'memory',
+    'labeler',
+    'clusterings',
   )
   return checkpoint_reader.read_checkpoint_fields(stage / 'checkpoints', names)
 
@@ -227,6 +236,32 @@ def read_results(workdir: pathlib.Path) -> dict:
   return json.loads((workdir / 'evaluate' / 'results.json').read_text())[
     'splits'
   ]
+
+
+def check_killed_run(
+  tmp_path: pathlib.Path, arguments, stage: str, steps, **options
+) -> pathlib.Path:
+  """Compares a run that is killed and resumed with a whole one, bit for bit.
+
+  Args:
+    tmp_path: folder of both runs.
+    arguments: arguments of the command line.
+    stage: name of the stage that is killed.
+    steps: steps after each of which the run is killed once more.
+    **options: what `start` takes by name.
+
+  Returns:
+    The folder of the whole run.
+  """
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  complete(None, whole, *arguments, **options)
+  for step in steps:
+    process = start(None, killed, *arguments, **options)
+    assert signal_when(process, step_logged(killed / stage, step))
+  complete(None, killed, *arguments, **options)
+  assert_same_runs(whole, killed, stage)
+  assert read_results(whole) == read_results(killed)
+  return whole
 
 
 def assert_same_runs(

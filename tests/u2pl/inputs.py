@@ -9,10 +9,10 @@ from tests.transcriptions import u2pl as reference
 from u2pl import contrast
 
 CLASSES = 6
+FEW_PAIRS = {'num_anchors': 6, 'num_negatives': 4}
 # Few anchors and negatives, and a small bank.
 CONTRAST = contrast.ContrastOptions(
-  num_anchors=6,
-  num_negatives=4,
+  **FEW_PAIRS,
   low_rank=2,
   high_rank=5,
   anchor_threshold=0.1,

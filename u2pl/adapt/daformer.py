@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 from u2pl import panels, pseudo_labels
 from u2pl.adapt import losses, target_teacher
 from u2pl.adapt import options as options_lib
@@ -67,9 +69,7 @@ class DAFormer:
       prototypes=branch and branch.prototypes,
     )
 
-  def train_step(
-    self, state: target_teacher.State, batch: batch_lib.Batch
-  ) -> tuple[target_teacher.State, types.Metrics]:
+  def train_step(self, state: target_teacher.State, batch: Batch) -> StepResult:
     """Runs one step of DAFormer, or of U2PL+ on it."""
     rng = jax.random.fold_in(state.rng, state.step)
     keys = target_teacher.StepKeys(*jax.random.split(rng, 5))
@@ -191,7 +191,7 @@ class DAFormer:
     return method.HeadScores(self.segmenter).predict(state, images)
 
   def panel_output(
-    self, state: target_teacher.State, batch: batch_lib.Batch, rng: Array
+    self, state: target_teacher.State, batch: Batch, rng: Array
   ) -> panels.PanelOutput:
     """Computes what panels show: gray pixels of mixed images have weight 0."""
     keys = target_teacher.StepKeys(*jax.random.split(rng, 5))

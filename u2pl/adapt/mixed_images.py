@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from segcore.ops import color_augment, kornia_color
 from segcore.train import update as update_lib
+from segcore.types import Images, PixelLabels, PixelMask
 from u2pl import mixing
 from u2pl.adapt import self_training
 
@@ -41,10 +42,10 @@ class MixedImages(NamedTuple):
     trusted: target pixels with a pseudo-label, in rows that have weight.
   """
 
-  images: Float[Array, 'B H W 3']
-  labels: Int[Array, 'B H W']
-  kept: Bool[Array, 'B H W']
-  trusted: Bool[Array, 'B H W']
+  images: Images
+  labels: PixelLabels
+  kept: PixelMask
+  trusted: PixelMask
 
 
 def sample_mixing_draws(
@@ -75,10 +76,10 @@ def sample_mixing_draws(
 
 
 def mix_domains(
-  source: Float[Array, 'B H W 3'],
-  labels: Int[Array, 'B H W'],
-  target: Float[Array, 'B H W 3'],
-  pseudo: Int[Array, 'B H W'],
+  source: Images,
+  labels: PixelLabels,
+  target: Images,
+  pseudo: PixelLabels,
   draws: DomainDraws,
   options: self_training.SelfTrainingOptions,
 ) -> MixedImages:

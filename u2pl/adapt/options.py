@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from runtime import options as options_lib
+from runtime.option_ranges import NonNegative
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, pseudo_labels
 from u2pl.adapt import feature_distance as feature_distance_lib
@@ -48,17 +48,15 @@ class LearnOptions(contrastive_branch.BranchOptions):
   contrast: contrast_lib.ContrastOptions | None = None
   partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
   prototype_momentum: float = 0.999
-  start_step: int = 1500
-  partition_epochs: int = 0
+  start_step: NonNegative[int] = 1500
+  partition_epochs: NonNegative[int] = 0
   mixed_outputs: Literal['second_pass', 'reuse'] = 'second_pass'
   source_pixels: Literal['labeled', 'unlabeled', 'ignored'] = 'labeled'
   ignored_rows: bool = False
 
   def __post_init__(self):
+    super().__post_init__()
     self.check_branch('self_training')
-    options_lib.check_options_in_range(
-      self, 'start_step', 'partition_epochs', least=0
-    )
     if self.mixed_outputs != 'second_pass' and not self.needs_entropy:
       raise ValueError(
         f'mixed_outputs={self.mixed_outputs!r}: expected filtered '

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative, UnitInterval
 from segcore.ops import kornia_color, losses
-from segcore.types import Scalar
+from segcore.types import PixelMask, Scalar
 from u2pl import pseudo_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfTrainingOptions:
+class SelfTrainingOptions(CheckedOptions):
   """Options of the training on mixed images with pseudo-labels.
 
   Attributes:
@@ -45,22 +45,19 @@ class SelfTrainingOptions:
   """
 
   mixing: Literal['dacs', 'none'] = 'dacs'
-  threshold: float = 0.968
-  ignored_top: int = 15
-  ignored_bottom: int = 120
+  threshold: UnitInterval = 0.968
+  ignored_top: NonNegative[int] = 15
+  ignored_bottom: NonNegative[int] = 120
   colors: kornia_color.KorniaOptions = kornia_color.KorniaOptions()
   ema_decay: float = 0.999
   weighting: Literal['share', 'reliable', 'both'] = 'share'
   filtered: bool = False
-  forward: float = 1.0
-  reverse: float = 0.0
+  forward: NonNegative[float] = 1.0
+  reverse: NonNegative[float] = 0.0
   denoise: Literal['off', 'raw', 'l2'] = 'off'
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'threshold', least=0, most=1)
-    options_lib.check_options_in_range(
-      self, 'ignored_top', 'ignored_bottom', 'forward', 'reverse', least=0
-    )
+    super().__post_init__()
     if not 0 <= self.ema_decay < 1:
       raise ValueError(
         f'ema_decay: expected 0 <= decay < 1, got {self.ema_decay}'
@@ -97,7 +94,7 @@ def trusted_rows(
 
 
 def mixed_pixel_weights(
-  kept: Bool[Array, 'B H W'], trusted: Bool[Array, '#B H #W'], weight: Scalar
+  kept: PixelMask, trusted: Bool[Array, '#B H #W'], weight: Scalar
 ) -> Float[Array, 'B H W']:
   """Computes the weight of each pixel of mixed images.
 
@@ -110,9 +107,9 @@ def mixed_pixel_weights(
 
 
 def weights_by_reliability(
-  kept: Bool[Array, 'B H W'],
-  trusted: Bool[Array, 'B H W'],
-  reliable: Bool[Array, 'B H W'],
+  kept: PixelMask,
+  trusted: PixelMask,
+  reliable: PixelMask,
   share: Scalar,
   options: SelfTrainingOptions,
 ) -> Float[Array, 'B H W']:

@@ -18,6 +18,7 @@ from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.train import method
+from segcore.types import Images
 from u2pl import contrastive_branch, ema, pseudo_labels
 from u2pl.adapt import (
   losses,
@@ -36,13 +37,9 @@ class State(contrastive_branch.BranchFields, ema.TeacherState):
   Attributes:
     frozen: 'params' and 'batch_stats' of the encoder before step 0; None
       without feature distance.
-    bank: memory bank; None without contrast.
-    prototypes: prototypes of the classes; None without representations.
   """
 
   frozen: Any
-  bank: Any
-  prototypes: Any
 
 
 class StepKeys(NamedTuple):
@@ -102,7 +99,7 @@ class TargetTeacher:
   def teach(
     self,
     state: State,
-    source: Float[Array, 'B H W 3'],
+    source: Images,
     labels: Int[Array, 'B H W'],
     target: batch_lib.Batch,
     keys: StepKeys,
@@ -143,7 +140,7 @@ class TargetTeacher:
     return self.teach_by_entropy(state, source, labels, targets, keys)
 
   def pseudo_label(
-    self, state: State, images: Float[Array, 'B H W 3']
+    self, state: State, images: Images
   ) -> tuple[State, Int[Array, 'B H W'], types.Scalar, dict[str, Array]]:
     """Labels target images by the teacher.
 
@@ -171,7 +168,7 @@ class TargetTeacher:
   def teach_by_entropy(
     self,
     state: State,
-    source: Float[Array, 'B H W 3'],
+    source: Images,
     labels: Int[Array, 'B H W'],
     targets: MixedTargets,
     keys: StepKeys,
@@ -221,11 +218,7 @@ class TargetTeacher:
     )
 
   def mixed_outputs(
-    self,
-    state: State,
-    source: Float[Array, 'B H W 3'],
-    targets: MixedTargets,
-    keys: StepKeys,
+    self, state: State, source: Images, targets: MixedTargets, keys: StepKeys
   ) -> tuple[reused_outputs.JoinedOutputs, State]:
     """Computes entropies, ranks and representations of mixed images.
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
-from segcore import types
+from input_pipeline.batch import Batch
+from segcore.train.method import StepResult
 from u2pl.semi import equalization, equalization_options, equalized_images
 
 
@@ -27,19 +28,12 @@ class AelOptions(equalization_options.EqualizationOptions):
   name: Literal['ael'] = 'ael'
 
 
-@dataclasses.dataclass(frozen=True)
 class Ael(equalization.EqualizedTeacher):
-  """AEL of a student and its EMA teacher.
-
-  Attributes:
-    options: mixing, confidence and teacher.
-  """
+  """AEL of a student and its EMA teacher."""
 
   options: AelOptions
 
-  def train_step(
-    self, state: equalization.State, batch: batch_lib.Batch
-  ) -> tuple[equalization.State, types.Metrics]:
+  def train_step(self, state: equalization.State, batch: Batch) -> StepResult:
     """Runs one step of AEL."""
     rng = jax.random.fold_in(state.rng, state.step)
     teacher_rng, student_rng = jax.random.split(rng)
@@ -55,7 +49,7 @@ class Ael(equalization.EqualizedTeacher):
     return self.update_state(state, batch, inputs, loss)
 
   def teach(
-    self, state: equalization.State, batch: batch_lib.Batch, rng: Array
+    self, state: equalization.State, batch: Batch, rng: Array
   ) -> tuple[equalization.State, equalized_images.StudentInputs]:
     """Mixes images; computes the student's targets by the teacher."""
     paste_rng, box_rng, labeled_rng, unlabeled_rng = jax.random.split(rng, 4)

@@ -14,19 +14,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from input_pipeline.batch import Batch
+from runtime.option_ranges import (
+  CheckedOptions,
+  NonNegative,
+  Positive,
+  UnitInterval,
+)
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
-from segcore.train import train_state
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
 from u2pl import pseudo_labels
 from u2pl.semi import cct_perturbations, losses, method, student
 from u2pl.semi import options as options_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderCounts:
+class DecoderCounts(CheckedOptions):
   """Numbers of perturbed decoders, by what perturbs their features.
 
   Attributes:
@@ -39,17 +46,17 @@ class DecoderCounts:
     vat: adversarial noise.
   """
 
-  dropout: int = 6
-  feature_drop: int = 6
-  noise: int = 6
-  cutout: int = 6
-  context: int = 2
-  object: int = 2
-  vat: int = 2
+  dropout: NonNegative[int] = 6
+  feature_drop: NonNegative[int] = 6
+  noise: NonNegative[int] = 6
+  cutout: NonNegative[int] = 6
+  context: NonNegative[int] = 2
+  object: NonNegative[int] = 2
+  vat: NonNegative[int] = 2
 
   def __post_init__(self):
+    super().__post_init__()
     names = cct_perturbations.KINDS
-    options_check.check_options_in_range(self, *names, least=0)
     if not any(getattr(self, name) for name in names):
       raise ValueError('decoders: expected one perturbed decoder at least')
 
@@ -84,23 +91,17 @@ class CctOptions(options_lib.SystemOptions):
 
   name: Literal['cct'] = 'cct'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  annealing: float = 0.0
+  annealing: UnitInterval = 0.0
   decoders: DecoderCounts = DecoderCounts()
-  vat_xi: float = 0.1
-  vat_epsilon: float = 2.0
-  consistency: float = 30.0
-  ramp_epochs: int = 8
-  weight: float = 1.0
-  warmup_epochs: int = 0
+  vat_xi: Positive[float] = 0.1
+  vat_epsilon: Positive[float] = 2.0
+  consistency: Positive[float] = 30.0
+  ramp_epochs: NonNegative[int] = 8
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   def __post_init__(self):
-    options_check.check_options_positive(
-      self, 'vat_xi', 'vat_epsilon', 'consistency', 'weight'
-    )
-    options_check.check_options_in_range(
-      self, 'ramp_epochs', 'warmup_epochs', least=0
-    )
-    options_check.check_options_in_range(self, 'annealing', least=0, most=1)
+    super().__post_init__()
     if self.annealing and self.supervised.kind != 'ce':
       raise ValueError(
         "annealing: expected 0 with supervised.kind='ohem', as both choose the "
@@ -128,19 +129,12 @@ class CctOptions(options_lib.SystemOptions):
       )
 
 
-@dataclasses.dataclass(frozen=True)
 class Cct(method.SemiSupervised):
-  """Cross-consistency training of one network.
-
-  Attributes:
-    options: decoders, weights and schedules.
-  """
+  """Cross-consistency training of one network."""
 
   options: CctOptions
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of CCT."""
     rng = jax.random.fold_in(state.rng, state.step)
     perturb_rng, labeled_rng, unlabeled_rng = jax.random.split(rng, 3)
@@ -225,7 +219,7 @@ class Cct(method.SemiSupervised):
       results.append(decode(perturbed, own))
     return results
 
-  def consistency_weight(self, state: train_state.TrainState) -> types.Scalar:
+  def consistency_weight(self, state: TrainState) -> types.Scalar:
     """Computes the weight of the consistency, which rises after the warm-up."""
     ramp_steps = self.options.ramp_epochs * self.steps_per_epoch
     share = losses.ramp_up(state.step - self.warmup_steps, ramp_steps)
@@ -234,7 +228,7 @@ class Cct(method.SemiSupervised):
 
   def annealed_loss(
     self,
-    state: train_state.TrainState,
+    state: TrainState,
     outputs: dict[str, Array],
     labels: Int[Array, 'B H W'],
   ) -> types.Scalar:

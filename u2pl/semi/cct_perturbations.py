@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from segcore.models.layers import resize
 from segcore.ops import connected_components
 from segcore.train import update as update_lib
+from segcore.types import Cells, PixelMask
 from u2pl import box_masks
 from u2pl.semi import perturbations
 
@@ -50,7 +51,7 @@ class Foreground(NamedTuple):
     objects: extent of its connected components, [B, P] each.
   """
 
-  mask: Bool[Array, 'B H W']
+  mask: PixelMask
   objects: connected_components.ComponentBoxes
 
 
@@ -96,20 +97,16 @@ def sample_draws(
 
 
 def drop_random_channels(
-  z: Float[Array, 'B h w D'],
-  kept: Bool[Array, 'B D'],
-  foreground: Foreground,
-) -> Float[Array, 'B h w D']:
+  z: Cells, kept: Bool[Array, 'B D'], foreground: Foreground
+) -> Cells:
   """Clears half of the channels of each image, and doubles the others."""
   del foreground
   return perturbations.drop_channels(z, kept, DROPPED)
 
 
 def drop_active_cells(
-  z: Float[Array, 'B h w D'],
-  factor: Float[Array, ''],
-  foreground: Foreground,
-) -> Float[Array, 'B h w D']:
+  z: Cells, factor: Float[Array, ''], foreground: Foreground
+) -> Cells:
   """Clears the cells of an image whose mean over channels is about the largest.
 
   Kept are the cells below γ times the largest mean.
@@ -126,20 +123,16 @@ def drop_active_cells(
 
 
 def add_feature_noise(
-  z: Float[Array, 'B h w D'],
-  noise: Float[Array, 'h w D'],
-  foreground: Foreground,
-) -> Float[Array, 'B h w D']:
+  z: Cells, noise: Float[Array, 'h w D'], foreground: Foreground
+) -> Cells:
   """Multiplies all images by one and the same map 1 + n."""
   del foreground
   return z * (1 + noise)
 
 
 def cut_out_objects(
-  z: Float[Array, 'B h w D'],
-  uniforms: Float[Array, 'B H W 2'],
-  foreground: Foreground,
-) -> Float[Array, 'B h w D']:
+  z: Cells, uniforms: Float[Array, 'B H W 2'], foreground: Foreground
+) -> Cells:
   """Clears a box within the bounding box of each object of the foreground.
 
   Args:
@@ -195,29 +188,25 @@ def object_box_mask(
   return covered[:height, :width] > 0
 
 
-def keep_foreground(
-  z: Float[Array, 'B h w D'], draws: None, foreground: Foreground
-) -> Float[Array, 'B h w D']:
+def keep_foreground(z: Cells, draws: None, foreground: Foreground) -> Cells:
   """Clears the background (the context mask of the authors)."""
   del draws
   return _keep(z, foreground.mask)
 
 
-def keep_background(
-  z: Float[Array, 'B h w D'], draws: None, foreground: Foreground
-) -> Float[Array, 'B h w D']:
+def keep_background(z: Cells, draws: None, foreground: Foreground) -> Cells:
   """Clears the foreground (the object mask of the authors)."""
   del draws
   return _keep(z, ~foreground.mask)
 
 
 def adversarial_noise(
-  decode: Callable[[Float[Array, 'B h w D']], Float[Array, 'B h_out w_out C']],
-  z: Float[Array, 'B h w D'],
-  direction: Float[Array, 'B h w D'],
+  decode: Callable[[Cells], Float[Array, 'B h_out w_out C']],
+  z: Cells,
+  direction: Cells,
   xi: float,
   epsilon: float,
-) -> Float[Array, 'B h w D']:
+) -> Cells:
   """Computes virtual adversarial noise: one step of the power iteration.
 
   d ← direction / |direction|
@@ -239,7 +228,7 @@ def adversarial_noise(
   z = jax.lax.stop_gradient(z)
   target = jax.nn.log_softmax(decode(z))
 
-  def divergence(direction: Float[Array, 'B h w D']) -> Float[Array, '']:
+  def divergence(direction: Cells) -> Float[Array, '']:
     predicted = jax.nn.log_softmax(decode(z + xi * direction))
     return jnp.sum(jnp.exp(target) * (target - predicted)) / len(z)
 
@@ -248,7 +237,7 @@ def adversarial_noise(
 
 
 # All but adversarial noise: functions of map, draws and foreground.
-PERTURBATIONS: Mapping[str, Callable[..., Float[Array, 'B h w D']]] = {
+PERTURBATIONS: Mapping[str, Callable[..., Cells]] = {
   'dropout': drop_random_channels,
   'feature_drop': drop_active_cells,
   'noise': add_feature_noise,
@@ -258,15 +247,13 @@ PERTURBATIONS: Mapping[str, Callable[..., Float[Array, 'B h w D']]] = {
 }
 
 
-def _keep(
-  z: Float[Array, 'B h w D'], kept: Bool[Array, 'B H W']
-) -> Float[Array, 'B h w D']:
+def _keep(z: Cells, kept: PixelMask) -> Cells:
   """Clears the cells whose nearest pixel is not kept."""
   kept = resize.resize_nearest_floor(kept, z.shape[1:3])
   return jnp.where(kept[..., None], z, 0.0)
 
 
-def _l2_normalize_images(x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
+def _l2_normalize_images(x: Cells) -> Cells:
   """Divides each image's map by its norm, to which 1e-8 is added."""
   norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
   return x / (norm + 1e-8)

@@ -7,7 +7,7 @@ parts and different random ones; the first one is evaluated.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import second_crops
-from runtime import options as options_check
+from input_pipeline.batch import Batch
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 from u2pl import box_masks, mixing, pseudo_labels
 from u2pl.semi import losses, method, two_networks
 from u2pl.semi import options as options_lib
@@ -47,18 +49,12 @@ class CpsOptions(options_lib.SystemOptions):
 
   name: Literal['cps'] = 'cps'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  weight: float = 1.5
+  weight: Positive[float] = 1.5
   cutmix: bool = False
   pair: Literal['other', 'self'] = 'other'
-  num_boxes: int = 3
-  group: int = 2
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'weight')
-    options_check.check_options_in_range(self, 'num_boxes', least=1)
-    options_check.check_options_in_range(self, 'group', least=2)
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+  num_boxes: AtLeastOne = 3
+  group: Annotated[int, Range(2)] = 2
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def mixing_group(self) -> int:
@@ -71,19 +67,12 @@ class CpsOptions(options_lib.SystemOptions):
     return self.cutmix and self.pair == 'self'
 
 
-@dataclasses.dataclass(frozen=True)
 class Cps(two_networks.TwoNetworks):
-  """Cross pseudo supervision of two networks.
-
-  Attributes:
-    options: weight, and whether unlabeled images are mixed.
-  """
+  """Cross pseudo supervision of two networks."""
 
   options: CpsOptions
 
-  def train_step(
-    self, state: two_networks.State, batch: batch_lib.Batch
-  ) -> tuple[two_networks.State, types.Metrics]:
+  def train_step(self, state: two_networks.State, batch: Batch) -> StepResult:
     """Runs one step of CPS, or of CPS with CutMix."""
     rng = jax.random.fold_in(state.rng, state.step)
     mixing_rng, label_rng, student_rng = jax.random.split(rng, 3)
@@ -149,7 +138,7 @@ class Cps(two_networks.TwoNetworks):
     return self.update_both(state, gradients, stats), {'loss': total, **terms}
 
   def panel_output(
-    self, state: two_networks.State, batch: batch_lib.Batch, rng: Array
+    self, state: two_networks.State, batch: Batch, rng: Array
   ) -> method.PanelOutput:
     """Computes what panels show: mixed labels of the first network."""
     outputs = [
@@ -162,7 +151,7 @@ class Cps(two_networks.TwoNetworks):
     mixed = self.mix(rng, shown, outputs[-1][1:])
     return method.PanelOutput(weak_labels, *mixed)
 
-  def unlabeled_crops(self, batch: batch_lib.Batch) -> list[batch_lib.Batch]:
+  def unlabeled_crops(self, batch: Batch) -> list[Batch]:
     """Returns the batch and, if it has them, that of the second crops."""
     if not self.options.needs_two_crops:
       return [batch]

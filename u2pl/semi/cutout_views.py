@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import transforms
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, UnitInterval
 from segcore.ops import color_augment, kornia_color
 from segcore.types import ExampleKeys
 from u2pl import box_masks, mixing
@@ -26,8 +26,14 @@ from u2pl import box_masks, mixing
 _MEAN_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
 
 
+# Always changed, without gray images and blur.
+COLORS = color_augment.ColorOptions(
+  jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25
+)
+
+
 @dataclasses.dataclass(frozen=True)
-class CutoutViewOptions:
+class CutoutViewOptions(CheckedOptions):
   """Options of the strong view of unlabeled images.
 
   Attributes:
@@ -37,13 +43,11 @@ class CutoutViewOptions:
       of the image; 0 for none.
   """
 
-  color: color_augment.ColorOptions = color_augment.ColorOptions(
-    jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25
-  )
-  cutout: float = 100 / 513
+  color: color_augment.ColorOptions = COLORS
+  cutout: UnitInterval = 100 / 513
 
   def __post_init__(self):
-    options_lib.check_options_in_range(self, 'cutout', least=0, most=1)
+    super().__post_init__()
     if self.color.gray or self.color.blur or self.color.solarize:
       raise ValueError(
         'color: expected changes of brightness, contrast, saturation and hue '

@@ -4,7 +4,6 @@ Draws by the confidence of classes: `class_confidence`; the arithmetic of
 mixing: `class_mixing`. The source is Hu et al. 2021 (spec of the baselines §1).
 """
 
-import dataclasses
 from typing import Any, ClassVar
 
 import flax.struct
@@ -66,15 +65,11 @@ def read_sampler(state: State) -> samplers.ClassImageSampler:
   )
 
 
-@dataclasses.dataclass(frozen=True)
 class EqualizedTeacher(method.TeacherStudent):
   """Base class of methods that equalize the training of the classes.
 
   Batches have a third stream 'pasted', and the unlabeled one is paired (see
   `paired_stream.PairedStream`).
-
-  Attributes:
-    options: mixing, confidence and teacher.
   """
 
   options: options_lib.EqualizationOptions

@@ -1,8 +1,15 @@
 """Options that AEL and U2PL on AEL share (spec of the baselines §1)."""
 
 import dataclasses
+from typing import ClassVar
 
-from runtime import options as options_check
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  NonNegative,
+  Positive,
+  UnitInterval,
+)
 from u2pl import ema
 from u2pl.semi import options as options_lib
 
@@ -12,7 +19,7 @@ GROUP = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class PasteOptions:
+class PasteOptions(CheckedOptions):
   """Options of adaptive Copy-Paste of labeled images.
 
   Attributes:
@@ -24,14 +31,13 @@ class PasteOptions:
       side of 1 is as probable.
   """
 
-  probability: float = 0.5
-  num_draws: int = 3
+  probability: UnitInterval = 0.5
+  num_draws: AtLeastOne = 3
   excluded: tuple[int, ...] = (0,)
   scales: tuple[float, float] = (0.1, 2.0)
 
   def __post_init__(self):
-    options_check.check_options_in_range(self, 'probability', least=0, most=1)
-    options_check.check_options_in_range(self, 'num_draws', least=1)
+    super().__post_init__()
     low, high = self.scales
     if not 0 < low <= 1 <= high:
       raise ValueError(
@@ -40,7 +46,7 @@ class PasteOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassBoxOptions:
+class ClassBoxOptions(CheckedOptions):
   """Options of adaptive CutMix of unlabeled images.
 
   Attributes:
@@ -49,13 +55,8 @@ class ClassBoxOptions:
     image: least share of an image's area by which it shows a class.
   """
 
-  component: float = 0.005
-  image: float = 0.01
-
-  def __post_init__(self):
-    options_check.check_options_in_range(
-      self, 'component', 'image', least=0, most=1
-    )
+  component: UnitInterval = 0.005
+  image: UnitInterval = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,35 +76,25 @@ class EqualizationOptions(options_lib.SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  has_teacher: ClassVar[bool] = True
+  mixing_group: ClassVar[int] = GROUP
+
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   confidence: float = 0.0
   momentum: float = 0.999
-  gamma: float = 1.0
+  gamma: NonNegative[float] = 1.0
   paste: PasteOptions = PasteOptions()
   boxes: ClassBoxOptions = ClassBoxOptions()
-  reverse: float = 0.0
-  weight: float = 1.0
+  reverse: NonNegative[float] = 0.0
+  weight: Positive[float] = 1.0
   teacher: ema.EmaOptions = ema.EmaOptions(copy_epochs=0)
-  warmup_epochs: int = 0
+  warmup_epochs: NonNegative[int] = 0
 
   def __post_init__(self):
+    super().__post_init__()
     for name in ('confidence', 'momentum'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f'{name}: expected [0, 1), got {getattr(self, name)}')
-    options_check.check_options_in_range(
-      self, 'gamma', 'reverse', 'warmup_epochs', least=0
-    )
-    options_check.check_options_positive(self, 'weight')
-
-  @property
-  def has_teacher(self) -> bool:
-    """Returns True: the teacher is reported."""
-    return True
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return GROUP
 
   @property
   def paste_scales(self) -> tuple[float, float]:

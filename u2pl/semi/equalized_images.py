@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from input_pipeline import batch as batch_lib
 from segcore import types
 from segcore.ops import losses
+from segcore.types import PixelLabels, PixelMask
 from u2pl import pseudo_labels
 from u2pl.semi import equalization_options
 
@@ -23,9 +24,9 @@ class Targets(NamedTuple):
     counted: pixels without ignored padding.
   """
 
-  labels: Int[Array, 'B H W']
+  labels: PixelLabels
   probability: Float[Array, 'B H W']
-  counted: Bool[Array, 'B H W']
+  counted: PixelMask
 
 
 class MixedBoxes(NamedTuple):
@@ -36,7 +37,7 @@ class MixedBoxes(NamedTuple):
     of_component: whether a box is that of a component of the drawn class.
   """
 
-  masks: Bool[Array, 'B H W']
+  masks: PixelMask
   of_component: Bool[Array, 'B']
 
   def paste(
@@ -72,11 +73,11 @@ class StudentInputs(NamedTuple):
   """
 
   labeled: Float[Array, 'B H W 3']
-  labels: Int[Array, 'B H W']
+  labels: PixelLabels
   labeled_targets: Targets
   mixed: Float[Array, 'N H W 3']
   targets: Targets
-  predicted: Int[Array, 'B H W']
+  predicted: PixelLabels
   boxes: MixedBoxes
 
 
@@ -109,8 +110,8 @@ class StudentPass(NamedTuple):
 
 def teacher_targets(
   scores: Float[Array, 'B H W C'],
-  labels: Int[Array, 'B H W'],
-  counted: Bool[Array, 'B H W'],
+  labels: PixelLabels,
+  counted: PixelMask,
   confidence: float,
 ) -> Targets:
   """Builds targets of the student.
@@ -137,12 +138,12 @@ def upsample(
   return pseudo_labels.upsample_teacher_scores(logits, pixels.shape[1:])
 
 
-def hard_labels(scores: Float[Array, 'B H W C']) -> Int[Array, 'B H W']:
+def hard_labels(scores: Float[Array, 'B H W C']) -> PixelLabels:
   """Returns the class of the largest score of each pixel."""
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
-def known_pixels(batch: batch_lib.Batch) -> Bool[Array, 'B H W']:
+def known_pixels(batch: batch_lib.Batch) -> PixelMask:
   """Returns the pixels of unlabeled images without ignored padding."""
   unlabeled = batch['unlabeled']
   shape = unlabeled['image'].shape[:3]
@@ -150,7 +151,7 @@ def known_pixels(batch: batch_lib.Batch) -> Bool[Array, 'B H W']:
 
 
 def drawn_images(
-  predicted: Int[Array, 'B H W'], batch: batch_lib.Batch
+  predicted: PixelLabels, batch: batch_lib.Batch
 ) -> tuple[Int[Array, 'N H W'], Int[Array, 'N']]:
   """Returns the second image of each pair, which boxes are taken from.
 

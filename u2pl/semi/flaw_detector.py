@@ -9,7 +9,7 @@ Semi-Supervised Learning" (GCT).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from runtime.option_ranges import AtLeastOne, CheckedOptions, Positive, Range
 from segcore import types
 from segcore.models.encoders import resnet
 from segcore.models.layers import norm, resize
@@ -126,7 +126,7 @@ class SplitNorm(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectorOptions:
+class DetectorOptions(CheckedOptions):
   """Options of the flaw detector.
 
   Attributes:
@@ -140,17 +140,12 @@ class DetectorOptions:
       their update, for which they are applied again, or before it.
   """
 
-  width: int = 64
-  num_levels: int = 4
-  learning_rate: float = 1e-4
+  width: Annotated[int, Range(2)] = 64
+  num_levels: AtLeastOne = 4
+  learning_rate: Positive[float] = 1e-4
   schedule: Literal['poly', 'constant'] = 'poly'
-  weight: float = 10.0
+  weight: Positive[float] = 10.0
   after_update: bool = False
-
-  def __post_init__(self):
-    options_check.check_options_in_range(self, 'width', least=2)
-    options_check.check_options_in_range(self, 'num_levels', least=1)
-    options_check.check_options_positive(self, 'learning_rate', 'weight')
 
 
 @dataclasses.dataclass(frozen=True)

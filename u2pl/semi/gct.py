@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from input_pipeline.batch import Batch
+from runtime.option_ranges import NonNegative, Positive, UnitInterval
 from segcore import types
 from segcore.ops import losses as pixel_losses
+from segcore.train.method import StepResult
 from u2pl import pseudo_labels
 from u2pl.semi import (
   flaw_detector,
@@ -48,20 +50,13 @@ class GctOptions(options_lib.SystemOptions):
   name: Literal['gct'] = 'gct'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   detector: flaw_detector.DetectorOptions = flaw_detector.DetectorOptions()
-  threshold: float = 0.6
-  correction: float = 1.0
-  consistency: float = 100.0
-  ramp_epochs: int = 5
+  threshold: UnitInterval = 0.6
+  correction: NonNegative[float] = 1.0
+  consistency: NonNegative[float] = 100.0
+  ramp_epochs: NonNegative[int] = 5
   joint: bool = True
-  weight: float = 1.0
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_in_range(self, 'threshold', least=0, most=1)
-    options_check.check_options_in_range(
-      self, 'correction', 'consistency', 'ramp_epochs', 'warmup_epochs', least=0
-    )
-    options_check.check_options_positive(self, 'weight')
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def follows_num_steps(self) -> bool:
@@ -91,13 +86,8 @@ class State(two_networks.State):
   detector: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class Gct(two_networks.TwoNetworks):
-  """Guided collaborative training of two networks.
-
-  Attributes:
-    options: flaw detector, weights and schedules.
-  """
+  """Guided collaborative training of two networks."""
 
   options: GctOptions
 
@@ -112,9 +102,7 @@ class Gct(two_networks.TwoNetworks):
     )
     return State(**vars(both), detector=detector)
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: Batch) -> StepResult:
     """Runs one step of GCT."""
     rng = jax.random.fold_in(state.rng, state.step)
     step_rng, again_rng = jax.random.split(rng)
@@ -146,7 +134,7 @@ class Gct(two_networks.TwoNetworks):
     self,
     params: tuple[types.Params, types.Params],
     state: State,
-    batch: batch_lib.Batch,
+    batch: Batch,
     rng: Array,
   ) -> tuple[types.Scalar, tuple[types.Metrics, Any, Any]]:
     """Computes the losses of both networks.
@@ -204,7 +192,7 @@ class Gct(two_networks.TwoNetworks):
     self,
     params: tuple[types.Params, types.Params],
     batch_stats: tuple[types.Params, types.Params],
-    batch: batch_lib.Batch,
+    batch: Batch,
     rng: Array,
   ) -> tuple[
     list[dict[str, Array]],

@@ -4,7 +4,6 @@ One method with switches: without contrast it is Mean Teacher, CutMix or
 ClassMix; without consistency it is supervised training.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,10 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
-from segcore.ops import color_augment
+from segcore.ops import color_augment, photometric_distortion
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 from u2pl import contrastive_branch, ema, mixing, pseudo_labels
 from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib
@@ -25,15 +26,7 @@ from u2pl.semi import options as options_lib
 
 @flax.struct.dataclass
 class State(contrastive_branch.BranchFields, ema.TeacherState):
-  """Training state of student, EMA teacher and contrastive branch.
-
-  Attributes:
-    bank: memory bank; None without contrast.
-    prototypes: prototypes of the classes; None without representations.
-  """
-
-  bank: Any
-  prototypes: Any
+  """Training state of student, EMA teacher and contrastive branch."""
 
 
 class TeacherOutput(NamedTuple):
@@ -96,15 +89,11 @@ class StudentTargets:
   scalars: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class MeanTeacher(method.TeacherStudent):
   """Semi-supervised training of a student by its EMA teacher.
 
   The segmenter has a head `rep`, too, with contrast or denoising. Without
   consistency batches are plain labeled ones.
-
-  Attributes:
-    options: losses, teacher and contrastive branch.
   """
 
   options: options_lib.LearnOptions
@@ -123,9 +112,7 @@ class MeanTeacher(method.TeacherStudent):
       prototypes=branch and branch.prototypes,
     )
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: Batch) -> StepResult:
     """Runs one step of U2PL or U2PL+.
 
     In the warm-up the labeled images take the place of the strong view, without
@@ -136,7 +123,7 @@ class MeanTeacher(method.TeacherStudent):
     step = functools.partial(student.student_step, self.segmenter, self.update)
     heads = options.student_heads
     if not options.consistency:
-      images = batch_lib.batch_images_to_symmetric(batch['image'])
+      images = _labeled_images(batch, targets_rng, options.distortion)
       loss = functools.partial(self.supervised_loss, labels=batch['label'])
       return step(state, images, heads, lambda x: (loss(x), {}), student_rng)
 
@@ -183,7 +170,7 @@ class MeanTeacher(method.TeacherStudent):
     return after, {**metrics, **targets.scalars}
 
   def teach(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: State, batch: Batch, rng: Array
   ) -> tuple[State, StudentTargets]:
     """Computes the student's targets; updates bank, prototypes, statistics."""
     output_rng, draw_rng = jax.random.split(rng)
@@ -218,7 +205,7 @@ class MeanTeacher(method.TeacherStudent):
     )
 
   def teacher_output(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: State, batch: Batch, rng: Array
   ) -> tuple[State, TeacherOutput]:
     """Runs the teacher on unlabeled images, then on their strong view (§3.2).
 
@@ -269,7 +256,7 @@ class MeanTeacher(method.TeacherStudent):
   def strong_view_output(
     self,
     state: State,
-    batch: batch_lib.Batch,
+    batch: Batch,
     strong: Float[Array, 'B H W 3'],
     rng: Array,
   ) -> tuple[State, dict[str, Array], Float[Array, 'B H W']]:
@@ -291,7 +278,7 @@ class MeanTeacher(method.TeacherStudent):
     return state, outputs, pseudo_labels.pixel_entropy(logits)
 
   def panel_output(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: State, batch: Batch, rng: Array
   ) -> method.PanelOutput:
     """Computes what panels show: gray labels are unreliable."""
     _, output = self.teacher_output(state, batch, rng)
@@ -324,7 +311,7 @@ class MeanTeacher(method.TeacherStudent):
     return jnp.argmax(scores, axis=-1).astype(jnp.int32), logits
 
   def warm_up(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: State, batch: Batch, rng: Array
   ) -> tuple[State, StudentTargets]:
     """Updates the teacher's statistics; returns targets without a label."""
     images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
@@ -344,10 +331,23 @@ class MeanTeacher(method.TeacherStudent):
     )
 
 
+def _labeled_images(
+  batch: batch_lib.Batch,
+  rng: Array,
+  distortion: photometric_distortion.DistortionOptions | None,
+) -> Float[Array, 'B H W 3']:
+  """Returns the images of a labeled batch, distorted where it is chosen."""
+  images = batch_lib.batch_images_to_symmetric(batch['image'])
+  if distortion is None:
+    return images
+  keys = update_lib.row_prng_keys(rng, len(images))
+  return photometric_distortion.distort_images(images, keys, distortion)
+
+
 def _confidence_maps(
   logits: Float[Array, 'B H W C'],
   labels: Int[Array, 'B H W'],
-  batch: batch_lib.Batch,
+  batch: Batch,
   confidence: float,
 ) -> dict[str, Array]:
   """Returns the maps of `TeacherOutput` that a least confidence needs."""
@@ -386,7 +386,7 @@ def _pixel_masks(
 
 
 def pseudo_label_scalars(
-  batch: batch_lib.Batch, output: TeacherOutput
+  batch: Batch, output: TeacherOutput
 ) -> dict[str, types.Scalar]:
   """Computes scalars to log about the pseudo-labels."""
   num_kept = jnp.sum(output.kept, dtype=jnp.float32)

@@ -40,7 +40,7 @@ class SemiSupervised:
   Attributes:
     segmenter: network; every network of the method has its architecture.
     update: optimizer step.
-    options: options of the method.
+    options: options of the method; a subclass annotates their class.
     num_classes: number C of classes.
     steps_per_epoch: number of steps that read all unlabeled images once.
     class_weights: weight of each class in the supervised loss; None for equal

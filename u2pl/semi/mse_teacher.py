@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
-from segcore import types
+from input_pipeline.batch import Batch
+from runtime.option_ranges import NonNegative, Positive
+from segcore.train.method import StepResult
 from u2pl import ema, pseudo_labels
 from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib
@@ -34,29 +35,18 @@ class MseTeacherOptions(options_lib.SystemOptions):
 
   name: Literal['mt_mse'] = 'mt_mse'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  consistency: float = 100.0
-  weight: float = 1.0
+  consistency: Positive[float] = 100.0
+  weight: Positive[float] = 1.0
   teacher: ema.ConstantEmaOptions = ema.ConstantEmaOptions()
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'consistency', 'weight')
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+  warmup_epochs: NonNegative[int] = 0
 
 
-@dataclasses.dataclass(frozen=True)
 class MseTeacher(method.TeacherStudent):
-  """Student that learns the probabilities of its EMA teacher.
-
-  Attributes:
-    options: weight and teacher.
-  """
+  """Student that learns the probabilities of its EMA teacher."""
 
   options: MseTeacherOptions
 
-  def train_step(
-    self, state: ema.TeacherState, batch: batch_lib.Batch
-  ) -> tuple[ema.TeacherState, types.Metrics]:
+  def train_step(self, state: ema.TeacherState, batch: Batch) -> StepResult:
     """Runs one step, with the same images for student and teacher."""
     rng = jax.random.fold_in(state.rng, state.step)
     rngs = jax.random.split(rng, 4)

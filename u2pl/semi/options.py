@@ -5,16 +5,16 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore.ops import class_weights as class_weights_lib
-from segcore.ops import color_augment
+from segcore.ops import color_augment, photometric_distortion
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, ema, pseudo_labels
 from u2pl import mixing as mixing_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedOptions:
+class SupervisedOptions(CheckedOptions):
   """Options of the loss on labeled images.
 
   Attributes:
@@ -25,21 +25,19 @@ class SupervisedOptions:
     kept_per_image: least number of pixels that 'ohem' keeps, per image of the
       global batch.
     auxiliary: weight of the same loss on the head `aux`; 0 for no such head.
+    align_corners: whether logits are upsampled to the labels with corners on
+      corners, as the authors of U2PL do; else with half-pixel centers.
     class_weights: weights of the classes, from the labeled images.
   """
 
   kind: Literal['ce', 'ohem'] = 'ce'
-  threshold: float = 0.7
-  kept_per_image: int = 50_000
-  auxiliary: float = 0.0
+  threshold: NonNegative[float] = 0.7
+  kept_per_image: NonNegative[int] = 50_000
+  auxiliary: NonNegative[float] = 0.0
+  align_corners: bool = True
   class_weights: class_weights_lib.LossClassWeightOptions = (
     class_weights_lib.LossClassWeightOptions()
   )
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'threshold', 'kept_per_image', 'auxiliary', least=0
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,68 +82,46 @@ class ConsistencyOptions:
       )
 
 
-class SystemOptions:
+class SystemOptions(CheckedOptions):
   """Base class of the options of a system: what a training stage reads of them.
 
   A subclass is a dataclass with the two fields below. All but `LearnOptions`
   have a field `name`, a Literal, by which a config selects them.
 
   Attributes:
+    group_path: field with the number of images of a group, for messages.
+    reads_unlabeled: whether batches have a stream of unlabeled images.
+    has_teacher: whether the state has an EMA teacher, which is reported.
+    mixing_group: number of consecutive images mixed with each other.
+    paste_scales: factors by which second labeled images are resized; None
+      without them, and with unlabeled images that are not paired.
+    needs_representations: whether the network needs a head `rep`.
+    follows_num_steps: whether the losses depend on the training's length.
+    needs_two_crops: whether batches have two crops of each unlabeled image.
+    includes_labeled: whether the labeled images are among the unlabeled ones,
+      too; a field of some systems.
     supervised: loss on labeled images.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
-  # Field with the number of images of a group, for messages.
+  # What a system with other values overrides, be it by a property.
   group_path: ClassVar[str] = 'group'
+  reads_unlabeled: ClassVar[bool] = True
+  has_teacher: ClassVar[bool] = False
+  mixing_group: ClassVar[int] = 1
+  paste_scales: ClassVar[tuple[float, float] | None] = None
+  needs_representations: ClassVar[bool] = False
+  follows_num_steps: ClassVar[bool] = False
+  needs_two_crops: ClassVar[bool] = False
+  includes_labeled: ClassVar[bool] = False
 
   supervised: SupervisedOptions
   warmup_epochs: int
-  # Whether the labeled images are among the unlabeled ones, too. Some systems
-  # have it as a field.
-  includes_labeled: bool = False
-
-  @property
-  def reads_unlabeled(self) -> bool:
-    """Returns whether batches have a stream of unlabeled images."""
-    return True
-
-  @property
-  def has_teacher(self) -> bool:
-    """Returns whether the state has an EMA teacher, which is reported."""
-    return False
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return 1
-
-  @property
-  def paste_scales(self) -> tuple[float, float] | None:
-    """Returns by which factors second labeled images are resized.
-
-    None without second images, and with unlabeled images that are not paired.
-    """
-    return None
-
-  @property
-  def needs_two_crops(self) -> bool:
-    """Returns whether batches have two crops of each unlabeled image."""
-    return False
 
   @property
   def full_loss_epoch(self) -> int:
     """Returns the epoch from which on all terms of the loss are computed."""
     return self.warmup_epochs
-
-  @property
-  def needs_representations(self) -> bool:
-    """Returns whether the network needs a head `rep`."""
-    return False
-
-  @property
-  def follows_num_steps(self) -> bool:
-    """Returns whether the losses depend on the length of the training."""
-    return False
 
   @property
   def student_heads(self) -> tuple[str, ...]:
@@ -215,6 +191,8 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
       step, as U2PL does.
     teacher: EMA teacher.
     warmup_epochs: epochs of the supervised loss alone, at the start.
+    distortion: photometric distortion of labeled images; None for none.
+      Requires training on labels alone.
   """
 
   group_path: ClassVar[str] = 'consistency.mixing.group'
@@ -226,9 +204,15 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
   prototype_momentum: float = 0.0
   teacher: ema.EmaOptions = ema.EmaOptions()
   warmup_epochs: int = 1
+  distortion: photometric_distortion.DistortionOptions | None = None
 
   def __post_init__(self):
     self.check_branch('consistency')
+    if self.distortion and self.consistency:
+      raise ValueError(
+        'distortion: expected None with consistency, whose strong view has '
+        'colors of its own'
+      )
     if self.warmup_epochs < 0:
       raise ValueError(
         f'warmup_epochs: expected 0 or more, got {self.warmup_epochs}'

@@ -9,22 +9,25 @@ negatives of other images whose pseudo-label differs. All that is marked with
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from input_pipeline.batch import Batch
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
 from u2pl import pseudo_labels
 from u2pl.semi import cutout_views, losses, method, student
 from u2pl.semi import options as options_lib
+
+CellFeatures = Float[Array, 'B N D']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,31 +49,19 @@ class Pc2SegOptions(options_lib.SystemOptions):
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
+  needs_representations: ClassVar[bool] = True
+
   name: Literal['pc2seg'] = 'pc2seg'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
-  consistency: float = 1.0
-  contrast: float = 0.1
-  temperature: float = 0.1
-  num_cells: int = 64
-  num_negatives: int = 200
+  consistency: NonNegative[float] = 1.0
+  contrast: NonNegative[float] = 0.1
+  temperature: Positive[float] = 0.1
+  num_cells: AtLeastOne = 64
+  num_negatives: AtLeastOne = 200
   includes_labeled: bool = False
-  weight: float = 1.0
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'temperature', 'weight')
-    options_check.check_options_in_range(
-      self, 'consistency', 'contrast', 'warmup_epochs', least=0
-    )
-    options_check.check_options_in_range(
-      self, 'num_cells', 'num_negatives', least=1
-    )
-
-  @property
-  def needs_representations(self) -> bool:
-    """Returns True: the features are those of the head `rep`."""
-    return True
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   @property
   def student_heads(self) -> tuple[str, ...]:
@@ -90,19 +81,12 @@ class Cells(NamedTuple):
   usable: Bool[Array, 'B N']
 
 
-@dataclasses.dataclass(frozen=True)
 class Pc2Seg(method.SemiSupervised):
-  """Consistency of labels and features between two views.
-
-  Attributes:
-    options: views, weights and negatives.
-  """
+  """Consistency of labels and features between two views."""
 
   options: Pc2SegOptions
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of the PC2Seg-like system."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, cell_rng, *pass_rngs = jax.random.split(rng, 5)
@@ -241,8 +225,8 @@ def choose_negatives(
 
 
 def info_nce(
-  anchors: Float[Array, 'B N D'],
-  positives: Float[Array, 'B N D'],
+  anchors: CellFeatures,
+  positives: CellFeatures,
   negatives: Int[Array, 'B N K'],
   usable: Bool[Array, 'B N K'],
   temperature: float,

@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from input_pipeline import batch as batch_lib
-from runtime import options as options_check
+from input_pipeline.batch import Batch
+from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models import features as features_lib
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
-from segcore.train import train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
+from segcore.types import Images, PixelMask
 from u2pl.semi import cutout_views, grad_cam, losses, method, student
 from u2pl.semi import options as options_lib
 
@@ -46,17 +48,12 @@ class PseudoSegOptions(options_lib.SystemOptions):
   name: Literal['pseudoseg'] = 'pseudoseg'
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
-  attention_width: int = 128
+  attention_width: AtLeastOne = 128
   scale: Literal['batch', 'pixel'] = 'batch'
-  temperature: float = 0.5
+  temperature: Positive[float] = 0.5
   includes_labeled: bool = False
-  weight: float = 1.0
-  warmup_epochs: int = 0
-
-  def __post_init__(self):
-    options_check.check_options_positive(self, 'temperature', 'weight')
-    options_check.check_options_in_range(self, 'attention_width', least=1)
-    options_check.check_options_in_range(self, 'warmup_epochs', least=0)
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   def further_heads(
     self, num_classes: int, logits: nn.Module
@@ -76,19 +73,12 @@ class PseudoSegOptions(options_lib.SystemOptions):
       )
 
 
-@dataclasses.dataclass(frozen=True)
 class PseudoSeg(method.SemiSupervised):
-  """PseudoSeg of one network, without a teacher.
-
-  Attributes:
-    options: views, fusion and weight.
-  """
+  """PseudoSeg of one network, without a teacher."""
 
   options: PseudoSegOptions
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of PseudoSeg."""
     rng = jax.random.fold_in(state.rng, state.step)
     view_rng, weak_rng, strong_rng, labeled_rng = jax.random.split(rng, 4)
@@ -131,11 +121,7 @@ class PseudoSeg(method.SemiSupervised):
     return student.gradient_step(self.update, state, loss)
 
   def pseudo_label(
-    self,
-    state: train_state.TrainState,
-    weak: Float[Array, 'B H W 3'],
-    known: Bool[Array, 'B H W'],
-    rng: Array,
+    self, state: TrainState, weak: Images, known: PixelMask, rng: Array
   ) -> tuple[Float[Array, 'B h w C'], types.Params]:
     """Computes soft pseudo-labels on the decoder's grid, without a gradient.
 
@@ -175,10 +161,10 @@ def soft_cross_entropy(
 
 def _labeled_outputs(
   network: segmenter_lib.Segmenter,
-  images: Float[Array, 'B H W 3'],
+  images: Images,
   heads: tuple[str, ...],
   tags: Bool[Array, 'B C_tags'],
-  valid: Bool[Array, 'B H W'],
+  valid: PixelMask,
 ) -> dict[str, Array]:
   """Computes heads, tags and self-attention of true tags, in training mode."""
   features = network.features(images, train=True)
@@ -190,9 +176,7 @@ def _labeled_outputs(
 
 
 def _weak_attention(
-  network: segmenter_lib.Segmenter,
-  images: Float[Array, 'B H W 3'],
-  valid: Bool[Array, 'B H W'],
+  network: segmenter_lib.Segmenter, images: Images, valid: PixelMask
 ) -> Float[Array, 'B h w C']:
   """Computes self-attention of predicted tags, encoder in evaluation mode."""
   features = network.features(images, decode=False)
@@ -205,7 +189,7 @@ def _attend(
   network: segmenter_lib.Segmenter,
   features: dict[str, features_lib.Features],
   tags: Bool[Array, 'B C_tags'],
-  valid: Bool[Array, 'B H W'],
+  valid: PixelMask,
 ) -> Float[Array, 'B h w C']:
   """Computes the logits of the self-attention, in training mode."""
   maps = network.head_map('attention', features)

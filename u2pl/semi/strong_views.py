@@ -13,29 +13,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  NonNegative,
+  Positive,
+)
 from segcore import types
 from segcore.ops import color_augment, losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
-from u2pl.semi import method
+from u2pl.semi import cutout_views, method
 from u2pl.semi import options as system_options
 
 # Probabilities and strengths of both versions.
-COLORS = color_augment.ColorOptions(
-  jitter=0.8,
-  brightness=0.5,
-  contrast=0.5,
-  saturation=0.5,
-  hue=0.25,
-  gray=0.2,
-  blur=0.5,
+COLORS = dataclasses.replace(
+  cutout_views.COLORS, jitter=0.8, gray=0.2, blur=0.5
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewOptions:
+class ViewOptions(CheckedOptions):
   """Options of the strong views of unlabeled images.
 
   Attributes:
@@ -47,10 +46,7 @@ class ViewOptions:
 
   color: color_augment.ColorOptions = COLORS
   boxes: box_masks.BoxOptions = box_masks.BoxOptions()
-  group: int = 2
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'group', least=1)
+  group: AtLeastOne = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +68,13 @@ class StrongViewSystemOptions(system_options.SystemOptions):
   )
   confidence: float = 0.95
   views: ViewOptions = ViewOptions()
-  weight: float = 1.0
-  warmup_epochs: int = 0
+  weight: Positive[float] = 1.0
+  warmup_epochs: NonNegative[int] = 0
 
   def __post_init__(self):
+    super().__post_init__()
     if not 0 <= self.confidence < 1:
       raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
-    options_lib.check_options_in_range(self, 'warmup_epochs', least=0)
-    options_lib.check_options_positive(self, 'weight')
 
   @property
   def mixing_group(self) -> int:

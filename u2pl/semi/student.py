@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
+from segcore.types import Images
 
 # Outputs by head -> total loss, terms to log.
 Loss = Callable[[dict[str, Array]], tuple[types.Scalar, types.Metrics]]
@@ -19,7 +20,7 @@ def student_step(
   segmenter: segmenter_lib.Segmenter,
   update: update_lib.Update,
   state: train_state.TrainState,
-  images: Float[Array, 'B H W 3'],
+  images: Images,
   heads: tuple[str, ...],
   loss: Loss,
   rng: Array,

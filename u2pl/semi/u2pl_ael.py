@@ -8,7 +8,7 @@ momentum prototypes it is U2PL+ on AEL.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
+from segcore.train.method import StepResult
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, pseudo_labels
 from u2pl.semi import equalization, equalization_options, equalized_images
@@ -46,6 +48,8 @@ class U2plAelOptions(
       distances of 'raw' or of L2-normalized ('l2') representations.
   """
 
+  needs_representations: ClassVar[bool] = True
+
   name: Literal['u2pl_ael'] = 'u2pl_ael'
   contrast: contrast_lib.ContrastOptions = contrast_lib.ContrastOptions()
   partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
@@ -66,11 +70,6 @@ class U2plAelOptions(
         'contrast.anchor_entropy: expected paper, as entropy_drop chooses the '
         f'anchors, got {self.contrast.anchor_entropy}'
       )
-
-  @property
-  def needs_representations(self) -> bool:
-    """Returns True: the network has a head `rep`."""
-    return True
 
   @property
   def follows_num_steps(self) -> bool:
@@ -102,15 +101,7 @@ class U2plAelOptions(
 
 @flax.struct.dataclass
 class State(contrastive_branch.BranchFields, equalization.State):
-  """Training state of AEL with a contrastive branch.
-
-  Attributes:
-    bank: memory bank.
-    prototypes: prototypes of the classes.
-  """
-
-  bank: Any
-  prototypes: Any
+  """Training state of AEL with a contrastive branch."""
 
 
 class EntropySets(NamedTuple):
@@ -162,13 +153,8 @@ def split_by_entropy(
   )
 
 
-@dataclasses.dataclass(frozen=True)
 class U2plAel(equalization.EqualizedTeacher):
-  """U2PL on AEL, of a student and its EMA teacher.
-
-  Attributes:
-    options: those of AEL, and of the contrastive branch.
-  """
+  """U2PL on AEL, of a student and its EMA teacher."""
 
   options: U2plAelOptions
 
@@ -179,9 +165,7 @@ class U2plAel(equalization.EqualizedTeacher):
     fresh = super().init(rng, batch_spec, loaded)
     return State(**vars(fresh), **vars(self.branch.init()))
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: Batch) -> StepResult:
     """Runs one step of U2PL on AEL."""
     rng = jax.random.fold_in(state.rng, state.step)
     teacher_rng, student_rng = jax.random.split(rng)
@@ -205,7 +189,7 @@ class U2plAel(equalization.EqualizedTeacher):
     return after, {**metrics, **self.branch.scalars(after.branch, contrastive)}
 
   def teach(
-    self, state: State, batch: batch_lib.Batch, rng: Array
+    self, state: State, batch: Batch, rng: Array
   ) -> tuple[
     State, equalized_images.StudentInputs, contrastive_branch.ContrastiveTargets
   ]:

@@ -10,9 +10,10 @@ from typing import Literal
 import jax
 
 from input_pipeline import batch as batch_lib
-from runtime import options as options_check
-from segcore import types
-from segcore.train import train_state
+from input_pipeline.batch import Batch
+from runtime.option_ranges import NonNegative
+from segcore.train.method import StepResult
+from segcore.train.train_state import TrainState
 from u2pl.semi import losses, method, perturbations, strong_views, student
 
 
@@ -28,8 +29,8 @@ class UniMatchOptions(strong_views.StrongViewSystemOptions):
   """
 
   name: Literal['unimatch'] = 'unimatch'
-  strong_weight: float = 0.25
-  feature_weight: float = 0.5
+  strong_weight: NonNegative[float] = 0.25
+  feature_weight: NonNegative[float] = 0.5
   dropout_rate: float = 0.5
 
   def __post_init__(self):
@@ -38,26 +39,16 @@ class UniMatchOptions(strong_views.StrongViewSystemOptions):
       raise ValueError(
         f'dropout_rate: expected [0, 1), got {self.dropout_rate}'
       )
-    options_check.check_options_in_range(
-      self, 'strong_weight', 'feature_weight', least=0
-    )
 
 
-@dataclasses.dataclass(frozen=True)
 class UniMatch(method.SemiSupervised):
-  """UniMatch of one network.
-
-  Attributes:
-    options: confidence, views and weights.
-  """
+  """UniMatch of one network."""
 
   options: UniMatchOptions
 
   panel_output = strong_views.panel_output
 
-  def train_step(
-    self, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of UniMatch."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, weak_rng, strong_rng = jax.random.split(rng, 4)

@@ -5,12 +5,13 @@ Semantic Segmentation", of any encoder.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 
 from input_pipeline import batch as batch_lib
-from segcore import types
+from input_pipeline.batch import Batch
+from segcore.train.method import StepResult
 from u2pl import ema
 from u2pl.semi import method, perturbations, strong_views, student
 
@@ -23,6 +24,8 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
     name: 'unimatch_v2'.
     teacher: EMA teacher; its batch statistics are averaged, too.
   """
+
+  has_teacher: ClassVar[bool] = True
 
   name: Literal['unimatch_v2'] = 'unimatch_v2'
   teacher: ema.EmaOptions = ema.EmaOptions(
@@ -37,27 +40,15 @@ class UniMatchV2Options(strong_views.StrongViewSystemOptions):
         "pass in training mode, got 'own'"
       )
 
-  @property
-  def has_teacher(self) -> bool:
-    """Returns True: the teacher is reported."""
-    return True
 
-
-@dataclasses.dataclass(frozen=True)
 class UniMatchV2(method.TeacherStudent):
-  """UniMatch V2 of a student and its EMA teacher.
-
-  Attributes:
-    options: confidence, views and teacher.
-  """
+  """UniMatch V2 of a student and its EMA teacher."""
 
   options: UniMatchV2Options
 
   panel_output = strong_views.panel_output
 
-  def train_step(
-    self, state: ema.TeacherState, batch: batch_lib.Batch
-  ) -> tuple[ema.TeacherState, types.Metrics]:
+  def train_step(self, state: ema.TeacherState, batch: Batch) -> StepResult:
     """Runs one step of UniMatch V2."""
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     view_rng, drop_rng, labeled_rng, strong_rng = jax.random.split(rng, 4)

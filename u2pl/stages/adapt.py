@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, samplers
+from input_pipeline import samplers
 from input_pipeline.sources import fingerprints
 from runtime import console, errors
 from segcore import types
@@ -31,17 +31,15 @@ SOURCE, TARGET = 'source', 'target'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TargetOptions:
+class TargetOptions(data_lib.Images):
   """Images of the target domain; their labels are not trained on.
 
+  The data set has the classes of the source.
+
   Attributes:
-    data: data set with the classes of the source.
-    split: name of the split that is adapted to.
     crop: name and fields of a crop, of the size of the source's.
   """
 
-  data: datasets.DataOptions
-  split: str = 'train'
   crop: Mapping[str, Any]
 
 
@@ -80,25 +78,14 @@ class AdaptOptions(data_lib.LabeledData):
         'that are mixed, weights and the bank need the whole batch'
       )
     learn = self.learn
-    if learn.needs_representations and (
-      learn.start_step >= self.recipe.num_steps
-    ):
-      raise ValueError(
-        f'learn.start_step: expected fewer than the {self.recipe.num_steps} '
-        f'steps in all, got {learn.start_step}'
-      )
+    if learn.needs_representations:
+      base.check_first_step('start_step', learn.start_step, self.recipe)
 
   @property
   def evaluated(self) -> data_lib.LabeledData:
-    """Returns the target's data with the masks of its validation split.
-
-    Labels of the split that is adapted to are not needed.
-    """
-    return data_lib.LabeledData(
-      data=self.target.data,
-      split=self.val_split,
-      val_split=self.val_split,
-      follow=self.follow,
+    """Returns the target's validation splits, the only ones with masks."""
+    return data_lib.LabeledData.of_validation(
+      self.target.data, self.val_split, self.follow
     )
 
 
@@ -133,11 +120,9 @@ class AdaptStage(base.ClassStage):
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
-    read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
-    if block.learn.self_training:
-      target = block.target
-      read.append(experiment_stage.SplitInput(target.data, target.split))
-    return experiment_stage.Inputs(tuple(read), block.start)
+    return self.labeled_inputs(
+      block.target if block.learn.self_training else None
+    )
 
   def check_data(self) -> None:
     """Refuses leaking images, and domains of different classes."""

@@ -6,7 +6,28 @@ from input_pipeline import datasets
 from runtime import files
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
+from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+
+def check_first_step(
+  name: str, step: int, recipe: update_lib.RecipeOptions
+) -> None:
+  """Checks that losses begin before the training ends.
+
+  Args:
+    name: field of `learn` with their first step.
+    step: value of this field.
+    recipe: number of steps.
+
+  Raises:
+    ValueError: they do not.
+  """
+  if step >= recipe.num_steps:
+    raise ValueError(
+      f'learn.{name}: expected fewer than the {recipe.num_steps} steps in all, '
+      f'got {step}'
+    )
 
 
 class ClassStage(experiment_stage.TrainingStage):
@@ -28,6 +49,20 @@ class ClassStage(experiment_stage.TrainingStage):
       UserError: one is not.
     """
     raise NotImplementedError
+
+  def labeled_inputs(
+    self, further: data_lib.Images | None
+  ) -> experiment_stage.Inputs:
+    """Returns the labeled split, further images, and the initial parameters.
+
+    Args:
+      further: data set and split of images without labels; None for none.
+    """
+    block = self.options
+    read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
+    if further is not None:
+      read.append(experiment_stage.SplitInput(further.data, further.split))
+    return experiment_stage.Inputs(tuple(read), block.start)
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams

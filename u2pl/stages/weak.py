@@ -69,25 +69,14 @@ class WeakOptions:
         f'recipe.accumulate: expected 1, got {self.recipe.accumulate}: means '
         'over the classes of a batch and the bank need the whole batch'
       )
-    if self.learn.needs_cams and (
-      self.learn.class_steps >= self.recipe.num_steps
-    ):
-      raise ValueError(
-        f'learn.class_steps: expected fewer than the {self.recipe.num_steps} '
-        f'steps in all, got {self.learn.class_steps}'
-      )
+    if self.learn.needs_cams:
+      base.check_first_step('class_steps', self.learn.class_steps, self.recipe)
 
   @property
   def evaluated(self) -> data_lib.LabeledData:
-    """Returns the data with the masks of the validation split.
-
-    Masks of the split that is trained on are not needed.
-    """
-    return data_lib.LabeledData(
-      data=self.data,
-      split=self.val_split,
-      val_split=self.val_split,
-      follow=self.follow,
+    """Returns the validation splits, the only ones that need masks."""
+    return data_lib.LabeledData.of_validation(
+      self.data, self.val_split, self.follow
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
+from input_pipeline.batch import Batch
 from segcore import types
 from segcore.models import cam
 from segcore.models import segmenter as segmenter_lib
@@ -22,6 +23,7 @@ from segcore.ops import affinity as affinity_lib
 from segcore.ops import losses as losses_lib
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
+from segcore.train.method import StepResult
 from u2pl import contrastive_branch
 from u2pl.weak import cam_contrast, cam_labels, cam_scores, losses
 from u2pl.weak import options as options_lib
@@ -29,15 +31,7 @@ from u2pl.weak import options as options_lib
 
 @flax.struct.dataclass
 class State(contrastive_branch.BranchFields, train_state.TrainState):
-  """Training state of a network and its contrastive branch.
-
-  Attributes:
-    bank: memory bank; None without contrast.
-    prototypes: prototypes of the classes; None without contrast.
-  """
-
-  bank: Any
-  prototypes: Any
+  """Training state of a network and its contrastive branch."""
 
 
 class StepKeys(NamedTuple):
@@ -108,9 +102,7 @@ class AFA:
       prototypes=branch and branch.prototypes,
     )
 
-  def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+  def train_step(self, state: State, batch: Batch) -> StepResult:
     """Runs one step of AFA, or of U2PL+ on it."""
     rng = jax.random.fold_in(state.rng, state.step)
     keys = StepKeys(*jax.random.split(rng, 4))
@@ -238,7 +230,9 @@ class AFA:
         state.branch,
         outputs['rep'],
         targets.cams,
-        images._replace(inside=images.inside & started),
+        images._replace(
+          inside=(images.inside | options.contrast.padding) & started
+        ),
         (keys.sample, keys.branch),
       )
       loss = self.branch.loss(outputs['rep'], contrastive, branch)
@@ -311,7 +305,7 @@ def build_scores(
   return cam_scores.CamScores(segmenter, options.cam.plain)
 
 
-def tagged_images(batch: batch_lib.Batch) -> cam_labels.TaggedImages:
+def tagged_images(batch: Batch) -> cam_labels.TaggedImages:
   """Returns the images of a batch with their tags, without the background."""
   pixels = batch['image'].astype(jnp.float32)
   inside = batch.get('valid')

@@ -3,14 +3,19 @@
 import dataclasses
 from typing import Literal
 
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  NonNegative,
+  UnitInterval,
+)
 from segcore.ops import dense_energy, pixel_adaptive_refinement
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch
 
 
 @dataclasses.dataclass(frozen=True)
-class CamOptions:
+class CamOptions(CheckedOptions):
   """Options of class activation maps, and of labels made from them.
 
   Attributes:
@@ -20,20 +25,22 @@ class CamOptions:
     plain: value that separates background and classes, where no pixel is left
       without a label.
     refinement: pixel-adaptive refinement of the labels.
+    walked_crop: pixels that the refinement after the random walk reads: those
+      of the 'box' without padding, or the 'whole' crop, which differs near the
+      edges of the box.
   """
 
   scales: tuple[float, ...] = (1.0, 0.5, 1.5)
-  low: float = 0.35
-  high: float = 0.55
-  plain: float = 0.45
+  low: UnitInterval = 0.35
+  high: UnitInterval = 0.55
+  plain: UnitInterval = 0.45
   refinement: pixel_adaptive_refinement.PixelAdaptiveOptions = (
     pixel_adaptive_refinement.PixelAdaptiveOptions()
   )
+  walked_crop: Literal['box', 'whole'] = 'box'
 
   def __post_init__(self):
-    options_lib.check_options_in_range(
-      self, 'low', 'high', 'plain', least=0, most=1
-    )
+    super().__post_init__()
     if self.low > self.high:
       raise ValueError(
         f'low and high: expected low <= high, got {self.low} and {self.high}'
@@ -43,7 +50,7 @@ class CamOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class AffinityOptions:
+class AffinityOptions(CheckedOptions):
   """Options of the affinities of cells (AFA).
 
   Attributes:
@@ -51,11 +58,8 @@ class AffinityOptions:
     radius: largest difference of rows, and of columns, of a pair of cells.
   """
 
-  weight: float = 0.1
-  radius: int = 8
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'weight', 'radius', least=0)
+  weight: NonNegative[float] = 0.1
+  radius: NonNegative[int] = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +74,17 @@ class CamContrastOptions(contrast_lib.PairOptions):
     negative_threshold: β of Eq. 31: value below which a cell is a negative.
     absent_anchors: whether cells may be anchors of a class that the image does
       not show, as Eq. 29 has it if taken literally.
+    padding: whether cells of padding may be anchors and negatives.
     keys_per_image: largest number of an image's negatives that are enqueued for
       a class, a uniform sample.
   """
 
   first_capacity: int = 0
-  anchor_threshold: float = 0.45
-  negative_threshold: float = 0.45
+  anchor_threshold: UnitInterval = 0.45
+  negative_threshold: UnitInterval = 0.45
   absent_anchors: bool = False
-  keys_per_image: int = 256
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'keys_per_image', least=1)
-    options_lib.check_options_in_range(
-      self, 'anchor_threshold', 'negative_threshold', least=0, most=1
-    )
+  padding: bool = False
+  keys_per_image: AtLeastOne = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +111,19 @@ class LearnOptions(contrastive_branch.BranchOptions):
 
   supervision: Literal['tags', 'masks'] = 'tags'
   segmentation: bool = True
-  segmentation_weight: float = 0.1
+  segmentation_weight: NonNegative[float] = 0.1
   pooling: Literal['max', 'mean'] = 'max'
   cam: CamOptions = CamOptions()
   affinity: AffinityOptions | None = AffinityOptions()
   energy: dense_energy.DenseEnergyOptions | None = None
   contrast: CamContrastOptions | None = None
   prototype_momentum: float = 0.999
-  class_steps: int = 2000
-  refined_steps: int = 6000
+  class_steps: NonNegative[int] = 2000
+  refined_steps: NonNegative[int] = 6000
 
   def __post_init__(self):
+    super().__post_init__()
     self.check_branch('segmentation')
-    options_lib.check_options_in_range(
-      self, 'segmentation_weight', 'class_steps', 'refined_steps', least=0
-    )
     if self.refined_steps < self.class_steps:
       raise ValueError(
         f'refined_steps: expected at least class_steps = {self.class_steps}, '

@@ -25,9 +25,11 @@ from jaxtyping import Array, Bool, Float
 from pass_luss.pretrain import contrast, embedding_ops, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.ops import losses
 from segcore.types import Scalar
+
+Embeddings = Float[Array, 'B D']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,23 +46,13 @@ class AdcoOptions(moco.KeyOptions):
       query.
   """
 
-  temperature: float = 0.12
-  negatives: int = 65_536
-  negative_temperature: float = 0.02
-  negative_learning_rate: float = 3.0
-  negative_momentum: float = 0.9
-  negative_weight_decay: float = 1e-4
+  temperature: Positive[float] = 0.12
+  negatives: AtLeastOne = 65_536
+  negative_temperature: Positive[float] = 0.02
+  negative_learning_rate: Positive[float] = 3.0
+  negative_momentum: UnitInterval = 0.9
+  negative_weight_decay: UnitInterval = 1e-4
   symmetric: bool = True
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'negatives', least=1)
-    options_lib.check_options_positive(
-      self, 'negative_temperature', 'negative_learning_rate'
-    )
-    options_lib.check_options_in_range(
-      self, 'negative_momentum', 'negative_weight_decay', least=0, most=1
-    )
 
 
 @flax.struct.dataclass
@@ -76,13 +68,8 @@ class Negatives:
   velocity: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class Adco(moco.KeyObjective):
-  """The AdCo objective: keys of the batch and trained negatives.
-
-  Attributes:
-    options: negatives and momentum encoder.
-  """
+  """The AdCo objective: keys of the batch and trained negatives."""
 
   options: AdcoOptions
 
@@ -109,9 +96,7 @@ class Adco(moco.KeyObjective):
     shape = self.options.negatives, self.options.size
     return Negatives(jax.random.normal(rng, shape), jnp.zeros(shape))
 
-  def _pairs(
-    self, step: objective.Step
-  ) -> list[tuple[Float[Array, 'B D'], Float[Array, 'B D']]]:
+  def _pairs(self, step: objective.Step) -> list[tuple[Embeddings, Embeddings]]:
     """Pairs queries with keys of the other view, that of view 1 first."""
     queries = step.outputs[self.name]['queries']
     keys = step.momentum_outputs[self.name]['keys'][:, ::-1]
@@ -172,9 +157,7 @@ def _choose(condition: Bool[Array, ''], one: Any, other: Any) -> Any:
 
 
 def adco_logits(
-  queries: Float[Array, 'B D'],
-  keys: Float[Array, 'B D'],
-  negatives: Float[Array, 'K D'],
+  queries: Embeddings, keys: Embeddings, negatives: Float[Array, 'K D']
 ) -> Float[Array, 'B B+K']:
   """Computes l = [q Kᵀ, q D], cosines with the keys and with the negatives.
 
@@ -195,8 +178,8 @@ def adco_logits(
 
 
 def adco_loss(
-  queries: Float[Array, 'B D'],
-  keys: Float[Array, 'B D'],
+  queries: Embeddings,
+  keys: Embeddings,
   negatives: Float[Array, 'K D'],
   temperature: float,
   all_keys: Bool[Array, ''] | bool = True,
@@ -221,8 +204,8 @@ def adco_loss(
 
 
 def negative_gradient(
-  queries: Float[Array, 'B D'],
-  keys: Float[Array, 'B D'],
+  queries: Embeddings,
+  keys: Embeddings,
   negatives: Float[Array, 'K D'],
   temperature: float,
 ) -> Float[Array, 'K D']:

@@ -22,13 +22,13 @@ from pass_luss.pretrain import (
   objective,
   projection_heads,
 )
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class ByolOptions:
+class ByolOptions(CheckedOptions):
   """Heads and momentum encoder of BYOL.
 
   Attributes:
@@ -38,22 +38,13 @@ class ByolOptions:
       the last.
   """
 
-  hidden: int = 4096
-  size: int = 256
-  decay: float = 0.99
-
-  def __post_init__(self):
-    options_lib.check_options_positive(self, 'hidden', 'size')
-    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+  hidden: Positive[int] = 4096
+  size: Positive[int] = 256
+  decay: UnitInterval = 0.99
 
 
-@dataclasses.dataclass(frozen=True)
 class Byol(objective.Objective):
-  """The BYOL objective, on both large views.
-
-  Attributes:
-    options: heads and momentum encoder.
-  """
+  """The BYOL objective, on both large views."""
 
   options: ByolOptions
 

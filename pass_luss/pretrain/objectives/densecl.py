@@ -28,7 +28,7 @@ from pass_luss.pretrain import (
 )
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime import options as options_lib
+from runtime.option_ranges import Positive, UnitInterval
 from segcore.models import segmenter
 
 
@@ -41,22 +41,12 @@ class DenseclOptions(moco.MocoOptions):
     dense_weight: weight λ of the cells' loss; the images' has 1 - λ.
   """
 
-  hidden: int = 2048
-  dense_weight: float = 0.5
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_positive(self, 'hidden')
-    options_lib.check_options_in_range(self, 'dense_weight', least=0, most=1)
+  hidden: Positive[int] = 2048
+  dense_weight: UnitInterval = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
 class Densecl(moco.RingObjective):
-  """The DenseCL objective: queries of view 1, keys of view 2.
-
-  Attributes:
-    options: head, rings, momentum encoder and weights.
-  """
+  """The DenseCL objective: queries of view 1, keys of view 2."""
 
   options: DenseclOptions
 

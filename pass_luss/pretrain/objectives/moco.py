@@ -13,7 +13,7 @@ Batch statistics are those of the whole batch, so the keys need no shuffling.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,13 +28,18 @@ from pass_luss.pretrain import (
   projection_heads,
 )
 from pass_luss.pretrain import queue as queue_lib
-from runtime import options as options_lib
+from runtime.option_ranges import (
+  AtLeastOne,
+  CheckedOptions,
+  Positive,
+  UnitInterval,
+)
 from segcore.models import segmenter
 from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KeyOptions:
+class KeyOptions(CheckedOptions):
   """Options of all objectives that compare with keys.
 
   Attributes:
@@ -43,13 +48,9 @@ class KeyOptions:
     decay: decay m of the momentum encoder.
   """
 
-  size: int = 128
-  temperature: float = 0.2
-  decay: float = 0.999
-
-  def __post_init__(self):
-    options_lib.check_options_positive(self, 'size', 'temperature')
-    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+  size: Positive[int] = 128
+  temperature: Positive[float] = 0.2
+  decay: UnitInterval = 0.999
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,24 +61,18 @@ class MocoOptions(KeyOptions):
     queue: number of keys in the ring, a multiple of the batch size.
   """
 
-  queue: int = 65_536
-
-  def __post_init__(self):
-    super().__post_init__()
-    options_lib.check_options_in_range(self, 'queue', least=1)
+  queue: AtLeastOne = 65_536
 
 
-@dataclasses.dataclass(frozen=True)
 class KeyObjective(objective.Objective):
   """Base of the objectives that compare queries of a view with keys of another.
 
   Attributes:
-    options: options of a subclass of `KeyOptions`.
     head_modules: names of the modules of the head, all of which the momentum
       encoder has.
   """
 
-  options: Any
+  options: KeyOptions
 
   head_modules: ClassVar[tuple[str, ...]] = ('projector',)
   # The official code encodes each view by itself, by a network of its own.
@@ -138,13 +133,8 @@ class KeyObjective(objective.Objective):
     return embedding_ops.l2_normalize_embeddings(jnp.stack(embeddings, axis=1))
 
 
-@dataclasses.dataclass(frozen=True)
 class RingObjective(KeyObjective):
-  """Base of the objectives whose negatives are the keys of earlier batches.
-
-  Attributes:
-    options: options of a subclass of `MocoOptions`.
-  """
+  """Base of the objectives whose negatives are the keys of earlier batches."""
 
   options: MocoOptions
 

@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pass_luss import center_crops
 from pass_luss.pretrain import contrast, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime import options as options_lib
+from runtime.option_ranges import AtLeastOne, NonNegative
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -35,7 +36,7 @@ _LOW, _HIGH = 10, 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PclOptions(moco.MocoOptions):
+class PclOptions(moco.MocoOptions, center_crops.CenterCropOptions):
   """Ring, clusterings and momentum encoder of PCL v2.
 
   Attributes:
@@ -47,38 +48,23 @@ class PclOptions(moco.MocoOptions):
     every: number of steps between clusterings: those of an epoch.
     iterations: number of iterations of k-means.
     restarts: number of restarts of k-means.
-    short_side: short side of the images that are clustered, in pixels.
-    crop: side of their center crop, in pixels.
   """
 
-  queue: int = 16_384
-  num_images: int
+  queue: AtLeastOne = 16_384
+  num_images: AtLeastOne
   clusters: tuple[int, ...] = (25_000, 50_000, 100_000)
-  negatives: int = 16_384
-  from_step: int
-  every: int
-  iterations: int = 20
-  restarts: int = 5
-  short_side: int = 256
-  crop: int = 224
+  negatives: AtLeastOne = 16_384
+  from_step: NonNegative[int]
+  every: AtLeastOne
+  iterations: AtLeastOne = 20
+  restarts: AtLeastOne = 5
 
   def __post_init__(self):
     super().__post_init__()
-    options_lib.check_options_in_range(
-      self,
-      *('num_images', 'negatives', 'every', 'iterations', 'restarts', 'crop'),
-      least=1,
-    )
-    options_lib.check_options_in_range(self, 'from_step', least=0)
     if not self.clusters or max(self.clusters) > self.num_images:
       raise ValueError(
         f'clusters: expected numbers up to that of the images, '
         f'{self.num_images}, got {self.clusters}'
-      )
-    if self.crop > self.short_side:
-      raise ValueError(
-        f'crop: expected at most the short side of {self.short_side}, got '
-        f'{self.crop}'
       )
 
 
@@ -112,13 +98,8 @@ class Memory:
   is_clustered: Any
 
 
-@dataclasses.dataclass(frozen=True)
 class Pcl(moco.RingObjective):
-  """The PCL objective: a query of view 1, a key of view 2, and prototypes.
-
-  Attributes:
-    options: ring, clusterings and momentum encoder.
-  """
+  """The PCL objective: a query of view 1, a key of view 2, and prototypes."""
 
   options: PclOptions
 

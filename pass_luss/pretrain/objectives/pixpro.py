@@ -26,14 +26,14 @@ from pass_luss.pretrain import (
   objective,
   view_geometry,
 )
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.ops import losses
-from segcore.types import Scalar
+from segcore.types import Cells, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class PixproOptions:
+class PixproOptions(CheckedOptions):
   """Head, propagation and momentum encoder of PixPro.
 
   Attributes:
@@ -46,26 +46,15 @@ class PixproOptions:
       last.
   """
 
-  hidden: int = 4096
-  size: int = 256
-  power: float = 2.0
-  distance: float = 0.7
-  decay: float = 0.99
-
-  def __post_init__(self):
-    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
-    options_lib.check_options_positive(
-      self, 'hidden', 'size', 'power', 'distance'
-    )
+  hidden: Positive[int] = 4096
+  size: Positive[int] = 256
+  power: Positive[float] = 2.0
+  distance: Positive[float] = 0.7
+  decay: UnitInterval = 0.99
 
 
-@dataclasses.dataclass(frozen=True)
 class Pixpro(objective.Objective):
-  """The PixPro objective, on the large views.
-
-  Attributes:
-    options: head, propagation and momentum encoder.
-  """
+  """The PixPro objective, on the large views."""
 
   options: PixproOptions
 
@@ -136,11 +125,7 @@ def _project(
   )
 
 
-def propagate_pixels(
-  pixels: Float[Array, 'B h w D'],
-  transformed: Float[Array, 'B h w D'],
-  power: float,
-) -> Float[Array, 'B h w D']:
+def propagate_pixels(pixels: Cells, transformed: Cells, power: float) -> Cells:
   """Computes y_i = Σ_j max(cos(x_i, x_j), 0)^γ v_j, L2-normalized.
 
   Args:

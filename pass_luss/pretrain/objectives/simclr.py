@@ -25,14 +25,14 @@ from pass_luss.pretrain import (
   projection_heads,
   view_axis,
 )
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, Positive
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class SimclrOptions:
+class SimclrOptions(CheckedOptions):
   """Options of SimCLR: the head, and the loss of the views.
 
   Attributes:
@@ -46,21 +46,13 @@ class SimclrOptions:
   """
 
   head: Literal['batch_256', 'released', 'paper'] = 'batch_256'
-  size: int = 128
-  temperature: float = 0.1
+  size: Positive[int] = 128
+  temperature: Positive[float] = 0.1
   combine_views: Literal['mean', 'sum'] = 'mean'
 
-  def __post_init__(self):
-    options_lib.check_options_positive(self, 'size', 'temperature')
 
-
-@dataclasses.dataclass(frozen=True)
 class Simclr(objective.Objective):
-  """The SimCLR objective, on both large views together.
-
-  Attributes:
-    options: head and loss.
-  """
+  """The SimCLR objective, on both large views together."""
 
   options: SimclrOptions
 

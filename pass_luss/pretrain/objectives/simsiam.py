@@ -24,7 +24,7 @@ from pass_luss.pretrain import (
   view_axis,
 )
 from pass_luss.pretrain.objectives import swav
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, Positive
 from segcore.models import segmenter
 from segcore.types import Scalar
 
@@ -33,7 +33,7 @@ PREDICTOR = '^heads/simsiam/predictor/'
 
 
 @dataclasses.dataclass(frozen=True)
-class SimsiamOptions:
+class SimsiamOptions(CheckedOptions):
   """Options of SimSiam: the sizes of projector and predictor.
 
   Attributes:
@@ -41,20 +41,12 @@ class SimsiamOptions:
     hidden: width of the predictor.
   """
 
-  size: int = 2048
-  hidden: int = 512
-
-  def __post_init__(self):
-    options_lib.check_options_positive(self, 'size', 'hidden')
+  size: Positive[int] = 2048
+  hidden: Positive[int] = 512
 
 
-@dataclasses.dataclass(frozen=True)
 class Simsiam(objective.Objective):
-  """The SimSiam objective, on both large views.
-
-  Attributes:
-    options: sizes of the heads.
-  """
+  """The SimSiam objective, on both large views."""
 
   options: SimsiamOptions
 

@@ -40,13 +40,8 @@ class SupervisedOptions:
       raise ValueError(f'first_class: expected 0 or 1, got {self.first_class}')
 
 
-@dataclasses.dataclass(frozen=True)
 class Supervised(objective.Objective):
-  """The supervised objective, on the first large view.
-
-  Attributes:
-    options: number of classes.
-  """
+  """The supervised objective, on the first large view."""
 
   options: SupervisedOptions
 

@@ -27,15 +27,17 @@ from pass_luss.pretrain import (
 )
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
-from runtime import options as options_lib
+from runtime.option_ranges import CheckedOptions, NonNegative, Positive
 from segcore import types
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
+Scores = Float[Array, 'B K']
+
 
 @dataclasses.dataclass(frozen=True)
-class SwavOptions:
+class SwavOptions(CheckedOptions):
   """Targets, their loss and the queue.
 
   Attributes:
@@ -49,20 +51,12 @@ class SwavOptions:
     frozen_steps: number of first steps in which prototypes are not updated.
   """
 
-  temperature: float = 0.1
-  epsilon: float = 0.05
-  sinkhorn_iterations: int = 3
-  queue: int = 0
-  queue_from_step: int = 0
-  frozen_steps: int = 0
-
-  def __post_init__(self):
-    options_lib.check_options_positive(
-      self, 'temperature', 'epsilon', 'sinkhorn_iterations'
-    )
-    options_lib.check_options_in_range(
-      self, 'queue', 'queue_from_step', 'frozen_steps', least=0
-    )
+  temperature: Positive[float] = 0.1
+  epsilon: Positive[float] = 0.05
+  sinkhorn_iterations: Positive[int] = 3
+  queue: NonNegative[int] = 0
+  queue_from_step: NonNegative[int] = 0
+  frozen_steps: NonNegative[int] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +197,11 @@ def swav_view_targets(
 
 
 def swav_targets(
-  scores: Float[Array, 'B K'],
+  scores: Scores,
   queue_scores: Float[Array, 'L K'],
   queue_is_full: Bool[Array, ''],
   options: SwavOptions,
-) -> Float[Array, 'B K']:
+) -> Scores:
   """Computes the targets of one view; rows sum to 1, without a gradient.
 
   Args:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from segcore.models import features as features_lib
 from segcore.models.decoders import unconditional
 from segcore.models.layers import conv_block, resize
+from segcore.types import Cells
 
 _NUM_MAPS = 4
 
@@ -38,9 +39,7 @@ class TransposedConv(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> Float[Array, 'B h_out w_out D_out']:
     """Enlarges the map by the stride."""
     s, (batch, height, width, channels) = self.stride, x.shape
     # torch's fan-in of a transposed convolution is that of its gradient.
@@ -72,7 +71,7 @@ class DPTResidualUnit(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
+  def __call__(self, x: Cells) -> Cells:
     """Adds the result of both convolutions to a map."""
     channels, y = x.shape[-1], x
     for name in ('conv1', 'conv2'):
@@ -96,10 +95,7 @@ class DPTFusionBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x: Float[Array, 'B h w D'],
-    skip: Float[Array, 'B h w D'] | None,
-    size: resize.Size,
+    self, x: Cells, skip: Cells | None, size: resize.Size
   ) -> Float[Array, 'B h_out w_out D']:
     """Fuses the deeper map with a skip, and upsamples the result.
 
@@ -180,9 +176,7 @@ class DPT(unconditional.UnconditionalDecoder):
       )
     )
 
-  def _resize(
-    self, i: int, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out F']:
+  def _resize(self, i: int, x: Cells) -> Float[Array, 'B h_out w_out F']:
     """Projects map i, resizes it, and projects it to the fusion's width."""
     width = self.widths[i]
     x = conv_block.conv(

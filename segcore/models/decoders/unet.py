@@ -17,6 +17,7 @@ from segcore.models import features as features_lib
 from segcore.models import network_part
 from segcore.models.layers import norm as norms
 from segcore.models.layers import resize
+from segcore.types import Cells
 
 
 class ConcatConv(nn.Module):
@@ -83,7 +84,7 @@ class DecoderBlock(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: Float[Array, 'B h w D'],
+    x: Cells,
     skip: Float[Array, 'B h_out w_out D_skip'] | None,
     embedding: Float[Array, 'B D_noise'] | None,
     train: bool,
@@ -253,10 +254,7 @@ class UNetDecoder(network_part.NetworkPart):
     return upsample + keep if self.layout == 'B' else keep + upsample
 
   def _skip(
-    self,
-    features: features_lib.Features,
-    stride: int,
-    x: Float[Array, 'B h w D'],
+    self, features: features_lib.Features, stride: int, x: Cells
   ) -> Float[Array, 'B h_out w_out D_skip'] | None:
     """Returns the encoder's map that is joined to x after its upsampling."""
     if not self._has_skip(stride):

@@ -19,6 +19,7 @@ from segcore.models import features, network_part
 from segcore.models.layers import depthwise
 from segcore.models.layers import norm as norms
 from segcore.ops import losses
+from segcore.types import Cells, Images, NewCells
 
 Variant = Literal['lite0', 'lite1', 'lite2', 'lite3', 'lite4']
 
@@ -127,9 +128,7 @@ class InvertedBottleneck(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells, train: bool) -> NewCells:
     """Applies the block; batch statistics are those of training if `train`."""
     block, shortcut, dtype = self.block, x, self.dtype
     if block.expansion != 1:
@@ -197,9 +196,7 @@ class EfficientNet(network_part.NetworkPart):
     return ('conv_stem', 'bn_stem', *blocks)
 
   @nn.compact
-  def __call__(
-    self, images: Float[Array, 'B H W 3'], train: bool = False
-  ) -> features.Features:
+  def __call__(self, images: Images, train: bool = False) -> features.Features:
     """Encodes images."""
     # In float32: pixels are rounded to the network's type once, afterwards.
     x = (127.5 * (images.astype(jnp.float32) + 1.0) - 127.0) / 128.0
@@ -249,9 +246,7 @@ class ImageClassifier(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool = False
-  ) -> Float[Array, 'B C']:
+  def __call__(self, x: Cells, train: bool = False) -> Float[Array, 'B C']:
     """Computes the scores of each image."""
     x = _conv(_HEAD_CHANNELS, 1, 1, self.dtype, 'conv_head')(x)
     x = nn.relu6(_norm(train, self.dtype, 'bn_head')(x))

@@ -17,11 +17,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from segcore.models import features, network_part
 from segcore.models.layers import conv_block
 from segcore.models.layers import norm as norms
+from segcore.types import Cells, Images, NewCells, ResizedCells
 
 # Mean and standard deviation of ImageNet's images, 0 to 255, by which torch's
 # public weights expect images to be standardized.
@@ -39,9 +39,7 @@ _conv = functools.partial(
 )
 
 
-def standardize_images(
-  images: Float[Array, 'B H W 3'],
-) -> Float[Array, 'B H W 3']:
+def standardize_images(images: Images) -> Images:
   """Standardizes images in [-1, 1] by ImageNet's mean and deviation."""
   return (127.5 * (images + 1.0) - _MEAN) / _STD
 
@@ -71,14 +69,10 @@ class ResNetUnit(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells, train: bool) -> NewCells:
     """Applies the unit; D_out is the width, or 4 times that of a bottleneck."""
 
-    def norm(
-      x: Float[Array, 'B h w D'], name: str, zero_scale: bool = False
-    ) -> Float[Array, 'B h w D']:
+    def norm(x: Cells, name: str, zero_scale: bool = False) -> Cells:
       return norms.batch_norm(
         train=train, dtype=self.dtype, name=name, zero_scale=zero_scale
       )(x)
@@ -134,9 +128,7 @@ class ResNetBlock(nn.Module):
   remat: bool
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D'], train: bool
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells, train: bool) -> NewCells:
     """Applies the units one after the other."""
     unit = (
       nn.remat(ResNetUnit, static_argnums=(2,)) if self.remat else ResNetUnit
@@ -206,9 +198,7 @@ class DilatedResNet(network_part.NetworkPart):
     return 1
 
   @nn.compact
-  def __call__(
-    self, images: Float[Array, 'B H W 3'], train: bool = False
-  ) -> features.Features:
+  def __call__(self, images: Images, train: bool = False) -> features.Features:
     """Encodes images; ValueError if the fields contradict each other."""
     # In float32: pixels are rounded to the network's type once, afterwards.
     images = standardize_images(images.astype(jnp.float32))
@@ -232,9 +222,7 @@ class DilatedResNet(network_part.NetworkPart):
       maps.append(features.FeatureMap(f'x{b + 1}', stride, x))
     return features.Features(tuple(maps))
 
-  def _stem(
-    self, x: Float[Array, 'B H W 3'], train: bool
-  ) -> Float[Array, 'B h w D']:
+  def _stem(self, x: Images, train: bool) -> Cells:
     """Applies the convolutions before the pool; the last one is the root."""
     width = self.width
     layers = {
@@ -254,9 +242,7 @@ class DilatedResNet(network_part.NetworkPart):
       x = nn.relu(x)
     return x
 
-  def _pool(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D']:
+  def _pool(self, x: Cells) -> ResizedCells:
     """Applies a 3x3 max pool of stride 2, padded by -inf."""
     # torch's ceil_mode: even sides have one more window, mostly on padding.
     pads = [(1, 1 + (self.stem == 'deep' and n % 2 == 0)) for n in x.shape[1:3]]

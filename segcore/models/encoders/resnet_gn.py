@@ -15,10 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from segcore.models import features, network_part
 from segcore.models.layers import norm as norms
+from segcore.types import Cells, Images, NewCells
 
 
 class StdConv(nn.Module):
@@ -49,9 +50,7 @@ class StdConv(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> NewCells:
     """Convolves; sides are divided by the stride, rounded up."""
     kernel = self.param(
       'kernel',
@@ -110,21 +109,15 @@ class ResNetGNUnit(Bottleneck):
   zero_init: bool
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> NewCells:
     """Applies the unit; D_out is 4 times the width."""
 
-    def conv(
-      x: Float[Array, 'B h w D'], name: str, **kwargs: int
-    ) -> Float[Array, 'B h_out w_out D_out']:
+    def conv(x: Cells, name: str, **kwargs: int) -> NewCells:
       return StdConv(
         **kwargs, epsilon=self.conv_epsilon, dtype=self.dtype, name=name
       )(x)
 
-    def norm(
-      x: Float[Array, 'B h w D'], name: str, zero_scale: bool = False
-    ) -> Float[Array, 'B h w D']:
+    def norm(x: Cells, name: str, zero_scale: bool = False) -> Cells:
       return norms.GroupNorm(
         self.num_groups,
         self.norm_epsilon,
@@ -160,9 +153,7 @@ class ResNetGNBlock(nn.Module):
   stride: int
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D_out']:
+  def __call__(self, x: Cells) -> NewCells:
     """Applies the units one after the other."""
     for i in range(self.num_units):
       stride = self.stride if i == 0 else 1
@@ -171,10 +162,7 @@ class ResNetGNBlock(nn.Module):
 
 
 def apply_resnet_blocks(
-  x: Float[Array, 'B h w D'],
-  blocks: Sequence[int],
-  width: int,
-  unit: Callable[..., nn.Module],
+  x: Cells, blocks: Sequence[int], width: int, unit: Callable[..., nn.Module]
 ) -> dict[str, Array]:
   """Applies blocks 'block1', 'block2', … inside the compact call of a module.
 
@@ -233,14 +221,12 @@ class ResNetEncoder(network_part.NetworkPart):
 class MapsEncoder(ResNetEncoder):
   """Base of encoders that are such a ResNet, without dropout or batch norm."""
 
-  def __call__(
-    self, images: Float[Array, 'B H W 3'], train: bool = False
-  ) -> features.Features:
+  def __call__(self, images: Images, train: bool = False) -> features.Features:
     """Encodes images of any size; sides are halved, rounded up."""
     del train  # There is neither dropout nor batch norm.
     return features_of_maps(self.encode(images))
 
-  def encode(self, images: Float[Array, 'B H W 3']) -> dict[str, Array]:
+  def encode(self, images: Images) -> dict[str, Array]:
     """Computes the maps by name; implemented by subclasses."""
     raise NotImplementedError
 
@@ -284,7 +270,7 @@ class ResNet(MapsEncoder):
   zero_init: bool = True
 
   @nn.compact
-  def encode(self, images: Float[Array, 'B H W 3']) -> dict[str, Array]:
+  def encode(self, images: Images) -> dict[str, Array]:
     """Computes the maps by name."""
     x = self.root_conv()(images)
     x = norms.GroupNorm(

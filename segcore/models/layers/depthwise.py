@@ -21,8 +21,12 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segcore.types import Cells, ResizedCells
+
 Pair = tuple[int, int]
 Padding = tuple[tuple[Any, Any], tuple[Any, Any]]
+
+Kernel = Float[Array, 'k_h k_w 1 D']
 
 
 class _Geometry(NamedTuple):
@@ -39,12 +43,12 @@ _UNROLLED = 16
 
 
 def depthwise_conv(
-  x: Float[Array, 'B h w D'],
+  x: Cells,
   kernel: Float[Array, 'k_h k_w _ _'],
   strides: Pair = (1, 1),
   padding: Literal['SAME'] | Sequence[Pair] = 'SAME',
   dilation: Pair = (1, 1),
-) -> Float[Array, 'B h_out w_out D']:
+) -> ResizedCells:
   """Convolves each channel with its own kernel.
 
   Equal to `lax.conv_general_dilated` with feature_group_count=D, up to
@@ -105,9 +109,7 @@ class DepthwiseConv(nn.Module):
   kernel_init: nn.initializers.Initializer = _he_normal
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B h w D']
-  ) -> Float[Array, 'B h_out w_out D']:
+  def __call__(self, x: Cells) -> ResizedCells:
     """Convolves each channel; h_out is ⌈h/stride⌉."""
     kernel = self.param(
       'kernel',
@@ -136,11 +138,7 @@ class DepthwiseConv(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
-) -> Float[Array, 'B h_out w_out D']:
+def _convolve(x: Cells, kernel: Kernel, geometry: _Geometry) -> ResizedCells:
   return lax.platform_dependent(
     x,
     kernel,
@@ -150,18 +148,14 @@ def _convolve(
 
 
 def _convolve_forward(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
-) -> tuple[Float[Array, 'B h_out w_out D'], tuple[Array, Array]]:
+  x: Cells, kernel: Kernel, geometry: _Geometry
+) -> tuple[ResizedCells, tuple[Array, Array]]:
   return _convolve(x, kernel, geometry), (x, kernel)
 
 
 def _convolve_backward(
-  geometry: _Geometry,
-  residuals: tuple[Array, Array],
-  gradient: Float[Array, 'B h_out w_out D'],
-) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+  geometry: _Geometry, residuals: tuple[Array, Array], gradient: ResizedCells
+) -> tuple[Cells, Kernel]:
   return lax.platform_dependent(
     *residuals,
     gradient,
@@ -174,10 +168,8 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _convolve_by_xla(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
-) -> Float[Array, 'B h_out w_out D']:
+  x: Cells, kernel: Kernel, geometry: _Geometry
+) -> ResizedCells:
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -190,21 +182,16 @@ def _convolve_by_xla(
 
 
 def _gradients_by_xla(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  gradient: Float[Array, 'B h_out w_out D'],
-  geometry: _Geometry,
-) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+  x: Cells, kernel: Kernel, gradient: ResizedCells, geometry: _Geometry
+) -> tuple[Cells, Kernel]:
   convolve = functools.partial(_convolve_by_xla, geometry=geometry)
   # The result of the forward pass is not used, so XLA removes it.
   return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
 def _convolve_by_shifts(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  geometry: _Geometry,
-) -> Float[Array, 'B h_out w_out D']:
+  x: Cells, kernel: Kernel, geometry: _Geometry
+) -> ResizedCells:
   strides, padding, dilation = geometry
   # In bfloat16 the sum would be rounded after each tap.
   padded = _pad(_at_least_float32(x), padding)
@@ -225,11 +212,8 @@ def _convolve_by_shifts(
 
 
 def _gradients_by_shifts(
-  x: Float[Array, 'B h w D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
-  gradient: Float[Array, 'B h_out w_out D'],
-  geometry: _Geometry,
-) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+  x: Cells, kernel: Kernel, gradient: ResizedCells, geometry: _Geometry
+) -> tuple[Cells, Kernel]:
   strides, padding, dilation = geometry
   wide = _at_least_float32(gradient)
   of_x = _map_gradient(
@@ -243,13 +227,13 @@ def _gradients_by_shifts(
 
 
 def _map_gradient(
-  gradient: Float[Array, 'B h_out w_out D'],
-  kernel: Float[Array, 'k_h k_w 1 D'],
+  gradient: ResizedCells,
+  kernel: Kernel,
   size: Sequence[int],
   strides: Pair,
   before: Sequence[int],
   dilation: Pair,
-) -> Float[Array, 'B h w D']:
+) -> Cells:
   """Computes the gradient with respect to the maps.
 
   Output cell o reads input cell n through tap i where n + before = stride·o +
@@ -325,12 +309,12 @@ def _taps_by_phase(
 
 
 def _kernel_gradient(
-  padded: Float[Array, 'B h w D'],
-  gradient: Float[Array, 'B h_out w_out D'],
+  padded: Cells,
+  gradient: ResizedCells,
   kernel_size: Sequence[int],
   strides: Pair,
   dilation: Pair,
-) -> Float[Array, 'k_h k_w 1 D']:
+) -> Kernel:
   """Computes the gradient with respect to the kernels.
 
   It is a sum over images and cells for each tap and channel. XLA's loop for the
@@ -382,9 +366,7 @@ def _at_least_float32(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _pad(
-  x: Float[Array, 'B h w D'], padding: Sequence[tuple[Any, Any]]
-) -> Float[Array, 'B h_out w_out D']:
+def _pad(x: Cells, padding: Sequence[tuple[Any, Any]]) -> ResizedCells:
   """Adds zeros before and after rows and columns."""
   sides = ((0, 0), *padding, (0, 0))
   return lax.pad(
@@ -393,11 +375,8 @@ def _pad(
 
 
 def _window(
-  x: Float[Array, 'B h w D'],
-  start: Sequence[int],
-  size: Sequence[Any],
-  strides: Pair,
-) -> Float[Array, 'B h_out w_out D']:
+  x: Cells, start: Sequence[int], size: Sequence[Any], strides: Pair
+) -> ResizedCells:
   """Returns cells start, start + stride, … of both axes of maps."""
   (y, x_start), (height, width) = start, size
   return lax.slice(

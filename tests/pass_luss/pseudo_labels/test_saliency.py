@@ -10,7 +10,7 @@ import pytest
 from pass_luss import main
 from pass_luss.pseudo_labels import saliency
 from runtime import errors
-from segcore.experiment import config_file, experiment_stage
+from segcore.experiment import config_file, input_checks
 from tests.pass_luss import all_stages
 
 
@@ -416,4 +416,4 @@ def test_missing_saliency_maps_are_refused_before_training(tmp_path):
   config.stages = ('represent', 'attend', 'cluster', 'label')
   stages = main.PROGRAM.build(config, jax.devices()[:1])
   with pytest.raises(errors.UserError, match='expected a folder with the sal'):
-    experiment_stage.check_stage_inputs(tuple(stages.values()), tmp_path)
+    input_checks.check_stage_inputs(tuple(stages.values()), tmp_path)

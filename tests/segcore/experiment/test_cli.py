@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from ddep import main as ddep_main
@@ -168,7 +169,7 @@ def test_camvid_without_photographs_says_where_they_are_looked_for(
 
 
 def one_stage(run):
-  def build_stages(config):
+  def build_stages(config, devices=None, workdir=None):
     return [stage.Stage('only', {'seed': config.finetune.recipe.seed}, run)]
 
   return types.SimpleNamespace(
@@ -249,7 +250,7 @@ def test_help_lists_the_flags(capsys):
 
 
 def test_only_host_0_speaks(capsys, monkeypatch):
-  monkeypatch.setattr(console.jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
   console.print_line('hello')
   assert capsys.readouterr().out == ''
   assert 'tensorflow' not in sys.modules

@@ -151,7 +151,7 @@ def test_completing_changes_no_experiment():
   scope = {}
   exec(stated.read_text(), scope)  # As stated, without the defaults.
   stated = scope['get_config']()
-  cls = ddep_main.PROGRAM.experiment
+  cls = ddep_main.PROGRAM.parts.experiment
   assert 'operation' not in stated
   assert options.build_options(cls, stated, 'config') == options.build_options(
     cls, config_file.complete_config(stated), 'config'

@@ -1,9 +1,16 @@
 """Encoders with torchvision's names: the inverse of reading them."""
 
+import json
+import pickle
+import zipfile
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 
 from runtime import errors
+from segcore.models.encoders import resnet
 from segcore.weights import __main__ as command
 from segcore.weights import export_torch, load, weight_files
 from segcore.weights.layouts import torchvision
@@ -34,7 +41,8 @@ def test_the_command_writes_what_is_read_again(tmp_path, suffix, capsys):
   np.savez(source, **state)
   arguments = [str(source), f'--torchvision={target}']
   assert command.describe_weight_files(arguments) == 0
-  assert f'{target}: ' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert f'{target}: ' in printed and 'expects RGB in [0, 1]' in printed
   flat = weight_files.read_weight_file(target)
   assert not any(name.startswith('fc') for name in flat)
   again = load.read_weight_variables(target)['params']['encoder']
@@ -42,6 +50,50 @@ def test_the_command_writes_what_is_read_again(tmp_path, suffix, capsys):
     again['block2']['unit1']['conv_proj']['kernel'],
     state['layer2.0.downsample.0.weight'].transpose(2, 3, 1, 0),
   )
+
+
+def test_files_say_what_the_network_expects(tmp_path):
+  np.savez(
+    tmp_path / 'in.npz',
+    **torch_arithmetic.resnet_state(stem='plain', unit='basic'),
+  )
+  for name in ('out.npz', 'out.safetensors'):
+    export_torch.write_encoder(
+      tmp_path / 'in.npz', tmp_path / name, 'torchvision'
+    )
+  with zipfile.ZipFile(tmp_path / 'out.npz') as archive:
+    of_npz = json.loads(archive.comment)
+  with safetensors.safe_open(tmp_path / 'out.safetensors', 'np') as file:
+    assert file.metadata() == {'format': 'pt', **of_npz}
+  # The network here standardizes by the same numbers.
+  black = resnet.standardize_images(jnp.full((1, 1, 1, 3), -1.0))[0, 0, 0]
+  mean, std = (np.array(json.loads(f'[{of_npz[k]}]')) for k in ('mean', 'std'))
+  np.testing.assert_allclose(black, -mean / std, rtol=1e-6)
+
+
+@pytest.mark.parametrize('unit', ['basic', 'bottleneck'])
+def test_detectron2_gets_its_own_names(tmp_path, unit):
+  state = torch_arithmetic.resnet_state(stem='plain', unit=unit)
+  np.savez(tmp_path / 'in.npz', **state)
+  target = tmp_path / 'out.pkl'
+  arguments = [str(tmp_path / 'in.npz'), f'--detectron2={target}']
+  assert command.describe_weight_files(arguments) == 0
+  content = pickle.loads(target.read_bytes())
+  assert content['matching_heuristics'] and content['__author__']
+  model = content['model']
+  assert len(model) == sum('tracked' not in name for name in state)
+  for name, other in (
+    ('stem.conv1.weight', 'conv1.weight'),
+    ('stem.conv1.norm.running_var', 'bn1.running_var'),
+    ('res2.0.conv2.norm.weight', 'layer1.0.bn2.weight'),
+    ('res3.0.shortcut.weight', 'layer2.0.downsample.0.weight'),
+    ('res3.0.shortcut.norm.bias', 'layer2.0.downsample.1.bias'),
+    ('res5.2.conv1.weight', 'layer4.2.conv1.weight'),
+  ):
+    np.testing.assert_array_equal(model[name], np.float32(state[other]))
+    assert model[name].dtype == np.float32 and model[name].flags.writeable
+  # Numpy before 1.26 has no module of this name.
+  assert b'numpy._core' not in target.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -87,4 +139,4 @@ def test_other_files_and_other_networks_are_refused(tmp_path, capsys):
   with pytest.raises(errors.UserError, match=r'got none'):
     export_torch.make_torchvision_state_dict({'params': {'decoder': {}}})
   with pytest.raises(errors.UserError, match=r'expected a file \.safetensors'):
-    export_torch.write_torchvision_encoder(tmp_path, tmp_path / 'a.pth')
+    export_torch.write_encoder(tmp_path, tmp_path / 'a.pth', 'torchvision')

@@ -17,23 +17,15 @@ SHORT = (
   '--config.adapt.heads.representation=8',
   '--config.evaluate.splits=("val",)',
   *runs.SMALL_NETWORK,
-  '--config.operation.save_every=4',
-  '--config.operation.log_every=1',
-  '--config.operation.record_ids=True',
+  *runs.RECORDED,
 )
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
   """Compares teacher, frozen encoder, bank and the images drawn as well."""
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  runs.complete(None, whole, *SHORT, method='u2pl')
-  for step in (5, 9):  # Before contrast, and with a bank.
-    process = runs.start(None, killed, *SHORT, method='u2pl')
-    due = runs.step_logged(killed / 'adapt', step)
-    assert runs.signal_when(process, due)
-  runs.complete(None, killed, *SHORT, method='u2pl')
-  runs.assert_same_runs(whole, killed, 'adapt')
+  # Before contrast, and with a bank.
+  steps = 5, 9
+  whole = runs.check_killed_run(tmp_path, SHORT, 'adapt', steps, method='u2pl')
   assert np.any(runs.read_state(whole / 'adapt')['bank']['rows'])
-  assert runs.read_results(whole) == runs.read_results(killed)
   assert runs.read_results(whole)['val']['num_images'] == 400

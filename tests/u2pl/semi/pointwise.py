@@ -205,6 +205,27 @@ def run_step(trained, state, batch, sample_draws):
   return jax.device_get(step(state, batch))
 
 
+def run_first_step(options, side, sample_draws, prepare=None):
+  """Runs a step of a new method in float64.
+
+  Args:
+    options: options of the method.
+    side: side of the images.
+    sample_draws: function of the PRNG key of the step.
+    prepare: function that changes the state for the batch; None for none.
+
+  Returns:
+    Method, state, batch, state after, scalars, and draws.
+  """
+  with jax.enable_x64():
+    trained = make_method(options)
+    state = init_state(trained, side)
+    batch = draw_batch(side)
+    if prepare:
+      prepare(state, batch)
+    return trained, state, batch, *run_step(trained, state, batch, sample_draws)
+
+
 def check_step(losses, params, after, scalars):
   """Compares terms of the loss, and the gradient of their sum.
 

@@ -19,26 +19,22 @@ OPTIONS = cct.CctOptions(
 )
 
 
+def sample_draws(rng):
+  """Draws all perturbations by the key of a step."""
+  perturb_rng, *_ = jax.random.split(rng, 3)
+  return {
+    kind: cct_perturbations.sample_draws(
+      jax.random.fold_in(perturb_rng, i),
+      *(kind, (pointwise.BATCH, 6, 6, 6), (SIDE, SIDE)),
+    )
+    for i, kind in enumerate(cct_perturbations.KINDS)
+  }
+
+
 @pytest.fixture(scope='module')
 def stepped():
   """Returns method, state, batch, state after, scalars, and all draws."""
-  with jax.enable_x64():
-    trained = pointwise.make_method(OPTIONS)
-    state = pointwise.init_state(trained, SIDE)
-    batch = pointwise.draw_batch(SIDE)
-
-    def sample_draws(rng):
-      perturb_rng, *_ = jax.random.split(rng, 3)
-      return {
-        kind: cct_perturbations.sample_draws(
-          jax.random.fold_in(perturb_rng, i),
-          *(kind, (pointwise.BATCH, 6, 6, 6), (SIDE, SIDE)),
-        )
-        for i, kind in enumerate(cct_perturbations.KINDS)
-      }
-
-    results = pointwise.run_step(trained, state, batch, sample_draws)
-  return trained, state, batch, *results
+  return pointwise.run_first_step(OPTIONS, SIDE, sample_draws)
 
 
 def perturbed(kind, z, draws, foreground, decode):

@@ -19,32 +19,29 @@ OPTIONS = pc2seg.Pc2SegOptions(
 )
 
 
+def sample_draws(rng):
+  """Draws views, cells and negatives by the key of a step."""
+  view_rng, cell_rng, *_ = jax.random.split(rng, 5)
+  row_keys = update_lib.row_prng_keys
+  draws = cutout_views.sample_view_draws(
+    row_keys(view_rng, pointwise.BATCH), OPTIONS.views
+  )
+  keys = row_keys(cell_rng, pointwise.BATCH)
+  shape = NUM_CELLS, pointwise.BATCH * NUM_CELLS
+  uniforms = [
+    (
+      jax.random.uniform(key, CELLS),
+      jax.random.uniform(jax.random.fold_in(key, 1), shape),
+    )
+    for key in keys
+  ]
+  return draws, uniforms
+
+
 @pytest.fixture(scope='module')
 def stepped():
-  with jax.enable_x64():
-    trained = pointwise.make_method(OPTIONS)
-    state = pointwise.init_state(trained, SIDE)
-    batch = pointwise.draw_batch(SIDE)
-
-    def sample_draws(rng):
-      view_rng, cell_rng, *_ = jax.random.split(rng, 5)
-      row_keys = update_lib.row_prng_keys
-      draws = cutout_views.sample_view_draws(
-        row_keys(view_rng, pointwise.BATCH), OPTIONS.views
-      )
-      keys = row_keys(cell_rng, pointwise.BATCH)
-      shape = NUM_CELLS, pointwise.BATCH * NUM_CELLS
-      uniforms = [
-        (
-          jax.random.uniform(key, CELLS),
-          jax.random.uniform(jax.random.fold_in(key, 1), shape),
-        )
-        for key in keys
-      ]
-      return draws, uniforms
-
-    *results, draws = pointwise.run_step(trained, state, batch, sample_draws)
-  return state, batch, *results, *draws
+  _, *results, draws = pointwise.run_first_step(OPTIONS, SIDE, sample_draws)
+  return *results, *draws
 
 
 def outputs_of(params, images):

@@ -38,21 +38,21 @@ def strong_views(weak, draws):
   return np.stack(images), np.stack(stay)
 
 
+def center_tag_scores(state, batch):
+  """Moves the bias of the tags so that each image has some of them."""
+  _, weak = pointwise.images_of(batch)
+  maps = pointwise.encode(state.params, weak, state.batch_stats)
+  state.params['heads']['tags']['dense']['bias'] -= tag_logits(
+    state.params, maps
+  ).mean(0)
+
+
 @pytest.fixture(scope='module')
 def stepped():
-  with jax.enable_x64():
-    trained = pointwise.make_method(OPTIONS)
-    state = pointwise.init_state(trained, SIDE)
-    batch = pointwise.draw_batch(SIDE)
-    # So that each image has some of the tags.
-    _, weak = pointwise.images_of(batch)
-    maps = pointwise.encode(state.params, weak, state.batch_stats)
-    state.params['heads']['tags']['dense']['bias'] -= tag_logits(
-      state.params, maps
-    ).mean(0)
-
-    results = pointwise.run_step(trained, state, batch, sample_draws)
-  return state, batch, *results
+  _, *results = pointwise.run_first_step(
+    OPTIONS, SIDE, sample_draws, center_tag_scores
+  )
+  return results
 
 
 def attention_of(heads, maps, kernel, tags, valid):

@@ -18,21 +18,12 @@ SHORT = (
   '--config.weak.heads.width=8',
   '--config.weak.heads.representation=8',
   '--config.evaluate.splits=("val",)',
-  '--config.operation.save_every=4',
-  '--config.operation.log_every=1',
-  '--config.operation.record_ids=True',
+  *runs.RECORDED,
 )
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
   """Compares bank, prototypes and the images drawn as well."""
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  runs.complete(None, whole, *SHORT, method='u2pl')
-  process = runs.start(None, killed, *SHORT, method='u2pl')
-  due = runs.step_logged(killed / 'weak', 9)
-  assert runs.signal_when(process, due)
-  runs.complete(None, killed, *SHORT, method='u2pl')
-  runs.assert_same_runs(whole, killed, 'weak')
+  whole = runs.check_killed_run(tmp_path, SHORT, 'weak', [9], method='u2pl')
   assert np.any(runs.read_state(whole / 'weak')['bank']['rows'])
-  assert runs.read_results(whole) == runs.read_results(killed)

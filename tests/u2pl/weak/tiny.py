@@ -35,8 +35,7 @@ AFA = options_lib.LearnOptions(
   refined_steps=4,
 )
 CONTRAST = options_lib.CamContrastOptions(
-  num_anchors=6,
-  num_negatives=4,
+  **inputs.FEW_PAIRS,
   capacity=80,
   max_push=20,
   keys_per_image=10,

@@ -44,16 +44,3 @@ def test_momentum_encoder_and_views():
   assert (objective.views, objective.momentum_views) == ((0,), (1,))
   with pytest.raises(ValueError, match='queue: expected a multiple of .* 96'):
     objective.check_batch_size(96)
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'temperature': 0.0}, 'temperature: expected more than 0'),
-    ({'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
-    ({'queue': 0}, 'queue: expected'),
-  ],
-)
-def test_refusals(fields, message):
-  with pytest.raises(ValueError, match=message):
-    moco.MocoOptions(**fields)

@@ -122,15 +122,3 @@ def test_momentum_decay_is_that_of_the_options():
   objective = pixpro.Pixpro(pixpro.PixproOptions(decay=0.9))
   decay = objective.needs_momentum.decay(jnp.asarray(37), 100)
   arrays.assert_close(decay, pass_updates.momentum(37, 100, 0.9))
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
-    ({'size': 0}, 'size: expected more than 0, got 0'),
-  ],
-)
-def test_refusals(fields, message):
-  with pytest.raises(ValueError, match=message):
-    pixpro.PixproOptions(**fields)

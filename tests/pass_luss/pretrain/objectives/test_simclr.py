@@ -57,8 +57,3 @@ def test_objective_with_each_head(head, combine_views):
   )
   terms = support.evaluate(objective, net, maps).terms
   arrays.assert_close(terms['loss_simclr'], expected, rtol=1e-5)
-
-
-def test_refusals():
-  with pytest.raises(ValueError, match='temperature: expected more than 0'):
-    simclr.SimclrOptions(temperature=0.0)

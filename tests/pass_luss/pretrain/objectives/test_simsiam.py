@@ -69,8 +69,3 @@ def test_objective_has_statistics_of_each_view():
   mean = pass_pretraining.normalize(np.concatenate(z)).mean(axis=0)
   spread = 1 - np.linalg.norm(mean)
   arrays.assert_close(result.scalars['embedding_spread'], spread, rtol=1e-5)
-
-
-def test_refusals():
-  with pytest.raises(ValueError, match='hidden: expected more than 0, got 0'):
-    simsiam.SimsiamOptions(hidden=0)

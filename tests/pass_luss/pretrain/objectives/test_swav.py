@@ -164,15 +164,3 @@ def test_embedding_deviation():
   np.testing.assert_allclose(
     swav.embedding_deviation(jnp.ones((3, 1))), 0.0, atol=1e-9
   )
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'epsilon': 0.0}, 'epsilon: expected more than 0, got 0.0'),
-    ({'queue': -1}, 'queue: expected 0 or more, got -1'),
-  ],
-)
-def test_refusals(fields, message):
-  with pytest.raises(ValueError, match=message):
-    swav.SwavOptions(**fields)
