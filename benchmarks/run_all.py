@@ -32,6 +32,7 @@ MEASURED = {
   'pass_kmeans': (),
   'pass_sinkhorn': (),
   'depthwise': (),
+  'train_step': ('--threads=1',),
 }
 # Those that pass or fail, or print a table of their own.
 CHECKED = {'kill_resume': (), 'scaling': ('--rows=small',), 'soak': ()}

@@ -372,6 +372,31 @@ def light_deeplabv3plus(name: str) -> ml_collections.ConfigDict:
   return config
 
 
+def wide_deeplabv3plus(name: str) -> ml_collections.ConfigDict:
+  """Builds the DeepLabv3+ of mmsegmentation, of output stride 8.
+
+  Its last block has the dilation 4 throughout.
+
+  Args:
+    name: a ResNet of `ENCODERS`.
+  """
+  encoder = {**ENCODERS[name], 'output_stride': 8}
+  encoder['multi_grid'] = (1,) * encoder['blocks'][-1]
+  return shared.block(
+    encoder=encoder,
+    decoder={
+      'name': 'deeplabv3plus',
+      'width': 512,
+      'low_width': 48,
+      'separable': True,
+      'align_corners': False,
+      'dropout_rate': 0.0,  # The head has dropout.
+      'num_refinements': 2,
+    },
+    dtype='bfloat16',
+  )
+
+
 def psp(name: str) -> ml_collections.ConfigDict:
   """Builds the network of CCT: pyramid pooling at output stride 8.
 

@@ -121,7 +121,7 @@ def paper(
   config.train.recipe.seed = options.seed
   if options.tiny:
     _generate_images(config)
-    _shorten(config)
+    shorten(config)
   return config
 
 
@@ -243,7 +243,7 @@ def small(
   )
   config.train.recipe.seed = options.seed
   if options.tiny:
-    _shorten(config)
+    shorten(config)
   return config
 
 
@@ -368,7 +368,7 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   config.evaluate.update(batch_size=40, which='last')
 
 
-def _shorten(config: ml_collections.ConfigDict) -> None:
+def shorten(config: ml_collections.ConfigDict) -> None:
   """Cuts the training to six epochs of 10 steps."""
   config.train.update(
     steps_per_epoch=10, recipe={'num_steps': 60, 'evaluate_every': 30}

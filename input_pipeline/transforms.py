@@ -269,7 +269,9 @@ class RandomCrop:
     fit_sides: long and short side in pixels that each image is resized to fit,
       keeping its aspect ratio, before all else; (0, 0) keeps its size.
     scales: least and largest factor by which the image is resized first; or,
-      in ascending order, more than two factors, of which one is taken.
+      in ascending order, more than two factors, of which one is taken. With
+      `fit_sides` it is the factor of the size that fits; the image is resized
+      once.
     balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
@@ -319,19 +321,16 @@ class RandomCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes by a random factor and crops at a random place."""
+    shape = example['image'].shape[:2]
     if any(self.fit_sides):
-      shape = resampling.size_within_sides(
-        example['image'].shape[:2], self.fit_sides
-      )
-      example = resize_example(example, shape, label_resize=self.label_resize)
-    if self.scales != (1.0, 1.0):
+      shape = resampling.size_within_sides(shape, self.fit_sides)
+    is_scaled = self.scales != (1.0, 1.0)
+    if is_scaled:
       scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
-      shape = tuple(
-        max(int(scale * side), 1) for side in example['image'].shape[:2]
-      )
-      example = resize_example(
-        example, shape, self.antialias, self.label_resize
-      )
+      shape = tuple(max(int(scale * side), 1) for side in shape)
+    example = resize_example(
+      example, shape, self.antialias and is_scaled, self.label_resize
+    )
     return crop_example(
       example, self._sample_box(example, rng), FILLS[self.fill]
     )

@@ -16,6 +16,7 @@ TINY = {
   'depthwise': '--images=1 --side=16 --threads=1 --rounds=1',
   'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
   'prepare': '--images=4 --rounds=1',
+  'train_step': '--images=2 --side=32 --rounds=1 --threads=1',
   'natural_data': '--images=20 --tested=10',
   'start_up': '--rounds=1',
 }

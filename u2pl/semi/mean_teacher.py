@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
 from segcore import types
-from segcore.ops import color_augment
+from segcore.ops import color_augment, photometric_distortion
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.method import StepResult
@@ -124,7 +124,7 @@ class MeanTeacher(method.TeacherStudent):
     step = functools.partial(student.student_step, self.segmenter, self.update)
     heads = options.student_heads
     if not options.consistency:
-      images = batch_lib.batch_images_to_symmetric(batch['image'])
+      images = _labeled_images(batch, targets_rng, options.distortion)
       loss = functools.partial(self.supervised_loss, labels=batch['label'])
       return step(state, images, heads, lambda x: (loss(x), {}), student_rng)
 
@@ -330,6 +330,19 @@ class MeanTeacher(method.TeacherStudent):
     return contrastive_branch.build_contrastive_branch(
       self.options, self.segmenter, self.num_classes
     )
+
+
+def _labeled_images(
+  batch: batch_lib.Batch,
+  rng: Array,
+  distortion: photometric_distortion.DistortionOptions | None,
+) -> Float[Array, 'B H W 3']:
+  """Returns the images of a labeled batch, distorted where it is chosen."""
+  images = batch_lib.batch_images_to_symmetric(batch['image'])
+  if distortion is None:
+    return images
+  keys = update_lib.row_prng_keys(rng, len(images))
+  return photometric_distortion.distort_images(images, keys, distortion)
 
 
 def _confidence_maps(

@@ -36,16 +36,18 @@ class HeadOptions:
     kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
       quarter of the resolution, or a single 'conv' at full resolution; or at
       the nearest one that the decoder has. 'shuffle' is a 1x1 and three
-      doublings of the grid (CCT), from stride 8.
+      doublings of the grid (CCT), from stride 8. 'classifier' is a 1x1 at a
+      quarter of the resolution, after dropout.
     width: channels of the blocks, of logits and representations.
     kernel: height and width of the kernel of 'conv'.
-    dropout_rate: share of the channels of 'blocks' dropped in training.
+    dropout_rate: share of the channels dropped in training, of each block of
+      'blocks' and of the map that 'classifier' reads.
     representation: D, channels of a representation; its map has stride 4, or
       the nearest that the decoder has.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
   """
 
-  kind: Literal['blocks', 'conv', 'shuffle'] = 'blocks'
+  kind: Literal['blocks', 'conv', 'shuffle', 'classifier'] = 'blocks'
   width: int = 256
   kernel: int = 3
   dropout_rate: float = 0.1
@@ -283,6 +285,12 @@ class TrainStage(base.ClassStage):
       heads = {'logits': blocks(num_classes)}
     elif block.heads.kind == 'shuffle':
       heads = {'logits': heads_lib.ShuffleHead(num_classes, nearest=True)}
+    elif block.heads.kind == 'classifier':
+      heads = {
+        'logits': heads_lib.PixelClassifier(
+          num_classes, nearest=True, dropout_rate=block.heads.dropout_rate
+        )
+      }
     else:
       heads = {
         'logits': heads_lib.ConvHead(

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.weak import advcam, image_classifier
+from pass_luss.weak import advcam, image_classifier, multi_scale
+from segcore.distributed import sharding
 from segcore.models.layers import standardize
 from segcore.train import train_state
+from tests.pass_luss.weak import tiny
 from tests.transcriptions import wsss
 
 SIDE, FEATURES, CLASSES, STEPS = 4, 5, 3, 3
@@ -95,3 +97,32 @@ def test_regions_of_climbing_images():
 )
 def test_steps_of_each_scale(num_steps, expected):
   assert advcam.plan_steps(num_steps, (0.5, 1.0, 1.5)) == expected
+
+
+@pytest.mark.slow
+def test_eight_devices_are_one_in_float64():
+  """Compares category and activation of images that climb at two scales."""
+  with jax.enable_x64():
+    trained = tiny.make_method(
+      image_classifier.ClassifierOptions(), dtype=jnp.float64
+    )
+    batch = tiny.draw_batch()
+    state = tiny.init_state(trained, batch, jnp.float64)
+    # Large weights, so that a class has positive scores.
+    kernel = state.params['heads']['classes']['kernel']
+    kernel = np.random.default_rng(0).normal(size=kernel.shape)
+    heads = {'classes': {'kernel': kernel}}
+    state = state.replace(params={**state.params, 'heads': heads})
+    cams = multi_scale.MultiScaleCams(trained, (0.5, 1.0), OPTIONS)
+    images = np.asarray(batch['image'], np.float64) / 127.5 - 1
+    results = []
+    for num_devices in (1, 8):
+      mesh = sharding.make_mesh(1, jax.devices()[:num_devices])
+      put = sharding.make_batch_sharder(mesh)
+      results.append(
+        jax.device_get(jax.jit(cams.predicted)(state, put(images)))
+      )
+  one, eight = results
+  activation = one[..., 1].reshape(tiny.BATCH, -1)
+  assert np.all(np.ptp(activation, axis=1) > 0.3)
+  np.testing.assert_allclose(one, eight, atol=1e-8)

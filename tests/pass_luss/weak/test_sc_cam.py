@@ -1,6 +1,7 @@
 """SC-CAM against slow numpy transcriptions (spec comparators §4.2)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from pass_luss.weak import (
 )
 from segcore.train import update as update_lib
 from tests.pass_luss.weak import tiny
-from tests.support import fake_data
+from tests.support import fake_data, meshes
 from tests.transcriptions import wsss
 
 OPTIONS = sc_cam.ScCamOptions(num_subcategories=2)
@@ -166,3 +167,13 @@ def test_tags_of_clusters_and_sub_categories(tmp_path):
     [1, 9 + 0],
     [1, 8, 9 + 0, 9 + 15],
   ]
+
+
+@pytest.mark.slow
+def test_eight_devices_are_one_in_float64(monkeypatch):
+  with jax.enable_x64():
+    trained = tiny.make_method(OPTIONS, dtype=jnp.float64)
+    batches = [tiny.draw_batch(i, NUM_TAGS) for i in range(2)]
+    state = tiny.init_state(trained, batches[0], jnp.float64)
+    one, eight = meshes.one_and_eight(trained, state, batches, 1, monkeypatch)
+  meshes.assert_close(one, eight)

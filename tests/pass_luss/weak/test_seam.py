@@ -275,7 +275,7 @@ def test_eight_devices_are_one_in_float64(monkeypatch):
     batches = [tiny.draw_batch(i) for i in range(2)]
     state = tiny.init_state(trained, batches[0], jnp.float64)
     one, eight = meshes.one_and_eight(trained, state, batches, 1, monkeypatch)
-  meshes.assert_close(one, eight, atol=1e-8)
+  meshes.assert_close(one, eight)
 
 
 @pytest.mark.slow

@@ -63,9 +63,13 @@ def init_state(trained, batch, dtype=jnp.float32):
   init = jax.jit(lambda rng: trained.init(rng, spec, None))
   state = init(jax.random.PRNGKey(0))
   rng = np.random.default_rng(1)
-  stats = jax.tree.map(
-    lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), state.batch_stats
-  )
+
+  def draw(path, x):
+    # Means near 0: with large ones every activation is 0 after the ReLU.
+    low, high = (-0.2, 0.2) if path[-1].key == 'mean' else (0.5, 1.5)
+    return rng.uniform(low, high, x.shape).astype(x.dtype)
+
+  stats = jax.tree_util.tree_map_with_path(draw, state.batch_stats)
   return jax.tree.map(
     lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x,
     state.replace(batch_stats=stats),
