@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
@@ -81,6 +81,14 @@ class SegmentOnOptions(SegmentOptions):
 
   data: datasets.DataOptions
   trained_by: Literal['finetune', 'semi']
+
+
+@runtime_checkable
+class Choice(Protocol):
+  """What a stage has chosen by itself, such as a threshold."""
+
+  def summary(self) -> Mapping[str, Any]:
+    """Returns the fields for results.json."""
 
 
 class LussSegmentationStage(base.InferenceStage):
@@ -197,10 +205,10 @@ class LussSegmentationStage(base.InferenceStage):
     method: method_lib.Method,
     state: train_state.TrainState,
     num_categories: int,
-  ) -> tuple[
-    label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold | None
-  ]:
-    """Builds the function of label maps, and the threshold of 'cam'.
+  ) -> tuple[label_folders.LabelMapFunction, Choice | None]:
+    """Builds the function of label maps, and what is chosen for it.
+
+    This is the threshold of 'cam'; a subclass may choose something else.
 
     Args:
       workspace: workspace of the stage.
