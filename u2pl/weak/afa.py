@@ -230,7 +230,9 @@ class AFA:
         state.branch,
         outputs['rep'],
         targets.cams,
-        images._replace(inside=images.inside & started),
+        images._replace(
+          inside=(images.inside | options.contrast.padding) & started
+        ),
         (keys.sample, keys.branch),
       )
       loss = self.branch.loss(outputs['rep'], contrastive, branch)

@@ -89,19 +89,17 @@ def refine_cam_labels(
     images: images and their tags.
     options: thresholds and refinement.
   """
-  size = cams.shape[1:3]
-  half = tuple(max(side // 2, 1) for side in size)
-  small = resize.resize_bilinear(images.pixels / 255, half)
+  half = _half_size(cams.shape[1:3])
   scores = resize.resize_bilinear(cams, half)
   probs = [
     _background_and_class_probs(scores, images, threshold)
     for threshold in (options.low, options.high)
   ]
   # Channels do not interact: both thresholds share the weights of neighbors.
-  refined = refinement_lib.refine_by_pixels(
-    small, jnp.concatenate(probs, axis=-1), options.refinement
+  refined = _refine_at_half_size(
+    jnp.concatenate(probs, axis=-1), images.pixels, options.refinement
   )
-  return _label_by_both(resize.resize_bilinear(refined, size), images.inside)
+  return _label_by_both(refined, images.inside)
 
 
 def propagate_cam_labels(
@@ -113,7 +111,8 @@ def propagate_cam_labels(
 ) -> Int[Array, 'B H W']:
   """Labels pixels by CAMs after a step of a random walk, and refinement.
 
-  The refinement reads the image inside of the padding alone, at half its size.
+  By default the refinement reads the image inside of the padding alone, at half
+  its size.
 
   Args:
     cams: multi-scale CAMs, 0 to 1.
@@ -132,6 +131,44 @@ def propagate_cam_labels(
   walked = affinity_lib.propagate_by_affinity(
     jnp.concatenate(probs, axis=-1), affinities.values, radius
   )
+  walked = resize.resize_bilinear(walked, size)
+  if options.walked_crop == 'box':
+    placed = _refine_inside(walked, images, options.refinement)
+  else:
+    placed = _refine_at_half_size(walked, images.pixels, options.refinement)
+  return _label_by_both(placed, images.inside)
+
+
+def _half_size(size: tuple[int, int]) -> tuple[int, int]:
+  """Returns half of both sides, 1 at least."""
+  height, width = size
+  return max(height // 2, 1), max(width // 2, 1)
+
+
+def _refine_at_half_size(
+  scores: Float[Array, 'B _ _ K'],
+  pixels: Float[Array, 'B H W 3'],
+  options: refinement_lib.PixelAdaptiveOptions,
+) -> Float[Array, 'B H W K']:
+  """Refines scores by images of half their size; returns them at their size.
+
+  Scores of another size than half are resized to it with aligned corners.
+  """
+  size, half = pixels.shape[1:3], _half_size(pixels.shape[1:3])
+  refined = refinement_lib.refine_by_pixels(
+    resize.resize_bilinear(pixels / 255, half),
+    resize.resize_bilinear(scores, half, align_corners=True),
+    options,
+  )
+  return resize.resize_bilinear(refined, size)
+
+
+def _refine_inside(
+  scores: Float[Array, 'B H W K'],
+  images: TaggedImages,
+  options: refinement_lib.PixelAdaptiveOptions,
+) -> Float[Array, 'B H W K']:
+  """Refines scores by the images inside of their padding, at half size."""
   boxes = [_inside_interval(images.inside, axis) for axis in (1, 2)]
   halves = [
     resize.Intervals(
@@ -151,14 +188,11 @@ def propagate_cam_labels(
   # Crops of each image's own size, at the top left of arrays of one size.
   refined = refinement_lib.refine_by_pixels(
     resize.resize_by_matrices(images.pixels / 255, *matrices(boxes, halves)),
-    resize.resize_by_matrices(
-      resize.resize_bilinear(walked, size), *matrices(boxes, halves, True)
-    ),
-    options.refinement,
+    resize.resize_by_matrices(scores, *matrices(boxes, halves, True)),
+    options,
     jnp.stack([each.length for each in halves], axis=1),
   )
-  placed = resize.resize_by_matrices(refined, *matrices(halves, boxes))
-  return _label_by_both(placed, images.inside)
+  return resize.resize_by_matrices(refined, *matrices(halves, boxes))
 
 
 def _background_and_class_probs(

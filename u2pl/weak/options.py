@@ -25,6 +25,9 @@ class CamOptions(CheckedOptions):
     plain: value that separates background and classes, where no pixel is left
       without a label.
     refinement: pixel-adaptive refinement of the labels.
+    walked_crop: pixels that the refinement after the random walk reads: those
+      of the 'box' without padding, or the 'whole' crop, which differs near the
+      edges of the box.
   """
 
   scales: tuple[float, ...] = (1.0, 0.5, 1.5)
@@ -34,6 +37,7 @@ class CamOptions(CheckedOptions):
   refinement: pixel_adaptive_refinement.PixelAdaptiveOptions = (
     pixel_adaptive_refinement.PixelAdaptiveOptions()
   )
+  walked_crop: Literal['box', 'whole'] = 'box'
 
   def __post_init__(self):
     super().__post_init__()
@@ -70,6 +74,7 @@ class CamContrastOptions(contrast_lib.PairOptions):
     negative_threshold: β of Eq. 31: value below which a cell is a negative.
     absent_anchors: whether cells may be anchors of a class that the image does
       not show, as Eq. 29 has it if taken literally.
+    padding: whether cells of padding may be anchors and negatives.
     keys_per_image: largest number of an image's negatives that are enqueued for
       a class, a uniform sample.
   """
@@ -78,6 +83,7 @@ class CamContrastOptions(contrast_lib.PairOptions):
   anchor_threshold: UnitInterval = 0.45
   negative_threshold: UnitInterval = 0.45
   absent_anchors: bool = False
+  padding: bool = False
   keys_per_image: AtLeastOne = 256
 
 

@@ -1,5 +1,7 @@
 """Labels from CAMs against the transcription, in float64."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -38,17 +40,18 @@ def inputs():
 
 @pytest.fixture(scope='module')
 def labels(inputs):
-  """Returns the three kinds of labels by the tested functions."""
+  """Returns the kinds of labels by the tested functions."""
+  whole = dataclasses.replace(OPTIONS, walked_crop='whole')
 
   @jax.jit
   def compute(cams, affinities, images):
     images = cam_labels.TaggedImages(*images)
+    grid = cam_labels.Affinities(affinities, GRID)
     return (
       cam_labels.threshold_cams(cams, images, 0.35, 0.55),
       cam_labels.refine_cam_labels(cams, images, OPTIONS),
-      cam_labels.propagate_cam_labels(
-        cams, images, cam_labels.Affinities(affinities, GRID), RADIUS, OPTIONS
-      ),
+      cam_labels.propagate_cam_labels(cams, images, grid, RADIUS, OPTIONS),
+      cam_labels.propagate_cam_labels(cams, images, grid, RADIUS, whole),
     )
 
   with jax.enable_x64():
@@ -73,9 +76,11 @@ def test_refined_labels(inputs, labels):
   assert {*np.unique(labels[1])} > {-1, 0, 1}
 
 
-def test_propagated_labels(inputs, labels):
-  """The refinement reads the box alone, whose size differs by image."""
+@pytest.mark.parametrize('reads', ['box', 'whole'])
+def test_propagated_labels(inputs, labels, reads):
+  """The refinement reads the box, whose size differs by image, or all."""
   cams, affinities, images = inputs
+  actual = labels[2 if reads == 'box' else 3]
   for b, box in enumerate(BOXES):
     expected = reference.propagated_labels(
       cams[b],
@@ -83,14 +88,15 @@ def test_propagated_labels(inputs, labels):
       affinities[b],
       GRID,
       images.pixels[b],
-      box,
+      box if reads == 'box' else (0, SIZE[0], 0, SIZE[1]),
       0.35,
       0.55,
       RADIUS,
       DILATIONS,
     )
-    np.testing.assert_array_equal(labels[2][b], expected)
-  assert {*np.unique(labels[2])} > {-1, 1}
+    expected = np.where(images.inside[b], expected, -1)
+    np.testing.assert_array_equal(actual[b], expected)
+  assert len(np.unique(actual)) > 2
 
 
 def test_balanced_cross_entropy_and_its_gradient():
