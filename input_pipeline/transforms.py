@@ -20,7 +20,6 @@ from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
-Padding = tuple[int, int]  # Before and after.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +86,6 @@ def check_image_size(name: str, size: tuple[int, int]) -> None:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
 
 
-def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
-  """Intersects [start, start + length) with [0, size).
-
-  Returns:
-    The intersection, and the missing lengths before and after it.
-  """
-  first = min(max(start, 0), size)
-  last = min(max(start + length, 0), size)
-  before = min(max(-start, 0), length)
-  return slice(first, last), (before, length - before - (last - first))
-
-
 def crop_example(
   example: Example, box: crop_boxes.Box, fill: Fill = Fill()
 ) -> Example:
@@ -110,30 +97,15 @@ def crop_example(
     box: rectangle in pixels.
     fill: color and class id of the padding.
   """
-  height, width = example['image'].shape[:2]
-  rows, above_below = _overlap(box.top, box.height, height)
-  columns, left_right = _overlap(box.left, box.width, width)
-  padding = (above_below, left_right)
-
-  def cut(array: np.ndarray, value: Any) -> np.ndarray:
-    inside = array[rows, columns]
-    if not any(map(any, padding)):  # The box is inside the image.
-      return inside
-    out = np.empty((box.height, box.width, *array.shape[2:]), array.dtype)
-    out[:] = value
-    out[
-      above_below[0] : above_below[0] + inside.shape[0],
-      left_right[0] : left_right[0] + inside.shape[1],
-    ] = inside
-    return out
-
   values = {
     'image': fill.image,
     'label': fill.label,
     'valid': not fill.is_ignored,
   }
   return {
-    name: cut(value, values[name]) if name in values else value
+    name: crop_boxes.crop_to_box(value, box, values[name])
+    if name in values
+    else value
     for name, value in example.items()
   }
 

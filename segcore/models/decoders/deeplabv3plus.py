@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
 from segcore.models.decoders import unconditional
-from segcore.models.layers import conv_block, resize
+from segcore.models.layers import atrous_pyramid, conv_block, resize
 
 _STRIDE = 4
 
@@ -76,17 +76,7 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
         width or self.width, kernel, **fields, dtype=self.dtype, name=name
       )(x, train)
 
-    # In float32: bfloat16 sums of thousands of cells lose the small ones.
-    mean = jnp.mean(deep.astype(jnp.float32), axis=(1, 2), keepdims=True)
-    pooled = block(mean, 'pool')
-    branches = [
-      jnp.broadcast_to(pooled, (*deep.shape[:3], self.width)),
-      block(deep, 'conv1x1'),
-      *(
-        block(deep, f'dilated{i}', 3, dilation=dilation)
-        for i, dilation in enumerate(self.dilations, 1)
-      ),
-    ]
+    branches = atrous_pyramid.pyramid_branches(deep, self.dilations, block)
     fused = block(
       jnp.concatenate(branches, axis=-1),
       'fuse',
