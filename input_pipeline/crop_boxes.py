@@ -1,12 +1,15 @@
-"""Random places, sizes and scales of crops.
+"""Random places, sizes and scales of crops, and the crops themselves.
 
 box = crop_boxes.sample_crop_box(rng, image=(375, 500), size=(321, 321))
+crop = crop_boxes.crop_to_box(image, box, fill=(127, 127, 127))
 """
 
 import math
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+from jaxtyping import Shaped
 
 
 class Box(NamedTuple):
@@ -109,3 +112,48 @@ def sample_inception_box(
   h = min(height, max(round(width / ratio), 1))
   w = min(width, max(round(height * ratio), 1))
   return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop_to_box(
+  array: Shaped[np.ndarray, 'H W *channels'],
+  box: Box,
+  fill: bool | int | tuple[int, int, int],
+) -> Shaped[np.ndarray, 'h w *channels']:
+  """Crops an image or a map of its pixels; a view of it where possible.
+
+  Args:
+    array: image of three channels, or map of ids or flags.
+    box: rectangle in pixels.
+    fill: value of the pixels outside of the array.
+  """
+  rows, above_below = _overlap(box.top, box.height, array.shape[0])
+  columns, left_right = _overlap(box.left, box.width, array.shape[1])
+  inside = array[rows, columns]
+  if inside.shape[:2] == (box.height, box.width):
+    return inside
+  if array.ndim == 3 and inside.size:  # OpenCV takes no empty images.
+    # NumPy takes as long for repeating a color as OpenCV for decoding.
+    return cv2.copyMakeBorder(
+      inside, *above_below, *left_right, cv2.BORDER_CONSTANT, value=fill
+    )
+  out = np.empty((box.height, box.width, *array.shape[2:]), array.dtype)
+  out[:] = fill
+  out[
+    above_below[0] : above_below[0] + inside.shape[0],
+    left_right[0] : left_right[0] + inside.shape[1],
+  ] = inside
+  return out
+
+
+def _overlap(
+  start: int, length: int, size: int
+) -> tuple[slice, tuple[int, int]]:
+  """Intersects [start, start + length) with [0, size).
+
+  Returns:
+    The intersection, and the missing lengths before and after it.
+  """
+  first = min(max(start, 0), size)
+  last = min(max(start + length, 0), size)
+  before = min(max(-start, 0), length)
+  return slice(first, last), (before, length - before - (last - first))

@@ -23,7 +23,7 @@ from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import crop_content, samplers, transforms
-from runtime import errors
+from runtime import errors, memory
 
 with epy.lazy_imports():
   import grain
@@ -52,26 +52,28 @@ class ReadOptions:
 
   def iterate(self, batches: 'grain.MapDataset') -> 'grain.DatasetIterator':
     """Returns an iterator that reads batches ahead of their use."""
+    memory.keep_freed_memory()
     options = grain.ReadOptions(
       num_threads=self.threads, prefetch_buffer_size=self.buffered
     )
     dataset = batches.to_iter_dataset(options)
     if self.workers:
       dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers),
-        _ignore_stop_signals,
+        grain.MultiprocessingOptions(num_workers=self.workers), _start_worker
       )
     return iter(dataset)
 
 
-def _ignore_stop_signals(*_) -> None:
-  """Makes a worker process ignore SIGTERM and SIGINT; the trainer handles them.
+def _start_worker(*_) -> None:
+  """Prepares a worker process, which ignores SIGTERM and SIGINT.
 
   SLURM sends the one to all processes of a job, a terminal the other at Ctrl-C,
-  but the trainer needs batches until it has saved and stopped.
+  but the trainer handles them, and needs batches until it has saved and
+  stopped.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
+  memory.keep_freed_memory()
 
 
 @dataclasses.dataclass(frozen=True)

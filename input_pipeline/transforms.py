@@ -20,7 +20,6 @@ from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
-Padding = tuple[int, int]  # Before and after.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +86,6 @@ def check_image_size(name: str, size: tuple[int, int]) -> None:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
 
 
-def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
-  """Intersects [start, start + length) with [0, size).
-
-  Returns:
-    The intersection, and the missing lengths before and after it.
-  """
-  first = min(max(start, 0), size)
-  last = min(max(start + length, 0), size)
-  before = min(max(-start, 0), length)
-  return slice(first, last), (before, length - before - (last - first))
-
-
 def crop_example(
   example: Example, box: crop_boxes.Box, fill: Fill = Fill()
 ) -> Example:
@@ -110,30 +97,15 @@ def crop_example(
     box: rectangle in pixels.
     fill: color and class id of the padding.
   """
-  height, width = example['image'].shape[:2]
-  rows, above_below = _overlap(box.top, box.height, height)
-  columns, left_right = _overlap(box.left, box.width, width)
-  padding = (above_below, left_right)
-
-  def cut(array: np.ndarray, value: Any) -> np.ndarray:
-    inside = array[rows, columns]
-    if not any(map(any, padding)):  # The box is inside the image.
-      return inside
-    out = np.empty((box.height, box.width, *array.shape[2:]), array.dtype)
-    out[:] = value
-    out[
-      above_below[0] : above_below[0] + inside.shape[0],
-      left_right[0] : left_right[0] + inside.shape[1],
-    ] = inside
-    return out
-
   values = {
     'image': fill.image,
     'label': fill.label,
     'valid': not fill.is_ignored,
   }
   return {
-    name: cut(value, values[name]) if name in values else value
+    name: crop_boxes.crop_to_box(value, box, values[name])
+    if name in values
+    else value
     for name, value in example.items()
   }
 
@@ -297,7 +269,9 @@ class RandomCrop:
     fit_sides: long and short side in pixels that each image is resized to fit,
       keeping its aspect ratio, before all else; (0, 0) keeps its size.
     scales: least and largest factor by which the image is resized first; or,
-      in ascending order, more than two factors, of which one is taken.
+      in ascending order, more than two factors, of which one is taken. With
+      `fit_sides` it is the factor of the size that fits; the image is resized
+      once.
     balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
@@ -347,19 +321,16 @@ class RandomCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes by a random factor and crops at a random place."""
+    shape = example['image'].shape[:2]
     if any(self.fit_sides):
-      shape = resampling.size_within_sides(
-        example['image'].shape[:2], self.fit_sides
-      )
-      example = resize_example(example, shape, label_resize=self.label_resize)
-    if self.scales != (1.0, 1.0):
+      shape = resampling.size_within_sides(shape, self.fit_sides)
+    is_scaled = self.scales != (1.0, 1.0)
+    if is_scaled:
       scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
-      shape = tuple(
-        max(int(scale * side), 1) for side in example['image'].shape[:2]
-      )
-      example = resize_example(
-        example, shape, self.antialias, self.label_resize
-      )
+      shape = tuple(max(int(scale * side), 1) for side in shape)
+    example = resize_example(
+      example, shape, self.antialias and is_scaled, self.label_resize
+    )
     return crop_example(
       example, self._sample_box(example, rng), FILLS[self.fill]
     )

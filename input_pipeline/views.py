@@ -60,9 +60,12 @@ class MultiCrop:
 
   Attributes:
     groups: groups of crops, each with another name.
+    with_labels: whether the label map is cropped, resized and flipped with the
+      image, to `label_NAME`.
   """
 
   groups: tuple[ViewGroup, ...]
+  with_labels: bool = False
 
   def __post_init__(self):
     names = tuple(group.name for group in self.groups)
@@ -80,7 +83,8 @@ class MultiCrop:
       for name, value in example.items()
       if name not in ('image', 'label')
     }
-    image = {'image': example['image']}
+    maps = ('image', 'label') if self.with_labels else ('image',)
+    image = {name: example[name] for name in maps}
     for group in self.groups:
       views, boxes, flips = [], [], []
       for _ in range(group.count):
@@ -91,12 +95,12 @@ class MultiCrop:
         view = transforms.resize_example(
           transforms.crop_example(image, box), group.size, group.antialias
         )
-        views.append(
-          (transforms.flip_example(view) if flipped else view)['image']
-        )
+        views.append(transforms.flip_example(view) if flipped else view)
         boxes.append(box)
         flips.append(flipped)
-      out[f'views_{group.name}'] = np.stack(views)
+      out[f'views_{group.name}'] = np.stack([view['image'] for view in views])
+      if self.with_labels:
+        out[f'label_{group.name}'] = np.stack([view['label'] for view in views])
       out[f'box_{group.name}'] = np.asarray(boxes, np.float32)
       out[f'flip_{group.name}'] = np.asarray(flips)
     return out
@@ -116,4 +120,6 @@ class MultiCrop:
       out[f'views_{group.name}'] = rows(jnp.uint8, group.count, *group.size, 3)
       out[f'box_{group.name}'] = rows(jnp.float32, group.count, 4)
       out[f'flip_{group.name}'] = rows(jnp.bool_, group.count)
+      if self.with_labels:
+        out[f'label_{group.name}'] = rows(jnp.int16, group.count, *group.size)
     return out

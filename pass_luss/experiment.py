@@ -9,13 +9,21 @@ from pass_luss.pseudo_labels.labeler import LabelOptions
 from pass_luss.stages.attend import AttendOptions
 from pass_luss.stages.classify import ClassifyOptions
 from pass_luss.stages.cluster_images import ClusterImagesOptions
+from pass_luss.stages.cluster_masks import (
+  ClusterMasksOptions,
+  SegmentMasksOptions,
+)
 from pass_luss.stages.finetune import FinetuneOptions
 from pass_luss.stages.frozen_distance import FrozenDistanceOptions
 from pass_luss.stages.frozen_kmeans import FrozenKmeansOptions
 from pass_luss.stages.frozen_knn import FrozenKnnOptions
 from pass_luss.stages.represent import RepresentOptions
+from pass_luss.stages.represent_masks import RepresentMasksOptions
+from pass_luss.stages.represent_pixels import RepresentPixelsOptions
+from pass_luss.stages.salient_masks import SalientMasksOptions
 from pass_luss.stages.segment import SegmentOnOptions, SegmentOptions
 from pass_luss.stages.segment_cam import LabelCamOptions, SegmentCamOptions
+from pass_luss.stages.segment_pixels import SegmentPixelsOptions
 from pass_luss.stages.subdivide import SubdivideOptions
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_fields
@@ -49,6 +57,12 @@ class Experiment(experiment_fields.Experiment):
     label_cam: label maps of the training images, whose classes are given.
     retrain: training on the label maps of `label_cam`.
     segment_retrained: label maps of the network trained on these.
+    represent_pixels: training on clusters of pixels, MDC or PiCIE.
+    segment_pixels: label maps of clusters of pixels.
+    salient_masks: masks of the salient objects of the training images.
+    represent_masks: MaskContrast on these masks.
+    cluster_masks: clusters of images by the descriptors of their masks.
+    segment_masks: label maps of saliency and of these clusters.
     frozen_knn: dense nearest neighbors of any encoder, without training.
     frozen_distance: distance matching of any encoder.
     frozen_kmeans: k-means segments of any encoder.
@@ -78,6 +92,12 @@ class Experiment(experiment_fields.Experiment):
   label_cam: LabelCamOptions = LabelCamOptions()
   retrain: FinetuneOptions | None = None
   segment_retrained: SegmentOptions = SegmentOptions()
+  represent_pixels: RepresentPixelsOptions | None = None
+  segment_pixels: SegmentPixelsOptions = SegmentPixelsOptions()
+  salient_masks: SalientMasksOptions = SalientMasksOptions()
+  represent_masks: RepresentMasksOptions | None = None
+  cluster_masks: ClusterMasksOptions = ClusterMasksOptions()
+  segment_masks: SegmentMasksOptions = SegmentMasksOptions()
   frozen_knn: FrozenKnnOptions | None = None
   frozen_distance: FrozenDistanceOptions | None = None
   frozen_kmeans: FrozenKmeansOptions | None = None
@@ -117,9 +137,10 @@ class Experiment(experiment_fields.Experiment):
     if all(name.startswith('frozen_') for name in self.stages):
       return
     needed = 'images', 'represent', 'attend', 'finetune', 'semi'
-    if 'segment_cam' in self.stages:
-      pretrains = 'represent' in self.stages
-      needed = 'images', *(('represent',) if pretrains else ())
+    others = 'segment_cam', 'represent_pixels', 'represent_masks'
+    if {*others} & {*self.stages}:
+      run = 'represent', 'represent_pixels', 'represent_masks'
+      needed = 'images', *(name for name in run if name in self.stages)
     missing = [name for name in needed if getattr(self, name) is None]
     if missing:
       raise ValueError(

@@ -65,7 +65,15 @@ def mask_contrast_loss(
     temperature: temperature T.
   """
   queries = embedding_ops.l2_normalize_embeddings(embeddings)
-  columns = jnp.concatenate([prototypes, negatives]).astype(queries.dtype)
+  # A product with the identity: the sum over devices leaves the prototypes on
+  # all of them, once, where the loop below would gather them in each round.
+  everywhere = jnp.einsum(
+    'bk,bd->kd',
+    jnp.eye(len(prototypes), dtype=prototypes.dtype),
+    prototypes,
+    precision=embedding_ops.EXACT,
+  )
+  columns = jnp.concatenate([everywhere, negatives]).astype(queries.dtype)
   own = jnp.arange(len(queries))
 
   # One row of pixels at a time, of all images: the scores of all pixels would

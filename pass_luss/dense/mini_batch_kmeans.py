@@ -50,22 +50,29 @@ def assign_pixels(
   return nearest.reshape(features.shape[:-1])
 
 
+def count_pixels(
+  labels: Int[Array, '*shape'], num_clusters: int
+) -> Float[Array, 'K']:
+  """Counts the pixels of each cluster; negative labels do not count."""
+  one_hot = jax.nn.one_hot(labels, num_clusters)
+  return jnp.sum(one_hot, axis=range(labels.ndim))
+
+
 def cluster_sums(
   features: Float[Array, '*shape D'],
   labels: Int[Array, '*shape'],
   num_clusters: int,
-) -> tuple[Float[Array, 'K D'], Float[Array, 'K']]:
-  """Sums the features of each cluster and counts its pixels, over all devices.
+) -> Float[Array, 'K D']:
+  """Sums the features of each cluster, over all devices.
 
   Args:
     features: features of a batch.
     labels: cluster of each pixel; negative for pixels that do not count.
     num_clusters: number K of clusters.
   """
-  # Products: rows stay on their devices, and only the sums are all-reduced.
+  # A product: rows stay on their devices, and only the sums are all-reduced.
   one_hot = jax.nn.one_hot(labels, num_clusters, dtype=features.dtype)
-  sums = jnp.einsum('...k,...d->kd', one_hot, features, precision=_EXACT)
-  return sums, jnp.sum(one_hot, axis=range(labels.ndim))
+  return jnp.einsum('...k,...d->kd', one_hot, features, precision=_EXACT)
 
 
 def update_clusters(
@@ -80,7 +87,8 @@ def update_clusters(
     features: features of the batch, of which m pixels are of a cluster c.
   """
   labels = assign_pixels(features, clusters.centroids)
-  sums, hits = cluster_sums(features, labels, len(clusters.centroids))
+  sums = cluster_sums(features, labels, len(clusters.centroids))
+  hits = count_pixels(labels, len(clusters.centroids))
   counts = clusters.counts + hits
   rate = (hits / (counts + _EPSILON))[:, None]
   means = sums / jnp.maximum(hits, 1.0)[:, None]
@@ -117,7 +125,7 @@ def initial_clusters(
   clustering = kmeans.fit_kmeans(
     kmeans.Rows(rows, len(rows)), np.asarray(initial), iterations
   )
-  counts = jax.jit(
-    lambda labels: jnp.sum(jax.nn.one_hot(labels, num_clusters), axis=0)
-  )(clustering.assignments)
+  counts = jax.jit(lambda labels: count_pixels(labels, num_clusters))(
+    clustering.assignments
+  )
   return Clusters(clustering.centroids, counts)

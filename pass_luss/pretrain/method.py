@@ -26,9 +26,11 @@ from segcore.train import train_state
 from segcore.train import update as update_lib
 from segcore.train.method import StepResult
 
-# Numbers of the keys of memories and of targets, folded into those of a run and
-# of a step, from which rows of a batch have the numbers from 0.
+# Numbers of the keys of memories, of targets, and of dropout in both networks,
+# folded into those of a run and of a step, from which rows of a batch have the
+# numbers from 0.
 _MEMORY_KEY, _TARGET_KEY = 2**31 - 2, 2**31 - 1
+_DROPOUT_KEY, _MOMENTUM_DROPOUT_KEY = 2**31 - 3, 2**31 - 4
 # Outputs or targets of each objective, by its name.
 ArraysByObjective = Mapping[str, objective_lib.Arrays]
 
@@ -116,10 +118,15 @@ class Pretrain:
     for objective in self.objectives:
       state = state.replace(params=objective.prepare(state.params))
     # Outside of `loss`: nothing of this pass is stored for a backward pass.
-    state, momentum_outputs = self._momentum_forward(state, views)
+    state, momentum_outputs = self._momentum_forward(
+      state, views, jax.random.fold_in(rng, _MOMENTUM_DROPOUT_KEY)
+    )
+    dropout_rng = jax.random.fold_in(rng, _DROPOUT_KEY)
 
     def loss(params):
-      outputs, stats = self.forward(params, state.batch_stats, views, batch)
+      outputs, stats = self.forward(
+        params, state.batch_stats, views, batch, dropout_rng
+      )
       total, scalars, targets = self._loss(
         objective_lib.Step(
           params, state, batch, outputs, momentum_outputs, {}, target_rng
@@ -161,12 +168,20 @@ class Pretrain:
     batch_stats: types.Params,
     views: Mapping[str, Float[Array, 'B V h w 3']],
     batch: Batch,
+    dropout_rng: Array | None = None,
   ) -> tuple[ArraysByObjective, types.Params]:
     """Computes the outputs of all objectives in training mode.
 
     Views of one size go through the encoder together, so that batch statistics
     are those of a resolution (spec §2.3), unless the only objective encodes
     them one by one.
+
+    Args:
+      params: parameters of the network.
+      batch_stats: running statistics of the network.
+      views: views in [-1, 1], by group.
+      batch: boxes and flips of the views.
+      dropout_rng: key of dropout; None for heads without it.
 
     Returns:
       Outputs by objective, and the new batch statistics.
@@ -179,12 +194,13 @@ class Pretrain:
         for objective in self.objectives
       }
 
-    return self._apply(network, params, batch_stats)
+    return _apply(self.segmenter, network, params, batch_stats, dropout_rng)
 
   def _momentum_forward(
     self,
     state: objective_lib.State,
     views: Mapping[str, Float[Array, 'B V h w 3']],
+    dropout_rng: Array,
   ) -> tuple[objective_lib.State, ArraysByObjective]:
     """Updates the momentum encoder, then applies it to the large views.
 
@@ -218,8 +234,8 @@ class Pretrain:
         for objective in objectives
       }
 
-    outputs, batch_stats = self._apply(
-      network, params, state.momentum_batch_stats
+    outputs, batch_stats = _apply(
+      self.segmenter, network, params, state.momentum_batch_stats, dropout_rng
     )
     state = state.replace(
       momentum_params=params, momentum_batch_stats=batch_stats
@@ -233,20 +249,6 @@ class Pretrain:
     return self._momentum.update(
       state.momentum_params, params, state.step, self.update.num_steps
     )
-
-  def _apply(
-    self,
-    network: Callable[[segmenter_lib.Segmenter], ArraysByObjective],
-    params: types.Params,
-    batch_stats: types.Params,
-  ) -> tuple[ArraysByObjective, types.Params]:
-    """Runs a function of the bound network; also returns the new statistics."""
-    outputs, changed = self.segmenter.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      method=network,
-      mutable=['batch_stats'],
-    )
-    return outputs, {**batch_stats, **changed.get('batch_stats', {})}
 
   def _loss(
     self, step: objective_lib.Step
@@ -290,6 +292,23 @@ def _initial_memory(
   """Builds the memories of the objectives; None if none has one."""
   memories = {each.name: each.initial_memory(rng) for each in objectives}
   return {n: m for n, m in memories.items() if m is not None} or None
+
+
+def _apply(
+  segmenter: segmenter_lib.Segmenter,
+  network: Callable[[segmenter_lib.Segmenter], ArraysByObjective],
+  params: types.Params,
+  batch_stats: types.Params,
+  dropout_rng: Array | None,
+) -> tuple[ArraysByObjective, types.Params]:
+  """Runs a function of the bound network; also returns the new statistics."""
+  outputs, changed = segmenter.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    method=network,
+    rngs=None if dropout_rng is None else {'dropout': dropout_rng},
+    mutable=['batch_stats'],
+  )
+  return outputs, {**batch_stats, **changed.get('batch_stats', {})}
 
 
 def _encode(

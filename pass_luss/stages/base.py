@@ -82,6 +82,23 @@ class ViewsStage(PassStage, experiment_stage.TrainingStage):
     return self.options.crop.spec(self.options.recipe.batch_size)
 
 
+class ImagesStage(PassStage, experiment_stage.TrainingStage):
+  """A stage that trains on the images that are clustered, without labels."""
+
+  @property
+  def num_classes_from(self) -> datasets.DataOptions:
+    """Returns the data set of the images."""
+    return self.experiment.images.data
+
+  def settings(self) -> Any:
+    """Returns network, block and images."""
+    return {**super().settings(), 'images': self.experiment.images}
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the images, and the source of the initial parameters."""
+    return experiment_stage.Inputs((self.image_input(),), self.options.start)
+
+
 class InferenceStage(PassStage):
   """A stage that applies a trained network; its block has a `batch_size`."""
 

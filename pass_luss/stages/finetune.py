@@ -84,13 +84,7 @@ class SegmenterStage(base.PassStage, experiment_stage.TrainingStage):
     block = self.options
     dtype = jnp.dtype(context.network.dtype)
     heads = {'logits': heads_lib.Classifier(num_classes, dtype=dtype)}
-    if block.output_stride:
-      context = context.with_network(
-        encoder={
-          **context.network.encoder,
-          'output_stride': block.output_stride,
-        }
-      )
+    context = context.with_output_stride(block.output_stride)
     net = context.build(heads, self.size)
     return finetune_lib.Finetune(
       net,

@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -83,6 +83,28 @@ class SegmentOnOptions(SegmentOptions):
   trained_by: Literal['finetune', 'semi']
 
 
+@runtime_checkable
+class Choice(Protocol):
+  """What a stage has chosen by itself, such as a threshold."""
+
+  def summary(self) -> Mapping[str, Any]:
+    """Returns the fields for results.json."""
+
+
+class TrainedModel(NamedTuple):
+  """A network that was trained to segment.
+
+  Attributes:
+    method: method that trained it.
+    state: its training state.
+    num_categories: number of its categories without 'other'.
+  """
+
+  method: method_lib.Method
+  state: train_state.TrainState
+  num_categories: int
+
+
 class LussSegmentationStage(base.InferenceStage):
   """Segments splits, matches categories with classes, and scores."""
 
@@ -157,7 +179,7 @@ class LussSegmentationStage(base.InferenceStage):
     method = self.trained_by.method(self.exact_context, num_categories + 1)
     step, state = self.read_state(folder)
     maps, chosen = self.build_label_maps(
-      workspace, method, state, num_categories
+      workspace, TrainedModel(method, state, num_categories)
     )
     path = workspace.directory / _MATCH_FILE
     results = results_lib.Results(workspace, step)
@@ -192,22 +214,17 @@ class LussSegmentationStage(base.InferenceStage):
     return [*outputs, *written]
 
   def build_label_maps(
-    self,
-    workspace: workspace_lib.Workspace,
-    method: method_lib.Method,
-    state: train_state.TrainState,
-    num_categories: int,
-  ) -> tuple[
-    label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold | None
-  ]:
-    """Builds the function of label maps, and the threshold of 'cam'.
+    self, workspace: workspace_lib.Workspace, model: TrainedModel
+  ) -> tuple[label_folders.LabelMapFunction, Choice | None]:
+    """Builds the function of label maps, and what is chosen for it.
+
+    This is the threshold of 'cam'; a subclass may choose something else.
 
     Args:
       workspace: workspace of the stage.
-      method: method that trained the network.
-      state: its training state.
-      num_categories: number of categories without 'other'.
+      model: network that segments.
     """
+    method, state = model.method, model.state
     block, context = self.options, self.context
     reading = context.operation.reading
     if block.inference == 'logits':
@@ -229,7 +246,7 @@ class LussSegmentationStage(base.InferenceStage):
         block.match_on, 'label', 'a threshold', self.data
       )
     chosen = threshold.choose_attention_threshold(
-      workspace, labeler, num_categories, block.threshold, choose_on
+      workspace, labeler, model.num_categories, block.threshold, choose_on
     )
     return lambda split: labeler.label_maps(split, chosen.threshold), chosen
 

@@ -46,6 +46,18 @@ class Context:
     network = dataclasses.replace(self.network, **fields)
     return dataclasses.replace(self, network=network)
 
+  def with_output_stride(self, output_stride: int) -> 'Context':
+    """Returns a context whose encoder dilates its last blocks.
+
+    Args:
+      output_stride: stride of the encoder's deepest map; 0 to leave it.
+    """
+    if not output_stride:
+      return self
+    return self.with_network(
+      encoder={**self.network.encoder, 'output_stride': output_stride}
+    )
+
   def fitted(self, size: tuple[int, int]) -> network_lib.NetworkOptions:
     """Returns the network options for images of this (height, width)."""
     return network_lib.with_position_grid(self.network, size, 'config.network')

@@ -80,7 +80,8 @@ class ImageStream:
     split: images to augment.
     crop: crop of one of the classes of `transforms.CROPS`.
     flips: random flips.
-    keep: kinds of label in the examples: 'label', 'tags'.
+    keep: kinds of label in the examples: 'label', 'tags', or 'index', the place
+      of the image in the split.
     sampler: sampler that draws images with replacement; None reads every image
       once in each epoch. A class that it requires of a crop needs the label.
   """
@@ -107,7 +108,8 @@ class ImageStream:
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
-    return loader.Stream(self.split.records, self.transform, self.sampler)
+    stored = _stored_records(self.split, self.keep)
+    return loader.Stream(stored, self.transform, self.sampler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +119,8 @@ class ViewStream:
   Attributes:
     split: images to augment.
     crop: random crops that cut the views from an image.
-    keep: labels of the image in the examples: 'tags', or 'index', the place of
-      the image in the split.
+    keep: labels of the image in the examples: 'tags', 'label' where the crop
+      cuts it, too, or 'index', the place of the image in the split.
   """
 
   split: datasets.Split
@@ -138,10 +140,17 @@ class ViewStream:
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
-    stored = self.split.records
-    if 'index' in self.keep:
-      stored = record_views.IndexedRecords(stored)
+    stored = _stored_records(self.split, self.keep)
     return loader.Stream(stored, self.transform)
+
+
+def _stored_records(
+  split: datasets.Split, keep: tuple[str, ...]
+) -> Sequence[records.Record]:
+  """Returns the records of a split, with their places if these are kept."""
+  if 'index' in keep:
+    return record_views.IndexedRecords(split.records)
+  return split.records
 
 
 # The streams of a training by name; a single one has the name ''.

@@ -27,13 +27,13 @@ def module_of(name):
 
 def experiment_of(config):
   program = importlib.import_module(config.program).PROGRAM
-  return options_lib.build_options(program.experiment, config, 'config')
+  return options_lib.build_options(program.parts.experiment, config, 'config')
 
 
 def test_there_are_configs_of_each_method():
   methods = {name.partition('_')[0] for name in NAMES}
-  assert methods == {'ddep', 'u2pl', 'pass'}
-  assert len(NAMES) == 22
+  assert methods == {'ddep', 'u2pl', 'pass', 'transfer'}
+  assert len(NAMES) == 24
 
 
 @pytest.mark.parametrize('name', NAMES)

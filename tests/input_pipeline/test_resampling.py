@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline import resampling
+from input_pipeline import resampling, transforms
 from tests.support import images
 
 
@@ -141,3 +141,13 @@ def test_size_within_sides(size, sides, expected):
 def test_sides_to_fit_are_checked(sides):
   with pytest.raises(ValueError, match='fit_sides: expected'):
     resampling.check_fit_sides(sides)
+
+
+def test_a_crop_that_fits_and_scales_resizes_once():
+  image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+  crop = transforms.RandomCrop(
+    (6, 9), scales=(0.5, 0.5), fit_sides=(100, 12), fill='black'
+  )
+  # Twice the size, and half of that: the image as it is.
+  cropped = crop({'image': image}, np.random.default_rng(1))
+  np.testing.assert_array_equal(cropped['image'], image)

@@ -217,6 +217,10 @@ def read_state(stage: pathlib.Path) -> dict:
     'frozen',
     'bank',
     'prototypes',
+    'momentum_params',
+    'memory',
+    'labeler',
+    'clusterings',
   )
   return checkpoint_reader.read_checkpoint_fields(stage / 'checkpoints', names)
 

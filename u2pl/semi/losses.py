@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
 from segcore import types
+from segcore.models.layers import resize
 from segcore.ops import losses
 from u2pl import pseudo_labels
 from u2pl.semi import options as options_lib
@@ -82,7 +83,9 @@ def supervised_loss(
   weights = losses.label_weights(labels, class_weights)
 
   def mean(logits: Float[Array, 'B h w C']) -> types.Scalar:
-    logits = pseudo_labels.upsample_teacher_scores(logits, labels.shape[1:])
+    logits = resize.resize_bilinear(
+      logits, labels.shape[1:], options.align_corners
+    )
     counted = labels >= 0
     if options.kind == 'ohem':
       # The authors keep 100,000 pixels of each GPU's two images. Per image of

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
 from segcore import types
-from segcore.ops import color_augment
+from segcore.ops import color_augment, photometric_distortion
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.method import StepResult
@@ -103,12 +103,11 @@ class MeanTeacher(method.TeacherStudent):
   ) -> State:
     """Returns the state before step 0, in which the teacher is the student."""
     fresh = super().init(rng, batch_spec, loaded)
-    has_teacher = self.options.has_teacher
+    if not self.options.has_teacher:
+      fresh = fresh.replace(teacher_params=None, teacher_batch_stats=None)
     branch = self.branch.init() if self.branch else None
     return State(
       **vars(fresh),
-      teacher_params=fresh.params if has_teacher else None,
-      teacher_batch_stats=fresh.batch_stats if has_teacher else None,
       bank=branch and branch.bank,
       prototypes=branch and branch.prototypes,
     )
@@ -124,7 +123,7 @@ class MeanTeacher(method.TeacherStudent):
     step = functools.partial(student.student_step, self.segmenter, self.update)
     heads = options.student_heads
     if not options.consistency:
-      images = batch_lib.batch_images_to_symmetric(batch['image'])
+      images = _labeled_images(batch, targets_rng, options.distortion)
       loss = functools.partial(self.supervised_loss, labels=batch['label'])
       return step(state, images, heads, lambda x: (loss(x), {}), student_rng)
 
@@ -330,6 +329,19 @@ class MeanTeacher(method.TeacherStudent):
     return contrastive_branch.build_contrastive_branch(
       self.options, self.segmenter, self.num_classes
     )
+
+
+def _labeled_images(
+  batch: batch_lib.Batch,
+  rng: Array,
+  distortion: photometric_distortion.DistortionOptions | None,
+) -> Float[Array, 'B H W 3']:
+  """Returns the images of a labeled batch, distorted where it is chosen."""
+  images = batch_lib.batch_images_to_symmetric(batch['image'])
+  if distortion is None:
+    return images
+  keys = update_lib.row_prng_keys(rng, len(images))
+  return photometric_distortion.distort_images(images, keys, distortion)
 
 
 def _confidence_maps(

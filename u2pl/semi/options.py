@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore.ops import class_weights as class_weights_lib
-from segcore.ops import color_augment
+from segcore.ops import color_augment, photometric_distortion
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, ema, pseudo_labels
 from u2pl import mixing as mixing_lib
@@ -25,6 +25,8 @@ class SupervisedOptions(CheckedOptions):
     kept_per_image: least number of pixels that 'ohem' keeps, per image of the
       global batch.
     auxiliary: weight of the same loss on the head `aux`; 0 for no such head.
+    align_corners: whether logits are upsampled to the labels with corners on
+      corners, as the authors of U2PL do; else with half-pixel centers.
     class_weights: weights of the classes, from the labeled images.
   """
 
@@ -32,6 +34,7 @@ class SupervisedOptions(CheckedOptions):
   threshold: NonNegative[float] = 0.7
   kept_per_image: NonNegative[int] = 50_000
   auxiliary: NonNegative[float] = 0.0
+  align_corners: bool = True
   class_weights: class_weights_lib.LossClassWeightOptions = (
     class_weights_lib.LossClassWeightOptions()
   )
@@ -94,6 +97,9 @@ class SystemOptions(CheckedOptions):
       without them, and with unlabeled images that are not paired.
     needs_representations: whether the network needs a head `rep`.
     follows_num_steps: whether the losses depend on the training's length.
+    needs_two_crops: whether batches have two crops of each unlabeled image.
+    includes_labeled: whether the labeled images are among the unlabeled ones,
+      too; a field of some systems.
     supervised: loss on labeled images.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
@@ -106,6 +112,8 @@ class SystemOptions(CheckedOptions):
   paste_scales: ClassVar[tuple[float, float] | None] = None
   needs_representations: ClassVar[bool] = False
   follows_num_steps: ClassVar[bool] = False
+  needs_two_crops: ClassVar[bool] = False
+  includes_labeled: ClassVar[bool] = False
 
   supervised: SupervisedOptions
   warmup_epochs: int
@@ -183,6 +191,8 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
       step, as U2PL does.
     teacher: EMA teacher.
     warmup_epochs: epochs of the supervised loss alone, at the start.
+    distortion: photometric distortion of labeled images; None for none.
+      Requires training on labels alone.
   """
 
   group_path: ClassVar[str] = 'consistency.mixing.group'
@@ -194,9 +204,15 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
   prototype_momentum: float = 0.0
   teacher: ema.EmaOptions = ema.EmaOptions()
   warmup_epochs: int = 1
+  distortion: photometric_distortion.DistortionOptions | None = None
 
   def __post_init__(self):
     self.check_branch('consistency')
+    if self.distortion and self.consistency:
+      raise ValueError(
+        'distortion: expected None with consistency, whose strong view has '
+        'colors of its own'
+      )
     if self.warmup_epochs < 0:
       raise ValueError(
         f'warmup_epochs: expected 0 or more, got {self.warmup_epochs}'

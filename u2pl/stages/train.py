@@ -25,7 +25,7 @@ from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import method as method_lib
 from u2pl.semi import systems
-from u2pl.stages import base, equalized_streams
+from u2pl.stages import base, equalized_streams, two_crop_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +36,18 @@ class HeadOptions:
     kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
       quarter of the resolution, or a single 'conv' at full resolution; or at
       the nearest one that the decoder has. 'shuffle' is a 1x1 and three
-      doublings of the grid (CCT), from stride 8.
+      doublings of the grid (CCT), from stride 8. 'classifier' is a 1x1 at a
+      quarter of the resolution, after dropout.
     width: channels of the blocks, of logits and representations.
     kernel: height and width of the kernel of 'conv'.
-    dropout_rate: share of the channels of 'blocks' dropped in training.
+    dropout_rate: share of the channels dropped in training, of each block of
+      'blocks' and of the map that 'classifier' reads.
     representation: D, channels of a representation; its map has stride 4, or
       the nearest that the decoder has.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
   """
 
-  kind: Literal['blocks', 'conv', 'shuffle'] = 'blocks'
+  kind: Literal['blocks', 'conv', 'shuffle', 'classifier'] = 'blocks'
   width: int = 256
   kernel: int = 3
   dropout_rate: float = 0.1
@@ -59,7 +61,8 @@ class TrainOptions(data_lib.LabeledData):
 
   Attributes:
     unlabeled: split of the unlabeled images, '' for `split`, that of the
-      labeled ones. Images that are used as labeled are left out.
+      labeled ones. Images that are used as labeled are left out unless
+      the system includes them.
     unlabeled_data: data set of the unlabeled images; None for `data`, that of
       the labeled ones.
     learn: options of a system: of its losses, and of a teacher.
@@ -170,7 +173,11 @@ class TrainStage(base.ClassStage):
       return spec()
     crop, _ = self.augmentations()
     equalizes = block.learn.paste_scales is not None
-    unlabeled = spec(valid=crop.ignores_padding, paired=equalizes)
+    unlabeled = spec(
+      valid=crop.ignores_padding,
+      paired=equalizes,
+      two_crops=block.learn.needs_two_crops,
+    )
     pasted = {'pasted': spec()} if equalizes else {}
     return {'labeled': spec(), 'unlabeled': unlabeled, **pasted}
 
@@ -244,6 +251,10 @@ class TrainStage(base.ClassStage):
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *kept),
     }
+    if block.learn.needs_two_crops:
+      streams['unlabeled'] = two_crop_stream.TwoCropStream(
+        unlabeled, *augmentations, tuple(kept)
+      )
     if scales := block.learn.paste_scales:
       streams |= equalized_streams.equalized_streams(
         labeled, streams, scales, block.steps_per_epoch
@@ -283,6 +294,12 @@ class TrainStage(base.ClassStage):
       heads = {'logits': blocks(num_classes)}
     elif block.heads.kind == 'shuffle':
       heads = {'logits': heads_lib.ShuffleHead(num_classes, nearest=True)}
+    elif block.heads.kind == 'classifier':
+      heads = {
+        'logits': heads_lib.PixelClassifier(
+          num_classes, nearest=True, dropout_rate=block.heads.dropout_rate
+        )
+      }
     else:
       heads = {
         'logits': heads_lib.ConvHead(
@@ -304,7 +321,7 @@ class TrainStage(base.ClassStage):
     return heads | block.learn.further_heads(num_classes, heads['logits'])
 
   def _open_unlabeled(self) -> datasets.Split:
-    """Opens the unlabeled images: neither labeled nor held out.
+    """Opens the unlabeled images: not held out, and by default not labeled.
 
     Of another data set, images of the validation split are left out, too; they
     are compared by content, as names may recur.
@@ -315,7 +332,9 @@ class TrainStage(base.ClassStage):
     block = self.options
     images = block.unlabeled_images
     split = self.context.open(images.data, images.split)
-    excluded = self.context.labeled_and_held_out(block, self.name)
+    labeled, *excluded = self.context.labeled_and_held_out(block, self.name)
+    if not block.learn.includes_labeled:
+      excluded.append(labeled)
     if images.data == block.data:
       names = {name for other in excluded for name in other.ids()}
       rest = [i for i, name in enumerate(split.ids()) if name not in names]

@@ -7,47 +7,12 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
 from segcore.models.decoders import map_projection, unconditional
-from segcore.models.layers import conv_block, depthwise
-from segcore.models.layers import norm as norms
+from segcore.models.layers import conv_block
 from segcore.types import Cells
-
-
-class SeparableBlock(nn.Module):
-  """A depthwise 3x3 and a 1x1, each with batch norm and ReLU.
-
-  Attributes:
-    out_channels: channels of the result.
-    dilation: dilation of the 3x3.
-    dtype: dtype of the activations; parameters and statistics are float32.
-  """
-
-  out_channels: int
-  dilation: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Cells, train: bool) -> Float[Array, 'B h w D_out']:
-    """Applies the block; batch statistics are those of training if `train`."""
-    x = depthwise.DepthwiseConv(
-      3,
-      dilation=self.dilation,
-      dtype=self.dtype,
-      kernel_init=conv_block.he_normal_fan_out,
-      name='depthwise',
-    )(x)
-    x = nn.relu(norms.batch_norm(train=train, dtype=self.dtype, name='bn')(x))
-    return conv_block.ConvBlock(
-      self.out_channels,
-      1,
-      dtype=self.dtype,
-      kernel_init=conv_block.he_normal_fan_out,
-      name='pointwise',
-    )(x, train)
 
 
 class DAFormer(unconditional.UnconditionalDecoder):
@@ -80,7 +45,7 @@ class DAFormer(unconditional.UnconditionalDecoder):
     maps, stride = map_projection.MapProjection(
       'daformer', self.width, self.dtype, name='projection'
     )(features)
-    block, separable_block = conv_block.ConvBlock, SeparableBlock
+    block, separable_block = conv_block.ConvBlock, conv_block.SeparableBlock
     if self.remat:
       block, separable_block = (
         nn.remat(module, static_argnums=(2,))
@@ -100,9 +65,12 @@ class DAFormer(unconditional.UnconditionalDecoder):
     branches = [
       conv(x, 1, 'conv1x1'),
       *(
-        separable_block(self.width, dilation, self.dtype, name=f'separable{i}')(
-          x, train
-        )
+        separable_block(
+          self.width,
+          dilation=dilation,
+          dtype=self.dtype,
+          name=f'separable{i}',
+        )(x, train)
         for i, dilation in enumerate(self.dilations, 1)
       ),
     ]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
 from segcore.models.decoders import unconditional
-from segcore.models.layers import conv_block, resize
+from segcore.models.layers import atrous_pyramid, conv_block, resize
 
 _STRIDE = 4
 
@@ -21,7 +21,7 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
 
   The branches of the pyramid are the mean over the image, a 1x1, and a 3x3 for
   each dilation. A 3x3 fuses them, and the result is resized to the encoder's
-  deepest map at stride 4 with aligned corners. Returns 'fused' (stride 4): a
+  deepest map at stride 4. Returns 'fused' (stride 4): a
   1x1 of that map and the resized result, concatenated, and then, where there
   are any, refined by 3x3 convolutions. Images may have sides of any length.
 
@@ -37,6 +37,10 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
     dropout_rate: share of the fused channels that are dropped in training.
     num_refinements: number of 3x3 convolutions with norm and ReLU after the
       concatenation, of the width; 0 leaves them to the head.
+    separable: whether each 3x3 is a depthwise 3x3 and a 1x1, both with norm
+      and ReLU, as in Chen et al. and in mmsegmentation.
+    align_corners: whether the resized map has its corners on those of the
+      other.
   """
 
   width: int = 256
@@ -45,6 +49,8 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
   fuse_kernel: int = 3
   dropout_rate: float = 0.1
   num_refinements: int = 0
+  separable: bool = False
+  align_corners: bool = True
 
   @nn.compact
   def decode(
@@ -60,31 +66,24 @@ class DeepLabV3Plus(unconditional.UnconditionalDecoder):
       width: int | None = None,
       **fields,
     ) -> Float[Array, 'B h w D_out']:
-      module = conv_block.ConvBlock
+      is_separable = self.separable and kernel > 1
+      module = (
+        conv_block.SeparableBlock if is_separable else conv_block.ConvBlock
+      )
       if self.remat:
         module = nn.remat(module, static_argnums=(2,))
       return module(
         width or self.width, kernel, **fields, dtype=self.dtype, name=name
       )(x, train)
 
-    # In float32: bfloat16 sums of thousands of cells lose the small ones.
-    mean = jnp.mean(deep.astype(jnp.float32), axis=(1, 2), keepdims=True)
-    pooled = block(mean, 'pool')
-    branches = [
-      jnp.broadcast_to(pooled, (*deep.shape[:3], self.width)),
-      block(deep, 'conv1x1'),
-      *(
-        block(deep, f'dilated{i}', 3, dilation=dilation)
-        for i, dilation in enumerate(self.dilations, 1)
-      ),
-    ]
+    branches = atrous_pyramid.pyramid_branches(deep, self.dilations, block)
     fused = block(
       jnp.concatenate(branches, axis=-1),
       'fuse',
       self.fuse_kernel,
       dropout_rate=self.dropout_rate,
     )
-    fused = resize.resize_bilinear(fused, low.shape[1:3], align_corners=True)
+    fused = resize.resize_bilinear(fused, low.shape[1:3], self.align_corners)
     low = block(low, 'low', width=self.low_width, use_bias=True)
     joined = jnp.concatenate([low, fused], axis=-1)
     for i in range(1, self.num_refinements + 1):

@@ -1,6 +1,7 @@
-"""The convolution block of decoders: batch norm, ReLU, channel dropout.
+"""The convolution blocks of decoders: batch norm, ReLU, channel dropout.
 
   ConvBlock(256, dilation=12).apply(variables, x, False)
+  SeparableBlock(256, dilation=12).apply(variables, x, False)
 
 Kernels and biases are initialized as torch's are, unless another initializer is
 given.
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from segcore.models.layers import depthwise
 from segcore.models.layers import norm as norms
 
 # With torch's fan-out, which of a depthwise convolution counts all channels.
@@ -111,3 +113,43 @@ class ConvBlock(nn.Module):
     return nn.Dropout(
       self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train
     )(nn.relu(x))
+
+
+class SeparableBlock(nn.Module):
+  """A depthwise convolution and a 1x1, each with batch norm and ReLU.
+
+  Attributes:
+    out_channels: channels of the result.
+    kernel: height and width of the depthwise kernels, odd.
+    dilation: dilation of the depthwise kernels.
+    dropout_rate: share of the result's channels that are dropped in training.
+    dtype: dtype of the activations; parameters and statistics are float32.
+  """
+
+  out_channels: int
+  kernel: int = 3
+  dilation: int = 1
+  dropout_rate: float = 0.0
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool
+  ) -> Float[Array, 'B h w D_out']:
+    """Applies the block; with dropout and batch statistics if `train`."""
+    x = depthwise.DepthwiseConv(
+      self.kernel,
+      dilation=self.dilation,
+      dtype=self.dtype,
+      kernel_init=he_normal_fan_out,
+      name='depthwise',
+    )(x)
+    x = nn.relu(norms.batch_norm(train=train, dtype=self.dtype, name='bn')(x))
+    return ConvBlock(
+      self.out_channels,
+      1,
+      dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
+      kernel_init=he_normal_fan_out,
+      name='pointwise',
+    )(x, train)

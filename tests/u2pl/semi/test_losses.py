@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import torch_arithmetic
 from tests.transcriptions import u2pl as reference
 from u2pl import pseudo_labels
 from u2pl.semi import losses
@@ -132,6 +133,19 @@ def test_pixels_without_confidence_add_0_to_the_mean(filtered):
   if filtered:
     expected *= kept.size / kept.sum()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_logits_are_upsampled_as_configured():
+  labels, logits = labels_of(), logits_of(0)
+  options = options_lib.SupervisedOptions(align_corners=False)
+  upsampled_logits = torch_arithmetic.resize(
+    np.float64(logits).transpose(0, 3, 1, 2), SIZE, align_corners=False
+  ).transpose(0, 2, 3, 1)
+  np.testing.assert_allclose(
+    supervised_loss({'logits': logits}, labels, options),
+    reference.cross_entropy(upsampled_logits, labels),
+    rtol=1e-5,
+  )
 
 
 def test_unsupervised_loss_is_scaled_by_its_weight():

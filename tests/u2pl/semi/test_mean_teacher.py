@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segcore.ops import photometric_distortion
 from tests.support import meshes
 from tests.u2pl.semi import tiny
 from u2pl import contrast, ema, mixing
@@ -162,6 +163,7 @@ def without_decay(weight):
   return dataclasses.replace(trained, update=update)
 
 
+@pytest.mark.slow
 def test_only_the_contrastive_loss_trains_representations(late):
   methods = [without_decay(weight) for weight in (0.1, 0.0)]
 
@@ -305,6 +307,28 @@ def test_collectives_of_a_step(trained, warm):
 def test_options_of_a_loss_that_is_0_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     contrast.ContrastOptions(**fields)
+
+
+def test_distortion_is_of_training_on_labels_alone():
+  distortion = photometric_distortion.DistortionOptions(probability=1.0)
+  with pytest.raises(ValueError, match='distortion: expected None with cons'):
+    dataclasses.replace(PLUS, distortion=distortion)
+  trained = tiny.make_method(
+    dataclasses.replace(
+      PLUS, consistency=None, contrast=None, distortion=distortion
+    )
+  )
+  batch = tiny.draw_batch()['labeled']
+  spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+  @jax.jit
+  def loss(batch, rng):
+    state = trained.init(jax.random.PRNGKey(0), spec, None).replace(rng=rng)
+    return trained.train_step(state, batch)[1]['loss']
+
+  # Only the distortion depends on the key of the run: nothing is dropped.
+  one, other = (float(loss(batch, jax.random.PRNGKey(i))) for i in (0, 1))
+  assert abs(one - other) > 1e-4
 
 
 def test_too_few_classes_for_the_ranks_are_refused():

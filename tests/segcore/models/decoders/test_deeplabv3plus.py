@@ -61,6 +61,52 @@ def test_decoder_equals_the_reference(train):
     decoder_cases.assert_statistics(updated['batch_stats'], layers)
 
 
+def test_separable_decoder_equals_the_reference():
+  maps = decoder_cases.draw_maps((4, 17, 13, 6), (8, 9, 7, 10))
+  module = DeepLabV3Plus(
+    8,
+    dilations=(2, 3),
+    low_width=5,
+    dropout_rate=0.0,
+    num_refinements=2,
+    separable=True,
+    align_corners=False,
+  )
+  variables = decoder_cases.draw_variables(module, maps)
+  [fused_map] = jax.jit(lambda v: module.apply(v, maps, None, False))(
+    variables
+  ).maps
+
+  layers = torch_arithmetic.Layers(
+    decoder_cases.to_torch_state(variables), False
+  )
+
+  def separable(x, name, dilation=1):
+    weight = layers.state[f'{name}.depthwise.weight']
+    x = torch_arithmetic.depthwise_conv(x, weight, dilation)
+    x = np.maximum(layers.norm(x, f'{name}.bn'), 0)
+    return layers.block(x, f'{name}.pointwise.conv', f'{name}.pointwise.bn')
+
+  low, deep = (decoder_cases.to_nchw(each.array) for each in maps.maps)
+  pooled = layers.block(
+    deep.mean((2, 3), keepdims=True), 'pool.conv', 'pool.bn'
+  )
+  branches = [
+    np.broadcast_to(pooled, (*pooled.shape[:2], 9, 7)),
+    layers.block(deep, 'conv1x1.conv', 'conv1x1.bn'),
+    separable(deep, 'dilated1', 2),
+    separable(deep, 'dilated2', 3),
+  ]
+  fused = separable(np.concatenate(branches, 1), 'fuse')
+  fused = torch_arithmetic.resize(fused, (17, 13), align_corners=False)
+  low = layers.block(low, 'low.conv', 'low.bn')
+  expected = separable(np.concatenate([low, fused], 1), 'refine1')
+  expected = separable(expected, 'refine2')
+  np.testing.assert_allclose(
+    decoder_cases.to_nchw(fused_map.array), expected, atol=2e-4
+  )
+
+
 @pytest.mark.parametrize('train', [False, True])
 def test_head_of_blocks_equals_the_reference(train):
   x = decoder_cases.draw_maps((4, 9, 7, 6)).deepest.array

@@ -1,0 +1,199 @@
+"""The clustering of the pixels of all images, at the start of each epoch."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from input_pipeline import loader as loader_lib
+from pass_luss.dense import losses, mini_batch_kmeans, pixel_clustering
+from runtime import console
+from runtime.option_ranges import AtLeastOne, CheckedOptions
+from segcore.distributed import sharding
+from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class KmeansOptions(CheckedOptions):
+  """Options of mini-batch k-means of the pixels of all images.
+
+  Attributes:
+    batch_size: global number of images of a batch.
+    initial_batches: number of batches of which k-means computes the first
+      centroids.
+    iterations: number of assignments and updates of that.
+  """
+
+  batch_size: AtLeastOne = 256
+  initial_batches: AtLeastOne = 20
+  iterations: AtLeastOne = 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EpochClusters:
+  """Computes the clusters of an epoch, which depend on the state alone.
+
+  Attributes:
+    method: MDC or PiCIE.
+    stream: base images with their indices.
+    options: options of k-means.
+    every: number of steps of an epoch.
+    seed: seed of the order of the images.
+    mesh: the devices.
+    reading: threads and worker processes of the input pipeline.
+    workspace: workspace of the stage.
+  """
+
+  method: pixel_clustering.PixelClustering
+  stream: loader_lib.Stream
+  options: KmeansOptions
+  every: int
+  seed: int
+  mesh: Mesh
+  reading: loader_lib.ReadOptions
+  workspace: workspace_lib.Workspace
+
+  def __call__(self, state: pixel_clustering.State) -> pixel_clustering.State:
+    """Returns the state at the start of an epoch.
+
+    Raises:
+      Preempted: the machine asked to stop; the last checkpoint is kept.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    epoch = int(state.step) // self.every
+    state = state.replace(view_key=pixel_clustering.epoch_key(state.rng, epoch))
+    centroids = {}
+    # One view after the other: the second one's network has the batch
+    # statistics that the first one has left.
+    for view in self.method.view_numbers:
+      stats, of_view = self._cluster_view(state, view, epoch)
+      state = state.replace(batch_stats=stats)
+      centroids |= of_view
+    counts = self._count_labels(state, centroids)
+    clusterings = {
+      name: pixel_clustering.Clustering(
+        each, losses.cluster_frequencies(counts[name])
+      )
+      for name, each in centroids.items()
+    }
+    largest = max(float(jnp.max(x.weights)) for x in clusterings.values())
+    console.print_line(
+      f'epoch {epoch + 1}: clustered the pixels of {len(self.stream.records):,}'
+      f' images; the largest cluster has {largest:.0%}'
+    )
+    begin = jax.jit(self.method.begin_epoch, out_shardings=shardings)
+    return begin(state, clusterings)
+
+  def _cluster_view(
+    self, state: pixel_clustering.State, view: int, epoch: int
+  ) -> tuple[Any, dict[str, Float[Array, 'K D']]]:
+    """Clusters the pixels of a view, in batches.
+
+    The network is in training mode: its batch statistics change.
+
+    Returns:
+      Batch statistics, and centroids by the name of the clustering.
+    """
+    specs = [spec for spec in self.method.specs if spec.view == view]
+    # Without the last, partial batch, which has other statistics.
+    count = max(len(self.stream.records) // self.options.batch_size, 1)
+    initial = min(self.options.initial_batches, count)
+    stats, first, clusters = state.batch_stats, [], {}
+    seed = np.random.SeedSequence((self.seed, epoch, view)).generate_state(1)
+    for batch in self._batches(count, int(seed[0]) // 2):
+      variables = {'params': state.params, 'batch_stats': stats}
+      features, stats = self._features[view](variables, state.view_key, batch)
+      if clusters:
+        clusters = {k: self._update(c, features) for k, c in clusters.items()}
+        continue
+      first.append(features)
+      if len(first) == initial:
+        clusters = {
+          spec.name: mini_batch_kmeans.initial_clusters(
+            first,
+            spec.count,
+            jax.random.fold_in(state.view_key, i),
+            self.options.iterations,
+            self.mesh,
+          )
+          for i, spec in enumerate(specs)
+        }
+        first = []
+    return stats, {name: c.centroids for name, c in clusters.items()}
+
+  def _count_labels(
+    self,
+    state: pixel_clustering.State,
+    centroids: Mapping[str, Float[Array, 'K D']],
+  ) -> dict[str, Float[Array, 'K']]:
+    """Counts the pixels of each cluster, over the views of all images."""
+    variables = train_state.train_state_variables(state)
+    count = -(-len(self.stream.records) // self.options.batch_size)
+    totals = {name: jnp.zeros(len(each)) for name, each in centroids.items()}
+    # The first N images of a stream of N are all of them.
+    for i, batch in enumerate(self._batches(count, self.seed)):
+      totals = self._count(
+        totals, variables, dict(centroids), state.view_key, batch, i
+      )
+    return totals
+
+  def _batches(self, count: int, seed: int) -> Iterator[Mapping[str, Array]]:
+    """Yields the first batches of the images in a random order."""
+    loader = loader_lib.Loader(
+      {'': self.stream}, self.options.batch_size, seed, self.reading
+    )
+    with loader.start(0) as batches:
+      for batch in loader_lib.prefetch_batches(
+        itertools.islice(batches, count), sharding.make_batch_sharder(self.mesh)
+      ):
+        yield batch
+        if self.workspace.preemption.reached():
+          raise workspace_lib.Preempted(
+            f'{self.workspace.directory} keeps its last checkpoint'
+          )
+
+  @functools.cached_property
+  def _features(self) -> dict[int, Callable[..., Any]]:
+    """Returns the jitted features of each view, in training mode."""
+    rows = sharding.batch_sharding(self.mesh)
+    whole = sharding.replicated_sharding(self.mesh)
+
+    def build(place: int) -> Callable[..., Any]:
+      def features(variables, key, batch):
+        view = self.method.views(batch, key)[place]
+        return self.method.features(variables, view, train=True)
+
+      return jax.jit(features, out_shardings=(rows, whole))
+
+    return {view: build(i) for i, view in enumerate(self.method.view_numbers)}
+
+  @functools.cached_property
+  def _update(self) -> Callable[..., mini_batch_kmeans.Clusters]:
+    return jax.jit(mini_batch_kmeans.update_clusters)
+
+  @functools.cached_property
+  def _count(self) -> Callable[..., dict[str, Array]]:
+    """Returns the jitted sum of the numbers of pixels of each cluster."""
+
+    def count(totals, variables, centroids, key, batch, number):
+      views = self.method.views(batch, key)
+      labels = self.method.label_views(variables, centroids, views)
+      row = number * len(batch['index']) + jnp.arange(len(batch['index']))
+      valid = (row < len(self.stream.records))[:, None, None]
+      return {
+        name: totals[name]
+        + mini_batch_kmeans.count_pixels(
+          jnp.where(valid, each, -1), len(centroids[name])
+        )
+        for name, each in labels.items()
+      }
+
+    return jax.jit(count)
