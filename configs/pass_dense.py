@@ -9,8 +9,9 @@ Data:  $SEG_DATA_DIR/imagenet_s, weights/resnet18.pth for start=imagenet (see
        docs/weights.md).
 Run:   python -m pass_luss.main --config=configs/pass_dense.py:method=picie
        python -m pass_luss.main --config=configs/pass_dense.py:method=picie,tiny
-Cost:  PiCIE: 5,030 steps of 128 images of 320 pixels, and their clustering
-       before each of 10 epochs. tiny: two minutes a stage on 2 CPU cores.
+Cost:  PiCIE: 0.05 EFLOPs of training, and before each of 10 epochs a pass over
+       all images for the clusters of each view and one for the labels of both.
+       tiny: two minutes on 2 CPU cores, and one for start=moco.
 """
 
 from typing import NamedTuple
