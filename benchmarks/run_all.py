@@ -32,7 +32,9 @@ MEASURED = {
   'pass_kmeans': (),
   'pass_sinkhorn': (),
   'depthwise': (),
+  'semi_steps': ('--threads=2',),
   'train_step': ('--threads=1',),
+  'predict': ('--threads=1',),
 }
 # Those that pass or fail, or print a table of their own.
 CHECKED = {'kill_resume': (), 'scaling': ('--rows=small',), 'soak': ()}

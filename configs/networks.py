@@ -133,13 +133,14 @@ _DPT_WIDTHS = {
   768: ((96, 192, 384, 768), 128),
   1024: ((256, 512, 1024, 1024), 256),
 }
-# Public weights of the encoders of `transunet` and `unet`, of a ResNet with a
-# deep stem, of ViTs and of MiTs.
+# Public weights of the encoders of `transunet` and `unet`, of ResNets with a
+# deep stem and of that of GCT's authors, of ViTs and of MiTs.
 WEIGHTS = {
   'transunet': 'weights/R50+ViT-B_16.npz',
   'unet': 'weights/BiT-M-R50x1.npz',
   'resnet101': 'weights/resnet101_deep.safetensors',
   'resnet50': 'weights/resnet50_deep.safetensors',
+  'resnet101_coco': 'weights/resnet101_coco.pth',
   'vit_s14': 'weights/dinov2_vits14.pth',
   'vit_b14': 'weights/dinov2_vitb14.pth',
   **{name: f'weights/{name}.pth' for name in _mits()},
@@ -349,10 +350,18 @@ def unet(
 
 
 def deeplabv3plus(name: str) -> ml_collections.ConfigDict:
-  """Builds the networks of U2PL: DeepLabv3+ on 'resnet101' or 'resnet50'."""
-  depth = {'resnet101': 101, 'resnet50': 50}[name]
+  """Builds the networks of U2PL: DeepLabv3+ on a ResNet with a deep stem.
+
+  Args:
+    name: 'resnet101' or 'resnet50'; or 'resnet101_coco', with a plain stem.
+  """
+  fields = {
+    'resnet101': _RESNETS[101],
+    'resnet50': _RESNETS[50],
+    'resnet101_coco': _RESNETS[101] | {'stem': 'plain'},
+  }
   return shared.block(
-    encoder={'name': 'dilated_resnet', **_RESNETS[depth]},
+    encoder={'name': 'dilated_resnet', **fields[name]},
     decoder={'name': 'deeplabv3plus'},
     dtype='bfloat16',
   )
@@ -362,7 +371,7 @@ def light_deeplabv3plus(name: str) -> ml_collections.ConfigDict:
   """Builds the DeepLabv3+ of UniMatch, of output stride 16, without dropout.
 
   Args:
-    name: 'resnet101' or 'resnet50'.
+    name: as in `deeplabv3plus`.
   """
   config = deeplabv3plus(name)
   config.encoder.output_stride = 16
@@ -401,7 +410,7 @@ def psp(name: str) -> ml_collections.ConfigDict:
   """Builds the network of CCT: pyramid pooling at output stride 8.
 
   Args:
-    name: 'resnet101' or 'resnet50'.
+    name: as in `deeplabv3plus`.
   """
   config = deeplabv3plus(name)
   config.decoder = {'name': 'psp'}

@@ -16,7 +16,7 @@ from configs.semi_settings import Settings
 def _cps(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
   """Builds the losses of CPS, without or with CutMix."""
   group = fields.pop('group', 2)
-  cutmix = {'cutmix': True, 'group': group}
+  cutmix = {'cutmix': True, 'group': group, 'pair': options.pair}
   return {
     'name': 'cps',
     **(cutmix if options.system == 'cps_cutmix' else {}),
@@ -75,6 +75,7 @@ def _unmixed(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
 
 # By option `system`.
 LOSSES = {
+  'mt_mse': _unmixed,
   'cps': _cps,
   'cps_cutmix': _cps,
   'cct': _unmixed,
@@ -130,8 +131,7 @@ _CCT_VOC = Settings(
   head_lr=10.0,
   network='resnet50',
   architecture='psp_shuffle',
-  # The longer side has 200 to 800 pixels, 500 at the scale 1.
-  scales=(0.4, 1.6),
+  long_side=(200, 800),
   padded_to=8,
 )
 # Of the authors of CPS, whose rates are those of 4 GPUs and, on Cityscapes, 8.
@@ -152,17 +152,18 @@ _GCT_VOC = Settings(
   epochs={662: 45, 1323: 45, 2646: 55, 5291: 80},
   lr=2.5e-4,
   losses={},
+  network='resnet101_coco',
   architecture='psp',
   weight_decay=5e-4,
 )
-# 30,000 steps.
+# 30,030 steps, where the authors have 30,000.
 _PSEUDOSEG_VOC = Settings(
   size=513,
   group=1,
   batch=64,
-  epochs={92: 184, 183: 185, 366: 189, 732: 196, 1464: 211},
+  epochs=182,
   lr=7e-3,
-  losses={},
+  losses={'includes_labeled': True},
   decays_all=False,
   framed=True,
   listed_scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
@@ -245,6 +246,7 @@ _AEL_CITYSCAPES = _AEL_VOC._replace(
 # implemented it again, option `implementation`.
 PUBLISHED: dict[str, dict[str, Settings]] = {
   'voc': {
+    'mt_mse': _CPS_VOC._replace(group=1, losses={}),
     'cps': _CPS_VOC,
     'cps_cutmix': _CPS_VOC._replace(losses={'weight': 1.0}),
     'cct own': _CCT_VOC,
@@ -259,6 +261,7 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     'u2pl_ael': _AEL_VOC,
   },
   'cityscapes': {
+    'mt_mse': _CPS_CITYSCAPES._replace(losses={'supervised': {'kind': 'ohem'}}),
     'cps': _CPS_CITYSCAPES,
     'cps_cutmix': _CPS_CITYSCAPES._replace(
       group=2, losses=_CPS_CITYSCAPES.losses | {'weight': 5.0}
@@ -382,15 +385,27 @@ def paper_blocks(
       **_heads(options.network, settings.architecture),
       **({'representation': rep} if (rep := settings.representation) else {}),
     },
-    'crop': {
-      'name': 'random',
+    'crop': _crop(options, settings, size),
+  }
+
+
+def _crop(
+  options: SimpleNamespace, settings: Settings, size: int
+) -> dict[str, Any]:
+  """Builds the crop; `scales=uniform` replaces lists and lengths by scales."""
+  if settings.long_side and options.scales != 'uniform':
+    return {
+      'name': 'long_side',
       'size': (size, size),
-      'scales': settings.listed_scales
-      if options.scales == 'listed'
-      else settings.scales,
-      'fill': settings.fill if options.pad_label == 'paper' else 'mean',
-      'label_resize': options.label_resize,
-    },
+      'long_side': settings.long_side,
+    }
+  lists = settings.listed_scales and options.scales != 'uniform'
+  return {
+    'name': 'random',
+    'size': (size, size),
+    'scales': settings.listed_scales if lists else settings.scales,
+    'fill': settings.fill if options.pad_label == 'paper' else 'mean',
+    'label_resize': options.label_resize,
   }
 
 

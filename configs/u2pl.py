@@ -25,6 +25,9 @@ _METHOD = {
   **dict.fromkeys(u2pl_losses.PARTS, switches.CHOICES),
   'contrast_weight': 0.1,  # of the contrastive loss
   'anchor_entropy': ['paper', 'released'],  # decides which pixels are anchors
+  # cps_cutmix: images are mixed with another one, or with another crop of
+  # themselves, as in the released code.
+  'pair': ['other', 'self'],
   'start': '',  # a finished stage, for encoder and decoder
   'tiny': False,  # 60 steps; experiments of the paper: on generated images
 }
@@ -40,14 +43,19 @@ PAPER = {
   # of CPS, whose results later tables have; auto: the first that there are.
   'implementation': ['auto', 'own', 'cps'],
   # Scales of images before the crop: from a range, or some of a list, where the
-  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors).
-  'scales': ['uniform', 'listed'],
+  # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors), which
+  # auto then takes; of CCT's authors, lengths of the longer side.
+  'scales': ['auto', 'uniform', 'listed'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
   # Rule by which labels are scaled: as images, or as in the released code, half
   # a pixel beside them.
   'label_resize': ['centers', 'released'],
-  'network': ['resnet101', 'resnet50', 'transunet', *networks.PLAIN_VITS],
+  # resnet101_coco: pretrained on COCO, as by the authors of GCT.
+  'network': [
+    *('resnet101', 'resnet50', 'resnet101_coco', 'transunet'),
+    *networks.PLAIN_VITS,
+  ],
   'encoder': 'auto',  # auto: public weights of the network; '': random values
 }
 # Options of the experiments for a CPU.
@@ -248,7 +256,10 @@ def small(
 
 
 def steps_per_epoch(
-  options: SimpleNamespace, max_labels: int, num_images: int
+  options: SimpleNamespace,
+  max_labels: int,
+  num_images: int,
+  includes_labeled: bool = False,
 ) -> int:
   """Computes the number of steps of an epoch.
 
@@ -259,6 +270,7 @@ def steps_per_epoch(
     options: options `system`, `labels`, `batch` and `equal_steps`.
     max_labels: number of images that may be labeled.
     num_images: number of labeled and unlabeled images together.
+    includes_labeled: whether the labeled images are among the unlabeled ones.
 
   Raises:
     ValueError: there are too few images of either kind, or `equal_steps` has
@@ -285,7 +297,8 @@ def steps_per_epoch(
     )
   if sup_only and not options.equal_steps:
     return -(-options.labels // options.batch)
-  return (num_images - options.labels) // options.batch
+  num_labeled = 0 if includes_labeled else options.labels
+  return (num_images - num_labeled) // options.batch
 
 
 def sgd(learning_rate: float, **fields: Any) -> dict[str, Any]:
@@ -348,6 +361,8 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   train.heads.update(width=16, representation=16)
   train.subset.update(labels=100, list='', seed=0, run=0)
   train.crop.size = (size, size)
+  if 'long_side' in train.crop:
+    train.crop.long_side = (size // 2, 2 * size)
   train.learn.update(supervised={'kept_per_image': 500})
   if hasattr(train.learn.get('consistency'), 'mixing'):
     train.learn.consistency.mixing.group = 4

@@ -98,6 +98,11 @@ def losses(
     ValueError: a part is turned on, or an option given, that has no effect on
       the system.
   """
+  if options.pair != 'other' and options.system != 'cps_cutmix':
+    raise ValueError(
+      f'config option pair={options.pair}: expected it with '
+      f'system=cps_cutmix, got system={options.system}'
+    )
   has = _parts(options)
   contrasts = options.system in WITH_CONTRAST
   pseudo_labels = {

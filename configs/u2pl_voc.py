@@ -37,7 +37,12 @@ def get_config(argument=None):
       'split': split,
       'unlabeled': 'train_aug',
     },
-    'steps_per_epoch': u2pl.steps_per_epoch(options, max_labels, _NUM_IMAGES),
+    'steps_per_epoch': u2pl.steps_per_epoch(
+      options,
+      max_labels,
+      _NUM_IMAGES,
+      bool(settings and settings.losses.get('includes_labeled')),
+    ),
     'epochs_per_evaluation': 1,
   }
   if settings:

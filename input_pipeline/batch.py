@@ -13,6 +13,8 @@ A batch is a dict of arrays with leading axis B:
   index  int32  [B]           position of the image in its split, and
   drawn_class int32 [B]       class it was drawn for, negative where none; of
                               paired streams alone
+  second_image uint8, second_valid bool: another crop of the same image, of
+                              streams of two crops alone
 
 In labeled images ignored padding has a negative label, so `valid` is for
 unlabeled ones; without it no pixel is ignored padding.
@@ -39,6 +41,8 @@ Batch = Mapping[str, Any]
 
 # Keys that are not transferred to devices.
 HOST_ONLY = ('id',)
+# Names of the maps of a second crop begin with this.
+SECOND = 'second_'
 
 
 def batch_spec(
@@ -48,6 +52,7 @@ def batch_spec(
   num_tags: int | None = None,
   valid: bool = False,
   paired: bool = False,
+  two_crops: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shapes and types of a training batch, without any data.
 
@@ -58,17 +63,23 @@ def batch_spec(
     num_tags: number C of image-level labels; None for a batch without tags.
     valid: whether the batch marks ignored padding.
     paired: whether the batch is that of a paired stream.
+    two_crops: whether the batch has a second crop of each image.
   """
 
   def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
-  return {
+  maps = {
     'image': rows(jnp.uint8, *size, 3),
+    **({'valid': rows(jnp.bool_, *size)} if valid else {}),
+  }
+  second = {SECOND + name: each for name, each in maps.items()}
+  return {
+    **maps,
+    **(second if two_crops else {}),
     'size': rows(jnp.int32, 2),
     'mask': rows(jnp.bool_),
     **({'label': rows(jnp.int16, *size)} if label else {}),
-    **({'valid': rows(jnp.bool_, *size)} if valid else {}),
     **(
       {'index': rows(jnp.int32), 'drawn_class': rows(jnp.int32)}
       if paired

@@ -1,7 +1,7 @@
 """EMA teacher: schedule, state, forward passes and update (spec U2PL §4)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.struct
 import jax
@@ -26,6 +26,10 @@ class EmaOptions:
       passes in training mode), or the student's, as an 'ema' or a 'copy'.
   """
 
+  # Whether the decay rises as 1 - 1/(k + 1), k steps after the warm-up, up to
+  # the largest one; else it is that from the first step on.
+  rises: ClassVar[bool] = True
+
   decay: float = 0.99
   copy_epochs: int = 1
   statistics: Literal['own', 'ema', 'copy'] = 'own'
@@ -37,6 +41,15 @@ class EmaOptions:
       raise ValueError(
         f'copy_epochs: expected 0 or more, got {self.copy_epochs}'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantEmaOptions(EmaOptions):
+  """Options of an EMA teacher of constant decay."""
+
+  rises: ClassVar[bool] = False
+
+  copy_epochs: int = 0
 
 
 @flax.struct.dataclass
@@ -60,7 +73,8 @@ def ema_decay_at_step(
   """Computes the decay d of the update θ_t ← d·θ_t + (1 - d)·θ_s.
 
   The decay is 1 in the warm-up, 0 while the teacher is a copy of the student,
-  and then min(1 - 1/(k + 1), options.decay).
+  and then min(1 - 1/(k + 1), options.decay), or options.decay if it does not
+  rise.
 
   Args:
     step: number k of steps since the end of the warm-up; negative before.
@@ -70,7 +84,8 @@ def ema_decay_at_step(
   """
   ramp = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
   is_copy = step < options.copy_epochs * steps_per_epoch
-  decay = jnp.where(is_copy, 0.0, jnp.minimum(ramp, options.decay))
+  later = jnp.minimum(ramp, options.decay) if options.rises else options.decay
+  decay = jnp.where(is_copy, 0.0, later)
   return jnp.where(step < 0, 1.0, decay)
 
 
@@ -133,9 +148,12 @@ class EmaTeacher:
     """Copies the student's parameters where the decay of the step is 0.
 
     `update` copies after a step. The first step after the warm-up needs the
-    copy before, since its teacher still has its initial parameters.
+    copy before, whatever the decay, since its teacher still has its initial
+    parameters.
     """
     is_copy = self.decay(state) == 0
+    if not self.options.rises:
+      is_copy |= state.step == self.warmup_steps
     state = state.replace(
       teacher_params=select_teacher_tree(
         is_copy, state.params, state.teacher_params

@@ -16,6 +16,9 @@ from segcore.eval import short_side
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 
+# Number of whitened components, at most, and of passes of mini-batch k-means
+# over all rows.
+_COMPONENTS, _PASSES = 32, 20
 # Saliency logit that salient pixels exceed.
 THRESHOLD = 0.5
 # Batches of rows of which k-means computes the first centroids, and its
@@ -45,7 +48,9 @@ def whiten(
   return jnp.matmul(centered, matrix, precision=embedding_ops.EXACT)
 
 
-def fit_whitening(rows: Float[np.ndarray, 'N D'], size: int) -> Whitening:
+def fit_whitening(
+  rows: Float[np.ndarray, 'N D'], size: int = _COMPONENTS
+) -> Whitening:
   """Fits the whitened components of the largest variance.
 
   Variances are divided by N - 1; components without variance are left out, but
@@ -146,14 +151,14 @@ class RowKmeans:
   Attributes:
     num_clusters: number K of clusters.
     batch_size: number of rows of a batch.
-    passes: number of passes over all rows, in a new order each.
     seed: seed of the orders and of the first centroids.
+    passes: number of passes over all rows, in a new order each.
   """
 
   num_clusters: int
   batch_size: int
-  passes: int
   seed: int
+  passes: int = _PASSES
 
   def fit(self, rows: Float[np.ndarray, 'N E']) -> Float[np.ndarray, 'K E']:
     """Returns the centroids; the last rows of a pass, too few, are left out."""

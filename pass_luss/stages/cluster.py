@@ -37,13 +37,6 @@ class ClusteredStage(base.InferenceStage):
     """Builds the network in float32."""
     return self.trained_by.method(self.exact_context).segmenter
 
-
-class ClusterStage(ClusteredStage):
-  """Clusters the features of the images by k-means."""
-
-  name = 'cluster'
-  options: cluster_lib.ClusterOptions
-
   @property
   def needs(self) -> tuple[str, ...]:
     """Returns the stage that trains the network."""
@@ -52,6 +45,19 @@ class ClusterStage(ClusteredStage):
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images that are clustered."""
     return experiment_stage.Inputs((self.image_input(),))
+
+  def network_state(
+    self, workspace: workspace_lib.Workspace
+  ) -> train_state.TrainState:
+    """Reads the variables of the network whose features are clustered."""
+    return self.read_state(workspace.needed[self.trained_by.name])[1]
+
+
+class ClusterStage(ClusteredStage):
+  """Clusters the features of the images by k-means."""
+
+  name = 'cluster'
+  options: cluster_lib.ClusterOptions
 
   def check_data(self) -> None:
     """Refuses too few rows to cluster, and more than fit into memory."""
@@ -93,12 +99,6 @@ class ClusterStage(ClusteredStage):
         f'for each class, got {rows} in {split.name}: choose data with more '
         'images'
       )
-
-  def network_state(
-    self, workspace: workspace_lib.Workspace
-  ) -> train_state.TrainState:
-    """Reads the variables of the network whose features are clustered."""
-    return self.read_state(workspace.needed[self.trained_by.name])[1]
 
   def feature_map_shape(self) -> tuple[int, int, int]:
     """Returns height, width and channels of the map clustered by pixels."""

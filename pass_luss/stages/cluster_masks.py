@@ -9,15 +9,12 @@ import numpy as np
 
 from pass_luss.benchmark import label_folders
 from pass_luss.dense import mask_clusters
-from pass_luss.pretrain import method as pretrain_method
 from pass_luss.pseudo_labels import cluster as cluster_lib
 from pass_luss.pseudo_labels import features, labeler
-from pass_luss.stages import base, represent_masks, segment
+from pass_luss.stages import cluster, represent_masks, segment
 from runtime import console, errors, files
 from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.eval import short_side
-from segcore.experiment import experiment_stage
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
 
 # Whitening of the descriptors, in the folder of `cluster_masks`.
@@ -29,9 +26,7 @@ class ClusterMasksOptions(CheckedOptions):
   """Options of clusters of masks.
 
   Attributes:
-    components: number of whitened components, at most.
     rows_per_batch: number of images of a batch of mini-batch k-means.
-    passes: number of passes of k-means over all images.
     short_side: short side of the resized images, in pixels.
     size_multiple: number of pixels to whose multiples the sides of images are
       rounded, so that images share programs.
@@ -40,16 +35,14 @@ class ClusterMasksOptions(CheckedOptions):
     seed: seed of k-means.
   """
 
-  components: AtLeastOne = 32
   rows_per_batch: AtLeastOne = 1000
-  passes: AtLeastOne = 20
   short_side: AtLeastOne = 256
   size_multiple: AtLeastOne = 32
   batch_size: AtLeastOne = 16
   seed: int = 0
 
 
-class ClusterMasksStage(base.InferenceStage):
+class ClusterMasksStage(cluster.ClusteredStage):
   """Clusters the training images by the descriptors of their masks."""
 
   name = 'cluster_masks'
@@ -61,15 +54,6 @@ class ClusterMasksStage(base.InferenceStage):
     return represent_masks.RepresentMasksStage(
       self.experiment, self.exact_context
     )
-
-  @property
-  def needs(self) -> tuple[str, ...]:
-    """Returns the stage that trains the network."""
-    return (self.trained_by.name,)
-
-  def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images."""
-    return experiment_stage.Inputs((self.image_input(),))
 
   def check_data(self) -> None:
     """Raises UserError if there are fewer images than clusters."""
@@ -85,12 +69,10 @@ class ClusterMasksStage(base.InferenceStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes the whitening and the centroids."""
     block, context, split = self.options, self.context, self.open_images()
-    method = self.trained_by.method(self.exact_context)
-    _, state = self.read_state(workspace.needed[self.trained_by.name])
     rows = features.extract_clustering_features(
       split,
-      self.predictor(mask_clusters.descriptor_function(method.segmenter)),
-      state,
+      self.predictor(mask_clusters.descriptor_function(self.build_network())),
+      self.network_state(workspace),
       block.batch_size,
       context.mesh,
       context.operation.reading,
@@ -100,9 +82,9 @@ class ClusterMasksStage(base.InferenceStage):
       f'{self.name}: {np.count_nonzero(rows.any(axis=1)):,} of {len(rows):,} '
       'images have salient pixels'
     )
-    whitening = mask_clusters.fit_whitening(rows, block.components)
+    whitening = mask_clusters.fit_whitening(rows)
     kmeans = mask_clusters.RowKmeans(
-      len(split.classes) - 1, block.rows_per_batch, block.passes, block.seed
+      len(split.classes) - 1, block.rows_per_batch, block.seed
     )
     centroids = kmeans.fit((rows - whitening.mean) @ whitening.matrix)
     outputs = {
@@ -148,27 +130,22 @@ class SegmentMasksStage(segment.LussSegmentationStage):
     return (*super().needs, ClusterMasksStage.name)
 
   def build_label_maps(
-    self,
-    workspace: workspace_lib.Workspace,
-    method: pretrain_method.Pretrain,
-    state: train_state.TrainState,
-    num_categories: int,
+    self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
   ) -> tuple[label_folders.LabelMapFunction, None]:
     """Builds the function of label maps."""
-    del num_categories
     clustered = ClusterMasksStage(self.experiment, self.context)
     folder = workspace.needed[clustered.name]
     mean, matrix = (
       features.read_feature_array(folder / name) for name in (_MEAN, _MATRIX)
     )
     function = mask_clusters.category_function(
-      method.segmenter,
+      model.method.segmenter,
       mask_clusters.Whitening(mean, matrix),
       np.asarray(cluster_lib.read_centroids(folder)),
     )
     by_category = labeler.Labeler(
       clustered.predictor(function),
-      state,
+      model.state,
       self.context.mesh,
       self.options.batch_size,
       self.context.operation.reading,

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -91,6 +91,20 @@ class Choice(Protocol):
     """Returns the fields for results.json."""
 
 
+class TrainedModel(NamedTuple):
+  """A network that was trained to segment.
+
+  Attributes:
+    method: method that trained it.
+    state: its training state.
+    num_categories: number of its categories without 'other'.
+  """
+
+  method: method_lib.Method
+  state: train_state.TrainState
+  num_categories: int
+
+
 class LussSegmentationStage(base.InferenceStage):
   """Segments splits, matches categories with classes, and scores."""
 
@@ -165,7 +179,7 @@ class LussSegmentationStage(base.InferenceStage):
     method = self.trained_by.method(self.exact_context, num_categories + 1)
     step, state = self.read_state(folder)
     maps, chosen = self.build_label_maps(
-      workspace, method, state, num_categories
+      workspace, TrainedModel(method, state, num_categories)
     )
     path = workspace.directory / _MATCH_FILE
     results = results_lib.Results(workspace, step)
@@ -200,11 +214,7 @@ class LussSegmentationStage(base.InferenceStage):
     return [*outputs, *written]
 
   def build_label_maps(
-    self,
-    workspace: workspace_lib.Workspace,
-    method: method_lib.Method,
-    state: train_state.TrainState,
-    num_categories: int,
+    self, workspace: workspace_lib.Workspace, model: TrainedModel
   ) -> tuple[label_folders.LabelMapFunction, Choice | None]:
     """Builds the function of label maps, and what is chosen for it.
 
@@ -212,10 +222,9 @@ class LussSegmentationStage(base.InferenceStage):
 
     Args:
       workspace: workspace of the stage.
-      method: method that trained the network.
-      state: its training state.
-      num_categories: number of categories without 'other'.
+      model: network that segments.
     """
+    method, state = model.method, model.state
     block, context = self.options, self.context
     reading = context.operation.reading
     if block.inference == 'logits':
@@ -237,7 +246,7 @@ class LussSegmentationStage(base.InferenceStage):
         block.match_on, 'label', 'a threshold', self.data
       )
     chosen = threshold.choose_attention_threshold(
-      workspace, labeler, num_categories, block.threshold, choose_on
+      workspace, labeler, model.num_categories, block.threshold, choose_on
     )
     return lambda split: labeler.label_maps(split, chosen.threshold), chosen
 

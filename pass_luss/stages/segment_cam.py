@@ -15,7 +15,6 @@ from runtime import files, json_files
 from runtime.option_ranges import AtLeastOne
 from segcore.eval import short_side
 from segcore.experiment import experiment_stage
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
 
 
@@ -69,15 +68,13 @@ class SegmentCamStage(classify.ImageLabelStage, segment.LussSegmentationStage):
     return classify.STAGES[self.options.trained_by]
 
   def build_label_maps(
-    self,
-    workspace: workspace_lib.Workspace,
-    method: image_classifier.ImageClassifier,
-    state: train_state.TrainState,
-    num_categories: int,
+    self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
   ) -> tuple[label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold]:
     """Builds the function of label maps, and the threshold."""
     block = self.options
-    labeler = self.build_labeler(self.multi_scale_cams(method).predicted, state)
+    labeler = self.build_labeler(
+      self.multi_scale_cams(model.method).predicted, model.state
+    )
     choose_on = None
     if self.chooses_threshold:
       choose_on = self.open_images(
@@ -86,7 +83,7 @@ class SegmentCamStage(classify.ImageLabelStage, segment.LussSegmentationStage):
     chosen = threshold.choose_attention_threshold(
       workspace,
       labeler,
-      num_categories,
+      model.num_categories,
       block.threshold,
       choose_on,
       by_name=self.has_class_names,

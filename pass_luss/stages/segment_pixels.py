@@ -69,21 +69,18 @@ class SegmentPixelsStage(segment.LussSegmentationStage):
     )
 
   def build_label_maps(
-    self,
-    workspace: workspace_lib.Workspace,
-    method: pixel_clustering.PixelClustering,
-    state: train_state.TrainState,
-    num_categories: int,
+    self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
   ) -> tuple[label_folders.LabelMapFunction, OtherCluster]:
     """Builds the function of label maps, and chooses the cluster 'other'."""
     del workspace
     block, context = self.options, self.context
-    other = self._find_other(method, state, 1 + num_categories)
+    num_clusters = 1 + model.num_categories
+    other = self._find_other(model.method, model.state, num_clusters)
     maps = segment_lib.label_map_function(
       short_side.LabelMaps(
-        OtherFirst(method, other.index, 1 + num_categories), block.short_side
+        OtherFirst(model.method, other.index, num_clusters), block.short_side
       ),
-      state,
+      model.state,
       block.batch_size,
       context.mesh,
       context.operation.reading,

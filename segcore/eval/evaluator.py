@@ -31,6 +31,12 @@ with epy.lazy_imports():
   import grain
 
 
+# Predictions of a batch up to this size wait on the devices while the next
+# batch is computed; larger ones, probabilities of many classes, would fill the
+# memory.
+_MAX_WAITING_BYTES = 2**26
+
+
 class PlannedBatch(NamedTuple):
   """One batch of an evaluation.
 
@@ -47,13 +53,16 @@ def plan_evaluation_batches(
   sizes: Sequence[tuple[int, int]],
   batch_size: int,
   group: Callable[[tuple[int, int]], inference.Group],
+  row_multiple: int = 1,
 ) -> list[PlannedBatch]:
   """Divides images by group into batches; empty rows complete the last ones.
 
   Args:
     sizes: (height, width) of each image.
-    batch_size: rows of a batch.
+    batch_size: most rows of a batch; all batches of a group have as many, so
+      that they share a program.
     group: function from the size of an image to its group.
+    row_multiple: number that divides the rows of a batch, of the devices.
   """
   group_by_size = {size: group(size) for size in set(sizes)}
   indices_by_group = collections.defaultdict(list)
@@ -61,12 +70,30 @@ def plan_evaluation_batches(
     indices_by_group[group_by_size[size]].append(index)
   batches = []
   for image_group, indices in sorted(indices_by_group.items()):
-    padded = [*indices, *[-1] * (-len(indices) % batch_size)]
+    rows = _choose_batch_rows(len(indices), batch_size, row_multiple)
+    padded = [*indices, *[-1] * (-len(indices) % rows)]
     batches += [
-      PlannedBatch(image_group, tuple(padded[i : i + batch_size]))
-      for i in range(0, len(padded), batch_size)
+      PlannedBatch(image_group, tuple(padded[i : i + rows]))
+      for i in range(0, len(padded), rows)
     ]
   return batches
+
+
+def _choose_batch_rows(count: int, batch_size: int, multiple: int) -> int:
+  """Returns the rows of each batch of a group: the batch size, or less.
+
+  Folders of images of many sizes have few of each group, and empty rows take as
+  long as others. A batch is charged a quarter of the largest one for being a
+  batch, since accelerators need large ones.
+  """
+  choices, rows = [batch_size], batch_size
+  while rows % 2 == 0 and rows // 2 % multiple == 0:
+    rows //= 2
+    choices.append(rows)
+  # The first, and so the largest, of equal ones.
+  return min(
+    choices, key=lambda rows: -(-count // rows) * (rows + batch_size / 4)
+  )
 
 
 class Augmentation(NamedTuple):
@@ -101,7 +128,7 @@ class Predictions:
   Attributes:
     split: the images.
     predictor: predictor that applies the network.
-    batch_size: global number of rows.
+    batch_size: most rows of a global batch.
     mesh: the devices.
     keep: kinds of labels to read with the images: 'label', 'tags'.
     reading: number of threads; worker processes are not used.
@@ -144,36 +171,52 @@ class Predictions:
     reading = dataclasses.replace(self.reading, workers=0)
     iterator = reading.iterate(self._batches)
     try:
+      waiting = None
       for done, batch in enumerate(iterator, start=1):
         progress.record_activity(f'batch {done} of {self.split.name}')
-        outputs = self.predictor(state, put(batch['inputs']))
-        rows = sharding.rows_of_this_host(self._shard_rows(outputs))
-        padded_size = batch['group'].padded_size
-        for prediction, example in zip(rows, batch['examples'], strict=True):
-          if example is None:
-            continue
-          if prediction.shape[:2] == padded_size:
-            height, width = example['size']
-            prediction = prediction[:height, :width]
-          if isinstance(self.predictor, inference.LabelMaps):
-            prediction = self.predictor.conclude(prediction, example['image'])
-          yield prediction, example
+        outputs = self._shard_rows(self.predictor(state, put(batch['inputs'])))
+        # The devices compute this batch while the host uses the one before.
+        if waiting:
+          yield from self._rows(*waiting)
+          waiting = None
+        if outputs.nbytes <= _MAX_WAITING_BYTES:
+          waiting = batch, outputs
+        else:
+          yield from self._rows(batch, outputs)
         if self.log_progress and (done == len(self._plan) or done % 20 == 0):
           progress_line.report(done, {})
+      if waiting:
+        yield from self._rows(*waiting)
     finally:
       iterator.close()
+
+  def _rows(
+    self, batch: Mapping[str, Any], outputs: jax.Array
+  ) -> Iterator[tuple[np.ndarray, transforms.Example]]:
+    """Yields (prediction, example) of a batch, without padding."""
+    rows = sharding.rows_of_this_host(outputs)
+    padded_size = batch['group'].padded_size
+    for prediction, example in zip(rows, batch['examples'], strict=True):
+      if example is None:
+        continue
+      if prediction.shape[:2] == padded_size:
+        height, width = example['size']
+        prediction = prediction[:height, :width]
+      if isinstance(self.predictor, inference.LabelMaps):
+        prediction = self.predictor.conclude(prediction, example['image'])
+      yield prediction, example
 
   def local_count(self) -> int:
     """Returns the number of images that this host predicts."""
     return sum(
-      i >= 0
-      for planned in self._plan
-      for i in planned.indices[self._local_rows]
+      i >= 0 for planned in self._plan for i in self._local_indices(planned)
     )
 
-  @property
-  def _shard_rows(self) -> Callable:
-    return _make_resharding(sharding.batch_sharding(self.mesh))
+  def _shard_rows(self, outputs: jax.Array) -> jax.Array:
+    rows = sharding.batch_sharding(self.mesh)
+    if outputs.sharding.is_equivalent_to(rows, outputs.ndim):
+      return outputs
+    return _make_resharding(rows)(outputs)
 
   @functools.cached_property
   def _plan(self) -> list[PlannedBatch]:
@@ -190,14 +233,15 @@ class Predictions:
       sizes = [self.padding.size] * len(sizes)
     if self.augmentation:
       sizes = [self.augmentation.transform.size] * len(sizes)
-    return plan_evaluation_batches(sizes, self.batch_size, self.predictor.group)
+    return plan_evaluation_batches(
+      sizes, self.batch_size, self.predictor.group, self.mesh.size
+    )
 
-  @functools.cached_property
-  def _local_rows(self) -> slice:
-    """Returns the rows of a global batch that this host loads."""
+  def _local_indices(self, planned: PlannedBatch) -> tuple[int, ...]:
+    """Returns the records of a global batch that this host loads."""
     shard = loader_lib.ProcessShard()
-    rows = shard.rows(self.batch_size)
-    return slice(shard.index * rows, (shard.index + 1) * rows)
+    rows = shard.rows(len(planned.indices))
+    return planned.indices[shard.index * rows : (shard.index + 1) * rows]
 
   @functools.cached_property
   def _batches(self) -> 'grain.MapDataset':
@@ -215,7 +259,7 @@ class Predictions:
 
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [
-        read(i) if i >= 0 else None for i in planned.indices[self._local_rows]
+        read(i) if i >= 0 else None for i in self._local_indices(planned)
       ]
       images = [example and example['image'] for example in examples]
       return {

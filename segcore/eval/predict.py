@@ -20,10 +20,10 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from input_pipeline import image_folder
+from input_pipeline import image_folder, transforms
 from input_pipeline import loader as loader_lib
 from input_pipeline.sources import image_files
-from runtime import console, errors, json_files
+from runtime import console, errors, json_files, threads
 from segcore.eval import evaluator, inference, panels
 from segcore.train import train_state
 
@@ -133,16 +133,24 @@ def predict_images(model: Model, request: Request) -> None:
   )
   with explaining_prediction_write_errors(request.out):
     _write_classes(request.out, model.classes, model.palette)
+
+  def write(predicted: tuple[np.ndarray, transforms.Example]) -> None:
+    prediction, example = predicted
+    with explaining_prediction_write_errors(request.out):
+      orientation = opened.orientations.get(example['id'].decode())
+      _write(request, model, example, prediction, orientation)
+
+  # In threads, while the devices compute; but probabilities of many classes
+  # that wait to be written would fill the memory.
+  write_all = map if request.probs else threads.map_in_threads
   bar = tqdm.tqdm(
-    predictions(model.state),
+    write_all(write, predictions(model.state)),
     total=predictions.local_count(),
     unit='image',
     disable=jax.process_index() != 0,
   )
-  for prediction, example in bar:
-    with explaining_prediction_write_errors(request.out):
-      orientation = opened.orientations.get(example['id'].decode())
-      _write(request, model, example, prediction, orientation)
+  for _ in bar:
+    pass
   console.print_line(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')

@@ -31,37 +31,63 @@ class StepTimes(NamedTuple):
   step: float
 
 
+class CompiledStep:
+  """A compiled step of a training, from random parameters on a random batch.
+
+  Attributes:
+    operations: arithmetic operations of the program, as XLA counts them.
+  """
+
+  def __init__(
+    self,
+    trained: method.Method,
+    mesh: Mesh,
+    spec: types.BatchSpec,
+    first_step: int = 0,
+  ):
+    """Initializes the state, and compiles.
+
+    Args:
+      trained: method to train.
+      mesh: mesh of the devices.
+      spec: shapes and types of a global batch.
+      first_step: number of the step, for a method whose first ones differ.
+
+    Raises:
+      JaxRuntimeError: the devices have too little memory.
+    """
+    state = loop.init_train_state(trained, mesh, spec, seed=0)
+    step = jax.device_put(np.int32(first_step), state.step.sharding)
+    state = state.replace(step=step)
+    step_fn, checks = loop.build_jitted_train_step(trained, mesh, state, spec)
+    checks = jax.device_put(checks, sharding.replicated_sharding(mesh))
+    self._batch = sharding.make_batch_sharder(mesh)(_random_batch(spec))
+    self._state = state, checks
+    self._step = step_fn.trace(*self._state, self._batch).lower().compile()
+    self.operations = self._step.cost_analysis()['flops']
+
+  def run(self) -> float:
+    """Runs a step; returns its duration in seconds."""
+    start = time.monotonic()
+    *self._state, metrics = self._step(*self._state, self._batch)
+    jax.block_until_ready(metrics)
+    return time.monotonic() - start
+
+
 def time_training_steps(
   trained: method.Method,
   mesh: Mesh,
   spec: types.BatchSpec,
   first_step: int = 0,
 ) -> StepTimes:
-  """Times steps of a method on a random batch.
-
-  Args:
-    trained: method to train, from random parameters.
-    mesh: mesh of the devices.
-    spec: shapes and types of a global batch.
-    first_step: step that is timed, for a method whose first ones differ.
-
-  Raises:
-    JaxRuntimeError: the devices have too little memory.
-  """
+  """Times steps of a method on a random batch; see `CompiledStep`."""
   start = time.monotonic()
-  state = loop.init_train_state(trained, mesh, spec, seed=0)
-  step = jax.device_put(np.int32(first_step), state.step.sharding)
-  state = state.replace(step=step)
-  step_fn, checks = loop.build_jitted_train_step(trained, mesh, state, spec)
-  checks = jax.device_put(checks, sharding.replicated_sharding(mesh))
-  batch = sharding.make_batch_sharder(mesh)(_random_batch(spec))
-  durations = []
-  for _ in range(1 + NUM_STEPS):
-    state, checks, metrics = step_fn(state, checks, batch)
-    jax.block_until_ready(metrics)
-    durations.append(time.monotonic() - start)
-    start = time.monotonic()
-  return StepTimes(durations[0], sum(durations[1:]) / NUM_STEPS)
+  step = CompiledStep(trained, mesh, spec, first_step)
+  step.run()
+  compiling = time.monotonic() - start
+  return StepTimes(
+    compiling, sum(step.run() for _ in range(NUM_STEPS)) / NUM_STEPS
+  )
 
 
 def _random_batch(spec: types.BatchSpec) -> Any:

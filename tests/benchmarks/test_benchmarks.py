@@ -15,8 +15,11 @@ TINY = {
   'pass_sinkhorn': '--batch=8 --queue=16 --prototypes=6 --dim=4 --rounds=1',
   'depthwise': '--images=1 --side=16 --threads=1 --rounds=1',
   'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
+  'semi_steps': '--systems cps_cutmix --network=small+unet --side=32 --batch=2 '
+  '--threads=1 --rounds=1',
   'prepare': '--images=4 --rounds=1',
   'train_step': '--images=2 --side=32 --rounds=1 --threads=1',
+  'predict': '--images=3 --sizes=2 --side=48 --rounds=1 --threads=1',
   'natural_data': '--images=20 --tested=10',
   'start_up': '--rounds=1',
 }

@@ -29,6 +29,7 @@ def test_inputs_are_read_or_refused_or_reported(modules, tmp_path):
   assert results['counts']['reported'] > 0
 
 
+@pytest.mark.slow
 def test_configs_are_built_or_refused(modules):
   fuzz, fuzz_configs, _ = modules
   results = fuzz.run('config', fuzz_configs.run, CONFIGS)

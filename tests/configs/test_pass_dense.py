@@ -1,7 +1,5 @@
 """Clusters of pixels and masks: rows of the page, and numbers of the papers."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,13 +12,7 @@ EPOCH = 64_431 // 128
 
 
 def rows():
-  text = tables.path_of('pass_dense.md').read_text()
-  return re.findall(
-    r'^\| ([^|]+) \| `python -m pass_luss.main '
-    r'--config=configs/pass_dense.py:(\S+) --workdir=(\S+)` \|',
-    text,
-    re.MULTILINE,
-  )
+  return tables.read_plain('pass_dense.md', 'pass_dense')
 
 
 def test_rows_of_the_paper():
@@ -102,7 +94,7 @@ def test_numbers_of_maskcontrast():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ('method=mdc,saliency=rc', 'saliency=rc: expected it with method=maskcont'),
+    ('method=mdc,saliency=rc', 'saliency=rc: expected none with method=mdc'),
     ('encoder=x,start=random', 'start=random: expected none with encoder=x'),
   ],
 )

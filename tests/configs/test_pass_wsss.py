@@ -1,7 +1,5 @@
 """Weak supervision: rows of docs/methods/pass_wsss.md, and their numbers."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,13 +12,7 @@ STEPS = {8: 64_431 // 8, 16: 64_431 // 16}  # of an epoch, by batch size
 
 
 def rows():
-  text = tables.path_of('pass_wsss.md').read_text()
-  return re.findall(
-    r'^\| ([^|]+) \| `python -m pass_luss.main '
-    r'--config=configs/pass_wsss.py:(\S+) --workdir=(\S+)` \|',
-    text,
-    re.MULTILINE,
-  )
+  return tables.read_plain('pass_wsss.md', 'pass_wsss')
 
 
 def test_rows_of_the_paper():

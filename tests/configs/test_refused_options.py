@@ -82,6 +82,7 @@ REFUSED = {
     ('system=ael,jitter=0.5', 'jitter=0.5: expected one of the systems '),
     ('system=ael,pd=on', 'system=ael has no place for prototypical denoising'),
     ('system=cps,un=on', 'one of u2pl, u2pl_plus, u2pl_ael$'),
+    ('system=cps,pair=self', 'with system=cps_cutmix, got system=cps$'),
   ],
   'u2pl_voc': [
     # Epochs that cannot be counted.

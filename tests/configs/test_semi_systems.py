@@ -21,6 +21,8 @@ AEL = ('ael', 'u2pl_ael')
   [
     ('u2pl_voc', 'cps', 39_680, 512, 8, 2.5e-3, 2.5e-3),
     ('u2pl_voc', 'cps_cutmix', 39_680, 512, 8, 2.5e-3, 2.5e-3),
+    ('u2pl_voc', 'pseudoseg', 30_030, 513, 64, 7e-3, 7e-3),
+    ('u2pl_cityscapes', 'mt_mse', 44_544, 800, 8, 2.5e-3, 2.5e-3),
     ('u2pl_voc', 'unimatch', 99_200, 321, 8, 1e-3, 1e-2),
     ('u2pl_voc', 'unimatch_v2', 37_200, 518, 16, 5e-6, 2e-4),
     ('u2pl_cityscapes', 'cps', 44_544, 800, 8, 2.5e-3, 2.5e-3),
@@ -51,7 +53,8 @@ def test_recipes_are_as_published(
     ('adam', 0.01) if is_adam else ('sgd', 1e-4)
   )
   undecayed = [group[0] for group in optimizer.groups if group[2] == 0]
-  assert undecayed == (['(^|/)(bias|scale)$'] if 'cps' in argument else [])
+  decays_kernels = argument in ('cps', 'cps_cutmix', 'pseudoseg', 'mt_mse')
+  assert undecayed == (['(^|/)(bias|scale)$'] if decays_kernels else [])
 
 
 def test_epochs_of_cps_follow_the_number_of_labels():
@@ -148,6 +151,8 @@ def test_inference_is_as_published():
     ('u2pl_shapes', 'cct'),
     ('u2pl_voc', 'gct,implementation=cps'),
     ('u2pl_shapes', 'gct'),
+    ('u2pl_shapes', 'mt_mse'),
+    ('u2pl_shapes', 'cps_cutmix,pair=self'),
     ('u2pl_voc', 'pseudoseg'),
     ('u2pl_shapes', 'pseudoseg'),
     ('u2pl_voc', 'pc2seg'),
@@ -161,6 +166,35 @@ def test_each_system_builds(name, system):
     method = stage.method(stage.context, 5)
     assert type(method) is systems.METHODS[type(stage.options.learn)]
     stage.check()
+
+
+def test_scales_are_those_that_the_authors_list():
+  for argument, scales in (
+    ('system=cps', (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)),
+    ('system=cps,scales=uniform', (0.5, 2.0)),
+    ('system=unimatch', (0.5, 2.0)),
+    ('system=cct,scales=uniform', (0.5, 2.0)),
+    ('system=cct,implementation=cps', (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)),
+  ):
+    assert loading.load('u2pl_voc', argument).train.crop.scales == scales
+  crop = loading.load('u2pl_voc', 'system=cct').train.crop
+  assert (crop.name, crop.long_side) == ('long_side', (200, 800))
+
+
+def test_unlabeled_images_of_pseudoseg_are_all_images():
+  for system, steps in (('pseudoseg', 165), ('cps', (10_582 - 92) // 8)):
+    train = loading.load('u2pl_voc', f'system={system}').train
+    assert train.learn.get('includes_labeled', False) == (system == 'pseudoseg')
+    assert train.steps_per_epoch == steps
+
+
+def test_gct_starts_from_weights_of_coco():
+  config = loading.load('u2pl_voc', 'system=gct')
+  assert config.network.encoder.stem == 'plain'
+  assert config.train.start.path == 'weights/resnet101_coco.pth'
+  # That of the authors of CPS from ImageNet's.
+  config = loading.load('u2pl_voc', 'system=gct,implementation=cps')
+  assert config.train.start.path == 'weights/resnet101_deep.safetensors'
 
 
 def test_options_change_what_a_system_takes():
@@ -227,10 +261,7 @@ def test_settings_of_cct_are_those_of_its_authors_or_of_cps():
   assert again.network.decoder.num_refinements == 2
   assert (again.train.heads.kind, again.train.heads.kernel) == ('conv', 1)
   listed = loading.load('u2pl_voc', 'system=cps,scales=listed').train.crop
-  assert (listed.scales, again.train.crop.scales) == (
-    (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
-    (0.5, 2.0),
-  )
+  assert listed.scales == again.train.crop.scales
   # On Cityscapes the authors of CPS alone have results.
   city = loading.load('u2pl_cityscapes', 'system=cct')
   assert city.train.learn.annealing == 0.99

@@ -414,9 +414,11 @@ def sinkhorn(scores: Float[Array, 'N K']) -> Float[Array, 'N K']:
 def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
   heads = {
     'logits': heads_lib.ConvHead(
-      fake_data.NUM_CLASSES, 1, 'encoder', fake_network.STRIDE
+      fake_data.NUM_CLASSES, 1, reads='encoder', stride=fake_network.STRIDE
     ),
-    'rep': heads_lib.ConvHead(6, 1, 'encoder', fake_network.STRIDE),
+    'rep': heads_lib.ConvHead(
+      6, 1, reads='encoder', stride=fake_network.STRIDE
+    ),
   }
   network = segmenter.Segmenter(fake_network.TinyEncoder(), None, heads)
   return TwoStream(network, _optimizer(), num_steps, **fields)

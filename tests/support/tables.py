@@ -47,6 +47,21 @@ def read(page: str) -> list[Row]:
   return rows
 
 
+def read_plain(page: str, config: str) -> list[tuple[str, str, str]]:
+  """Returns name, options of the config, and work folder of each row.
+
+  Args:
+    page: page whose rows run `pass_luss.main` itself, not a study.
+    config: name of the config.
+  """
+  return re.findall(
+    r'^\| ([^|]+) \| `python -m pass_luss.main '
+    rf'--config=configs/{config}.py:(\S+) --workdir=(\S+)` \|',
+    path_of(page).read_text(),
+    re.MULTILINE,
+  )
+
+
 def cells(command: str) -> tuple[Any, Any]:
   """Returns the study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)

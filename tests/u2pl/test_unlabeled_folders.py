@@ -12,17 +12,18 @@ from tests.support import runs
 from u2pl import main as u2pl_main
 
 
-def train_stage(source, options):
+def train_stage(source, options, **learn):
   config = config_file.load_config(
     f'{runs.ROOT}/configs/u2pl_folder.py:source={source},ignore=255,'
     f'val_fraction=0.4,{options}'
   )
+  config.train.learn.update(learn)
   config.data_dir = f'{source.parent}/records'
   return u2pl_main.PROGRAM.build(config)['train']
 
 
-def unlabeled_ids(source, options):
-  stage = train_stage(source, options)
+def unlabeled_ids(source, options, **learn):
+  stage = train_stage(source, options, **learn)
   labeled = stage.context.labeled(stage.options, 'train')
   return labeled.ids(), stage._open_unlabeled().ids()
 
@@ -38,6 +39,15 @@ def test_images_without_a_mask_are_unlabeled(source):
   labeled, unlabeled = unlabeled_ids(source, 'unlabeled=same')
   assert unlabeled == ['01', '06']
   assert not {'01', '06'} & set(labeled)
+
+
+def test_labeled_images_may_be_unlabeled_ones_too(source):
+  options = 'labels=2,system=pseudoseg'
+  labeled, without = unlabeled_ids(source, options)
+  assert len(labeled) == 2 and not {*without} & {*labeled}
+  also_labeled, both = unlabeled_ids(source, options, includes_labeled=True)
+  assert also_labeled == labeled
+  assert {*both} == {*without, *labeled}
 
 
 def test_another_folder_is_compared_by_content(source):

@@ -6,6 +6,7 @@ parts and different random ones; the first one is evaluated.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from input_pipeline import batch as batch_lib
+from input_pipeline import second_crops
 from input_pipeline.batch import Batch
 from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
@@ -34,10 +36,14 @@ class CpsOptions(options_lib.SystemOptions):
     weight: λ, weight of the cross pseudo supervision.
     cutmix: whether it is that of mixed unlabeled images alone, else that of
       labeled and unlabeled images as they are.
+    pair: partner of an image in CutMix: another image of its group ('other'),
+      as the authors meant it, or a second crop of the image itself ('self'), as
+      in their code.
     num_boxes: number of boxes of an image's mask; see
       `box_masks.xor_box_masks`.
     group: number of consecutive unlabeled images that are mixed with each
-      other, in pairs; divides the batch. Without CutMix it has no effect.
+      other, in pairs; divides the batch. It has an effect with CutMix and
+      'other' alone.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
@@ -45,6 +51,7 @@ class CpsOptions(options_lib.SystemOptions):
   supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
   weight: Positive[float] = 1.5
   cutmix: bool = False
+  pair: Literal['other', 'self'] = 'other'
   num_boxes: AtLeastOne = 3
   group: Annotated[int, Range(2)] = 2
   warmup_epochs: NonNegative[int] = 0
@@ -52,7 +59,12 @@ class CpsOptions(options_lib.SystemOptions):
   @property
   def mixing_group(self) -> int:
     """Returns the number of consecutive images mixed with each other."""
-    return self.group if self.cutmix else 1
+    return self.group if self.cutmix and not self.needs_two_crops else 1
+
+  @property
+  def needs_two_crops(self) -> bool:
+    """Returns whether batches have two crops of each unlabeled image."""
+    return self.cutmix and self.pair == 'self'
 
 
 class Cps(two_networks.TwoNetworks):
@@ -73,12 +85,20 @@ class Cps(two_networks.TwoNetworks):
     if self.options.cutmix:
       # Labels of both networks for the images as they are, in training mode;
       # images and labels are mixed alike.
-      [outputs], stats = self.forward_both(
-        params, stats, [unlabeled], label_rng
+      crops = self.unlabeled_crops(batch)
+      images = [method.stream_images(each)[1] for each in crops]
+      outputs, stats = self.forward_both(params, stats, images, label_rng)
+      parts = [
+        (
+          images[i],
+          losses.known_pixels(each),
+          *(_argmax_labels(x['logits'], known.shape) for x in outputs[i]),
+        )
+        for i, each in enumerate(crops)
+      ]
+      unlabeled, known, *mixed_labels = self.mix(
+        mixing_rng, parts[0], parts[-1]
       )
-      labels = (_argmax_labels(x['logits'], known.shape) for x in outputs)
-      mixed = self.mix(mixing_rng, unlabeled, known, *labels)
-      unlabeled, known, *mixed_labels = mixed
 
     def loss(params):
       # Both networks on labeled and on unlabeled or mixed images.
@@ -121,20 +141,37 @@ class Cps(two_networks.TwoNetworks):
     self, state: two_networks.State, batch: Batch, rng: Array
   ) -> method.PanelOutput:
     """Computes what panels show: mixed labels of the first network."""
-    output = super().panel_output(state, batch, rng)
+    outputs = [
+      super(Cps, self).panel_output(state, each, rng)
+      for each in self.unlabeled_crops(batch)
+    ]
     if not self.options.cutmix:
-      return output
-    weak_labels, *shown = output
-    return method.PanelOutput(weak_labels, *self.mix(rng, *shown))
+      return outputs[0]
+    weak_labels, *shown = outputs[0]
+    mixed = self.mix(rng, shown, outputs[-1][1:])
+    return method.PanelOutput(weak_labels, *mixed)
 
-  def mix(self, rng: Array, *arrays: Shaped[Array, 'B H W ...']) -> list[Array]:
+  def unlabeled_crops(self, batch: Batch) -> list[Batch]:
+    """Returns the batch and, if it has them, that of the second crops."""
+    if not self.options.needs_two_crops:
+      return [batch]
+    second = second_crops.second_crop(batch['unlabeled'])
+    return [batch, {**batch, 'unlabeled': second}]
+
+  def mix(
+    self,
+    rng: Array,
+    own: Sequence[Shaped[Array, 'B H W ...']],
+    others: Sequence[Shaped[Array, 'B H W ...']],
+  ) -> list[Array]:
     """Replaces pixels in an odd number of random boxes by those of a partner.
 
     Args:
       rng: key of the boxes.
-      *arrays: images, and values of their pixels.
+      own: images, and values of their pixels.
+      others: those that partners take part with.
     """
-    num_images, height, width = arrays[0].shape[:3]
+    num_images, height, width = own[0].shape[:3]
     masks = box_masks.xor_box_masks(
       box_masks.sample_box_uniforms(
         update_lib.row_prng_keys(rng, num_images), (self.options.num_boxes, 4)
@@ -142,8 +179,10 @@ class Cps(two_networks.TwoNetworks):
       height,
       width,
     )
+    group = self.options.mixing_group
     return [
-      mixing.paste_partners(x, x, masks, self.options.group) for x in arrays
+      mixing.paste_partners(x, y, masks, group)
+      for x, y in zip(own, others, strict=True)
     ]
 
 

@@ -85,8 +85,6 @@ class EqualizedTeacher(method.TeacherStudent):
     shown = jnp.zeros((self.num_classes, self.num_unlabeled), bool)
     return State(
       **vars(fresh),
-      teacher_params=fresh.params,
-      teacher_batch_stats=fresh.batch_stats,
       confidence=confidence,
       shown=shown,
       sampling=Sampling(

@@ -103,12 +103,11 @@ class MeanTeacher(method.TeacherStudent):
   ) -> State:
     """Returns the state before step 0, in which the teacher is the student."""
     fresh = super().init(rng, batch_spec, loaded)
-    has_teacher = self.options.has_teacher
+    if not self.options.has_teacher:
+      fresh = fresh.replace(teacher_params=None, teacher_batch_stats=None)
     branch = self.branch.init() if self.branch else None
     return State(
       **vars(fresh),
-      teacher_params=fresh.params if has_teacher else None,
-      teacher_batch_stats=fresh.batch_stats if has_teacher else None,
       bank=branch and branch.bank,
       prototypes=branch and branch.prototypes,
     )

@@ -190,6 +190,17 @@ class TeacherStudent(SemiSupervised):
   The options have a field `teacher`; the state is a `TeacherState`.
   """
 
+  def init(
+    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
+  ) -> ema.TeacherState:
+    """Initializes the student; the teacher is its copy."""
+    fresh = super().init(rng, batch_spec, loaded)
+    return ema.TeacherState(
+      **vars(fresh),
+      teacher_params=fresh.params,
+      teacher_batch_stats=fresh.batch_stats,
+    )
+
   @property
   def teacher(self) -> ema.EmaTeacher:
     """Returns the EMA teacher."""

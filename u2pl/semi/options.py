@@ -97,6 +97,9 @@ class SystemOptions(CheckedOptions):
       without them, and with unlabeled images that are not paired.
     needs_representations: whether the network needs a head `rep`.
     follows_num_steps: whether the losses depend on the training's length.
+    needs_two_crops: whether batches have two crops of each unlabeled image.
+    includes_labeled: whether the labeled images are among the unlabeled ones,
+      too; a field of some systems.
     supervised: loss on labeled images.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
@@ -109,6 +112,8 @@ class SystemOptions(CheckedOptions):
   paste_scales: ClassVar[tuple[float, float] | None] = None
   needs_representations: ClassVar[bool] = False
   follows_num_steps: ClassVar[bool] = False
+  needs_two_crops: ClassVar[bool] = False
+  includes_labeled: ClassVar[bool] = False
 
   supervised: SupervisedOptions
   warmup_epochs: int

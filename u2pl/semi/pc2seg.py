@@ -44,6 +44,7 @@ class Pc2SegOptions(options_lib.SystemOptions):
     num_cells: number of cells of an image that are anchors, and that may be
       negatives of others.
     num_negatives: number of negatives of an anchor.
+    includes_labeled: whether labeled images are among the unlabeled ones.
     weight: factor of both weights.
     warmup_epochs: epochs of the supervised loss alone, at the start.
   """
@@ -58,6 +59,7 @@ class Pc2SegOptions(options_lib.SystemOptions):
   temperature: Positive[float] = 0.1
   num_cells: AtLeastOne = 64
   num_negatives: AtLeastOne = 200
+  includes_labeled: bool = False
   weight: Positive[float] = 1.0
   warmup_epochs: NonNegative[int] = 0
 

@@ -40,6 +40,7 @@ class PseudoSegOptions(options_lib.SystemOptions):
     scale: what logits are divided by before they are fused; see
       `grad_cam.fuse_predictions`.
     temperature: T of the pseudo-labels.
+    includes_labeled: whether labeled images are among the unlabeled ones.
     weight: weight of the loss on unlabeled images.
     warmup_epochs: epochs of the losses on labeled images alone, at the start.
   """
@@ -50,6 +51,7 @@ class PseudoSegOptions(options_lib.SystemOptions):
   attention_width: AtLeastOne = 128
   scale: Literal['batch', 'pixel'] = 'batch'
   temperature: Positive[float] = 0.5
+  includes_labeled: bool = False
   weight: Positive[float] = 1.0
   warmup_epochs: NonNegative[int] = 0
 

@@ -12,6 +12,7 @@ from u2pl.semi import (
   cps,
   gct,
   mean_teacher,
+  mse_teacher,
   pc2seg,
   pseudoseg,
   u2pl_ael,
@@ -25,6 +26,7 @@ METHODS: Mapping[
   type[options_lib.SystemOptions], type[method_lib.SemiSupervised]
 ] = {
   options_lib.LearnOptions: mean_teacher.MeanTeacher,
+  mse_teacher.MseTeacherOptions: mse_teacher.MseTeacher,
   cps.CpsOptions: cps.Cps,
   cct.CctOptions: cct.Cct,
   gct.GctOptions: gct.Gct,
@@ -39,6 +41,7 @@ METHODS: Mapping[
 # Blocks that a config may have; the first one is that without a name.
 Options = (
   options_lib.LearnOptions
+  | mse_teacher.MseTeacherOptions
   | cps.CpsOptions
   | cct.CctOptions
   | gct.GctOptions

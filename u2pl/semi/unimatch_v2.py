@@ -8,11 +8,9 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
-from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
-from segcore import types
 from segcore.train.method import StepResult
 from u2pl import ema
 from u2pl.semi import method, perturbations, strong_views, student
@@ -49,17 +47,6 @@ class UniMatchV2(method.TeacherStudent):
   options: UniMatchV2Options
 
   panel_output = strong_views.panel_output
-
-  def init(
-    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> ema.TeacherState:
-    """Initializes the student; the teacher is its copy."""
-    fresh = super().init(rng, batch_spec, loaded)
-    return ema.TeacherState(
-      **vars(fresh),
-      teacher_params=fresh.params,
-      teacher_batch_stats=fresh.batch_stats,
-    )
 
   def train_step(self, state: ema.TeacherState, batch: Batch) -> StepResult:
     """Runs one step of UniMatch V2."""

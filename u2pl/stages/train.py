@@ -25,7 +25,7 @@ from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import method as method_lib
 from u2pl.semi import systems
-from u2pl.stages import base, equalized_streams
+from u2pl.stages import base, equalized_streams, two_crop_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ class TrainOptions(data_lib.LabeledData):
 
   Attributes:
     unlabeled: split of the unlabeled images, '' for `split`, that of the
-      labeled ones. Images that are used as labeled are left out.
+      labeled ones. Images that are used as labeled are left out unless
+      the system includes them.
     unlabeled_data: data set of the unlabeled images; None for `data`, that of
       the labeled ones.
     learn: options of a system: of its losses, and of a teacher.
@@ -172,7 +173,11 @@ class TrainStage(base.ClassStage):
       return spec()
     crop, _ = self.augmentations()
     equalizes = block.learn.paste_scales is not None
-    unlabeled = spec(valid=crop.ignores_padding, paired=equalizes)
+    unlabeled = spec(
+      valid=crop.ignores_padding,
+      paired=equalizes,
+      two_crops=block.learn.needs_two_crops,
+    )
     pasted = {'pasted': spec()} if equalizes else {}
     return {'labeled': spec(), 'unlabeled': unlabeled, **pasted}
 
@@ -246,6 +251,10 @@ class TrainStage(base.ClassStage):
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *kept),
     }
+    if block.learn.needs_two_crops:
+      streams['unlabeled'] = two_crop_stream.TwoCropStream(
+        unlabeled, *augmentations, tuple(kept)
+      )
     if scales := block.learn.paste_scales:
       streams |= equalized_streams.equalized_streams(
         labeled, streams, scales, block.steps_per_epoch
@@ -312,7 +321,7 @@ class TrainStage(base.ClassStage):
     return heads | block.learn.further_heads(num_classes, heads['logits'])
 
   def _open_unlabeled(self) -> datasets.Split:
-    """Opens the unlabeled images: neither labeled nor held out.
+    """Opens the unlabeled images: not held out, and by default not labeled.
 
     Of another data set, images of the validation split are left out, too; they
     are compared by content, as names may recur.
@@ -323,7 +332,9 @@ class TrainStage(base.ClassStage):
     block = self.options
     images = block.unlabeled_images
     split = self.context.open(images.data, images.split)
-    excluded = self.context.labeled_and_held_out(block, self.name)
+    labeled, *excluded = self.context.labeled_and_held_out(block, self.name)
+    if not block.learn.includes_labeled:
+      excluded.append(labeled)
     if images.data == block.data:
       names = {name for other in excluded for name in other.ids()}
       rest = [i for i, name in enumerate(split.ids()) if name not in names]

@@ -18,9 +18,10 @@ from runtime import errors
 from segcore.weights.layouts import prefixes, renaming
 
 # Parts beside the encoder: classifiers (`last_linear` is older timm's), and the
-# heads that pretraining adds: of SwAV and PASS, and of DINO.
+# heads that pretraining adds: of SwAV and PASS, and of DINO; `layer5` is
+# DeepLabv2's classifier.
 _OTHER_PARTS = (
-  *('fc', 'last_linear', 'classifier', 'head'),
+  *('fc', 'last_linear', 'classifier', 'head', 'layer5'),
   *('projection_head', 'prototypes', 'predictor', 'projector'),
 )
 _UNIT = re.compile(r'layer(\d+)\.(\d+)\.(.+)')

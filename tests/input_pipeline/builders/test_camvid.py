@@ -110,6 +110,7 @@ def photographs():
   return pathlib.Path(os.environ['SEG_DATA_DIR']) / 'camvid'
 
 
+@pytest.mark.slow
 @needs_photographs
 def test_class_frequencies_of_the_photographs_are_the_published_ones(tmp_path):
   builder = camvid.Camvid(str(photographs()), data_dir=tmp_path)

@@ -159,6 +159,7 @@ def test_planted_leaks_among_drawings_are_found():
   assert wrong == 0  # Of 19,900 pairs of different images.
 
 
+@pytest.mark.slow
 @needs_photographs
 def test_planted_leaks_among_photographs_are_found():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')

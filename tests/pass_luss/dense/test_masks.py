@@ -217,7 +217,7 @@ def test_mini_batches_of_rows():
   rng = np.random.default_rng(0)
   rows = 4 * rng.normal(size=(3, 4))[rng.integers(0, 3, 70)]
   rows = rows + rng.normal(size=rows.shape)
-  fitted = mask_clusters.RowKmeans(3, 20, 2, seed=5).fit(rows)
+  fitted = mask_clusters.RowKmeans(3, 20, 5, passes=2).fit(rows)
   draws = np.random.default_rng(5)
   first = rows[draws.permutation(70)][:60]
   chosen = kmeans.sample_initial_centroids(jax.random.PRNGKey(5), 1, 60, 3)

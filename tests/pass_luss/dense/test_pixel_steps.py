@@ -129,7 +129,7 @@ def test_what_a_step_changes(stepped):
 
 
 class Epoch:
-  """The start of epoch 2 of ten images, on one device.
+  """The start of epoch 2 of ten images.
 
   Attributes:
     trained: method.
@@ -139,7 +139,7 @@ class Epoch:
     begin: the clustering.
   """
 
-  def __init__(self, name, folder):
+  def __init__(self, name, folder, num_devices=1, batch_size=4):
     self.images = support.random_images(10, (tiny.BASE, tiny.BASE + 6))
     split = fake_data.make_split(
       [fake_data.make_record(i, image) for i, image in enumerate(self.images)]
@@ -148,7 +148,7 @@ class Epoch:
     flips = transforms.RandomFlip(kinds=())
     stream = data.ImageStream(split, self.crop, flips, ('index',))
     self.trained = tiny.make_pixel_method(name)
-    mesh = meshes.mesh_of(1)
+    mesh = meshes.mesh_of(num_devices)
     state = jax.device_put(
       tiny.init_pixel_state(self.trained, tiny.draw_pixel_batch()),
       sharding.replicated_sharding(mesh),
@@ -157,7 +157,7 @@ class Epoch:
     self.begin = epoch_clusters.EpochClusters(
       self.trained,
       stream.open(),
-      epoch_clusters.KmeansOptions(4, initial_batches=1),
+      epoch_clusters.KmeansOptions(batch_size, initial_batches=1),
       3,
       0,
       mesh,
@@ -216,6 +216,25 @@ def test_an_epoch_begins_from_the_state_alone(tmp_path, name):
   # No leaf occurs twice: a step may donate the state.
   pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(new) if x.size]
   assert len({*pointers}) == len(pointers)
+
+
+@pytest.mark.slow
+def test_an_epoch_begins_alike_on_eight_devices(tmp_path):
+  one, eight = (
+    jax.device_get(epoch.begin(epoch.state))
+    for epoch in (Epoch('picie_h', tmp_path, n, 8) for n in (1, 8))
+  )
+  for name, clustering in one.clusterings.items():
+    other = eight.clusterings[name]
+    np.testing.assert_allclose(
+      clustering.centroids, other.centroids, atol=1e-3, err_msg=name
+    )
+    np.testing.assert_allclose(clustering.weights, other.weights, atol=3e-3)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    one.batch_stats,
+    eight.batch_stats,
+  )
 
 
 @pytest.mark.slow

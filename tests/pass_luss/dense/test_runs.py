@@ -50,8 +50,7 @@ def get_config(argument=None):
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   """Returns the path of a config with 15 images and their saliency maps."""
-  folder = tmp_path_factory.mktemp('shapes')
-  all_stages.write_config(folder)
+  all_stages.write_config(folder := tmp_path_factory.mktemp('shapes'))
   (folder / 'saliency').mkdir()
   for path in (folder / 'masks').iterdir():
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)

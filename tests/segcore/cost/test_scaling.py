@@ -35,12 +35,14 @@ def compiled():
   ]
 
 
+@pytest.mark.slow
 def test_a_device_computes_the_same(compiled):
   few, many = compiled
   assert many.operations == pytest.approx(few.operations, rel=0.01)
   assert many.peak == pytest.approx(few.peak, rel=0.01)
 
 
+@pytest.mark.slow
 def test_ddep_exchanges_its_gradients_and_nothing_else(compiled):
   few, many = compiled
   assert len(many.exchanged) == len(few.exchanged)

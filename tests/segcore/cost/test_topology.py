@@ -102,6 +102,7 @@ def dry_run_of(capsys, monkeypatch, tmp_path):
   return run
 
 
+@pytest.mark.slow
 def test_a_dry_run_for_eight_devices(dry_run_of):
   status, printed = dry_run_of(
     SHAPES, '--dry_run', '--topology=cpu:8', '--stage=denoise', *SMALL

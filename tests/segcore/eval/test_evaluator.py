@@ -1,5 +1,6 @@
 """Every image is evaluated once, with all of its classes."""
 
+import collections
 import dataclasses
 
 import jax.numpy as jnp
@@ -55,6 +56,28 @@ def test_every_image_is_evaluated_once():
     seen = evaluator(split, predictor, Seen(), mesh)(state).values
     expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
     assert sorted(seen['ids'].tolist()) == expected
+
+
+def test_few_images_of_a_group_make_small_batches():
+  sizes = [(8, 8)] * 9 + [(4, 4)] * 3 + [(2, 2)] * 100
+
+  def rows_of_batches(multiple):
+    planned = evaluator_lib.plan_evaluation_batches(
+      sizes, 8, lambda size: inference.Group(size, (size,)), multiple
+    )
+    assert sorted(i for b in planned for i in b.indices if i >= 0) == [
+      *range(len(sizes))
+    ]
+    rows = collections.defaultdict(list)
+    for batch in planned:
+      rows[batch.group.padded_size].append(len(batch.indices))
+    return rows
+
+  rows = rows_of_batches(1)
+  # 12 rows for 9 images, not 16; 4 for 3; large batches where there are many.
+  assert rows[8, 8] == [4] * 3 and rows[4, 4] == [4]
+  assert rows[2, 2] == [8] * 13
+  assert {n for each in rows_of_batches(8).values() for n in each} == {8}
 
 
 def test_means_over_some_classes():

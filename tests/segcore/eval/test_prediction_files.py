@@ -110,7 +110,9 @@ def run_example(monkeypatch, *arguments):
   runpy.run_path(str(path))['main']()
 
 
-@pytest.mark.parametrize('follow', [False, True])
+@pytest.mark.parametrize(
+  'follow', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_the_example_gives_the_labels_of_the_prediction(
   model, tmp_path, monkeypatch, capsys, follow
 ):

@@ -104,6 +104,7 @@ def by_hand():
 # 8 devices equal 1.
 
 
+@pytest.mark.slow
 def test_two_stream_on_8_devices_equals_1(whole, by_hand):
   run = by_hand['two_stream']
   state = run.first
@@ -238,6 +239,7 @@ def test_queue_is_used_once_it_is_full(by_hand):
 # A run that was stopped ends as if nothing had happened.
 
 
+@pytest.mark.slow
 def test_a_lost_batch_is_no_loss(whole, tmp_path):
   with pytest.raises(ConnectionError, match='batch 7 is lost'):
     fakes.train('two_stream', tmp_path, mesh_of(), fails_at=7)
@@ -248,9 +250,8 @@ def test_a_lost_batch_is_no_loss(whole, tmp_path):
   assert_same_metrics(tmp_path, folder)
 
 
-@pytest.mark.parametrize(
-  'num_devices', [1, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('num_devices', [1, 4])
 def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   folder, expected = whole['two_stream']
   shutil.copytree(folder / 'checkpoints' / '6', tmp_path / 'checkpoints' / '6')
@@ -334,6 +335,7 @@ def test_three_stages_run_once_each(experiment):
   assert again.log == []
 
 
+@pytest.mark.slow
 def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   workdir, first = experiment
   with np.load(workdir / 'cluster' / 'clusters.npz') as file:
@@ -349,6 +351,7 @@ def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   np.testing.assert_array_equal(results['nearest'], nearest)
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_weights_of_another(experiment, whole):
   _, first = experiment
   source = whole['multi_view'][1]
@@ -381,6 +384,7 @@ def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
   assert again.log == []
 
 
+@pytest.mark.slow
 def test_other_fields_of_a_state_can_be_read(whole):
   folder, state = whole['two_stream']
   names = ('teacher_params', 'teacher_batch_stats')

@@ -15,15 +15,18 @@ SHAPE = (tiny.BATCH, tiny.SIZE, tiny.SIZE)
 
 
 PARAMS = [
-  pytest.param(False, id='cps', marks=pytest.mark.slow),
-  pytest.param(True, id='cutmix'),
+  pytest.param({}, id='cps', marks=pytest.mark.slow),
+  pytest.param({'cutmix': True}, id='cutmix'),
+  pytest.param(
+    {'cutmix': True, 'pair': 'self'}, id='self', marks=pytest.mark.slow
+  ),
 ]
 
 
 @pytest.fixture(scope='module', params=PARAMS)
 def start(request):
   """Returns the method, and a state before a step."""
-  options = cps.CpsOptions(cutmix=request.param, weight=1.5)
+  options = cps.CpsOptions(**request.param, weight=1.5)
   trained = tiny.make_method(options)
   return trained, tiny.draw_state(trained, step=3)
 
@@ -32,8 +35,14 @@ def start(request):
 def stepped(start):
   """Returns method, state before and state after a step."""
   trained, state = start
-  after, _ = jax.jit(trained.train_step)(state, tiny.draw_batch())
+  after, _ = jax.jit(trained.train_step)(state, draw_batch())
   return trained, state, after
+
+
+def draw_batch():
+  batch = tiny.draw_batch()
+  batch['unlabeled']['second_image'] = batch['unlabeled']['image'][:, ::-1]
+  return batch
 
 
 def losses_and_statistics(trained, state, batch):
@@ -48,7 +57,7 @@ def losses_and_statistics(trained, state, batch):
   return step(state, batch)
 
 
-def pasted(arrays, rng):
+def pasted(own, others, group, rng):
   keys = update_lib.row_prng_keys(rng, tiny.BATCH)
   masks = np.stack(
     [
@@ -57,12 +66,32 @@ def pasted(arrays, rng):
     ]
   )
   assert 0.1 < masks.mean() < 0.6
-  return [reference.pasted(x, x, masks, group=2) for x in arrays]
+  return [
+    reference.pasted(x, y, masks, group)
+    for x, y in zip(own, others, strict=True)
+  ]
+
+
+def labels_of(logits):
+  return [x.argmax(-1) for x in logits]
+
+
+def test_pixels_come_from_the_second_crop_of_the_same_image():
+  options = cps.CpsOptions(cutmix=True, pair='self')
+  assert (options.mixing_group, options.needs_two_crops) == (1, True)
+  trained, batch = tiny.make_method(options), draw_batch()
+  batch['unlabeled']['second_valid'] = np.zeros(SHAPE, bool)
+  crops = [x['unlabeled'] for x in trained.unlabeled_crops(batch)]
+  arrays = [(x['image'], x.get('valid', np.ones(SHAPE, bool))) for x in crops]
+  rng = jax.random.PRNGKey(0)
+  mixed = jax.jit(trained.mix)(rng, *arrays)
+  for actual, expected in zip(mixed, pasted(*arrays, 1, rng), strict=True):
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_whole_step_equals_the_reference(start):
   trained, state = start
-  batch = tiny.draw_batch()
+  batch = draw_batch()
   scalars, stats_after = losses_and_statistics(trained, state, batch)
   labeled, unlabeled = tiny.symmetric_images(batch)
   mixing_rng, label_rng, student_rng = jax.random.split(
@@ -83,8 +112,13 @@ def test_a_whole_step_equals_the_reference(start):
     return logits
 
   if trained.options.cutmix:
-    labels = [x.argmax(-1) for x in forward(unlabeled, label_rng, 0)]
-    unlabeled, *labels = pasted([unlabeled, *labels], mixing_rng)
+    own = others = [unlabeled, *labels_of(forward(unlabeled, label_rng, 0))]
+    group = 2
+    if trained.options.pair == 'self':
+      second = unlabeled[:, ::-1]
+      others = [second, *labels_of(forward(second, label_rng, 2))]
+      group = 1
+    unlabeled, *labels = pasted(own, others, group, mixing_rng)
   outputs = forward(labeled, student_rng, 0)
   mixed = forward(unlabeled, student_rng, 2)
   truth = batch['labeled']['label'].astype(int)

@@ -163,6 +163,7 @@ def without_decay(weight):
   return dataclasses.replace(trained, update=update)
 
 
+@pytest.mark.slow
 def test_only_the_contrastive_loss_trains_representations(late):
   methods = [without_decay(weight) for weight in (0.1, 0.0)]
 

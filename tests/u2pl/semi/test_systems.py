@@ -18,6 +18,7 @@ from u2pl.semi import (
   cct,
   cps,
   gct,
+  mse_teacher,
   pc2seg,
   pseudoseg,
   strong_views,
@@ -30,6 +31,7 @@ from u2pl.semi import (
 # Gray alone: it is exact, so that no threshold is passed by rounding.
 VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
 OPTIONS = {
+  'mt_mse': mse_teacher.MseTeacherOptions(),
   'cps': cps.CpsOptions(),
   'cps_cutmix': cps.CpsOptions(cutmix=True),
   'cct': cct.CctOptions(decoders=cct.DecoderCounts(*[1] * 7), annealing=0.99),
@@ -45,7 +47,10 @@ OPTIONS = {
 }
 # Systems that are tested on the smallest network, which compiles fast, and the
 # side of their images.
-ON_POINTWISE = {'cct': 24, 'gct': 24, 'pseudoseg': 24, 'pc2seg': 24}
+ON_POINTWISE = {
+  **dict.fromkeys(('mt_mse', 'cct', 'gct'), 24),
+  **dict.fromkeys(('pseudoseg', 'pc2seg'), 24),
+}
 # Systems whose unlabeled images come in pairs, which a device has whole.
 PAIRED = ('ael', 'u2pl_ael')
 # Collectives beside sums: of images and labels of partners on another device,

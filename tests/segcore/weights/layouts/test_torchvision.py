@@ -154,6 +154,20 @@ def test_files_of_pretrainings_hold_the_encoder(
   assert line in capsys.readouterr().out
 
 
+def test_the_classifier_of_deeplabv2_is_left_out(capsys):
+  state = {'layer1.0.conv1.weight': np.ones((2, 3, 1, 1), np.float32)}
+  expected = torchvision.translate_torchvision_weights(state)
+  capsys.readouterr()
+  name = 'layer5.conv2d_list.0'
+  state |= {
+    f'{name}.weight': np.ones((21, 2, 3, 3)),
+    f'{name}.bias': np.ones(21),
+  }
+  variables = torchvision.translate_torchvision_weights(state)
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  assert 'left out layer5' in capsys.readouterr().out
+
+
 def _published(blocks, unit, stem):
   """Returns zeros with the names and shapes of a published ResNet."""
   shapes = {'fc.weight': (1000, 512 if unit == 'basic' else 2048)}
