@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import shared, switches
+from configs import networks, shared, switches
 
 # By option `system`: U2PL+ on AFA, AFA, a classifier whose CAMs are evaluated,
 # and training on masks, an upper bound.
@@ -128,6 +128,13 @@ def small_mit() -> ml_collections.ConfigDict:
       'reductions': (4, 2, 1),
     },
     decoder={'name': 'segformer', 'width': 32},
+  )
+
+
+def small_resnet() -> ml_collections.ConfigDict:
+  """Builds a ResNet of stride 8 and SegFormer's decoder for a CPU."""
+  return shared.block(
+    **networks.small_pass(), decoder={'name': 'segformer', 'width': 32}
   )
 
 

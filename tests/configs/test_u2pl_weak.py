@@ -112,6 +112,22 @@ def test_systems(argument, heads, supervision):
   assert stages['evaluate'].trained_by == 'weak'
 
 
+def test_shapes_train_a_classifier_of_either_network():
+  config = loading.load(
+    'u2pl_weak_shapes', 'system=cam,network=resnet,data=single,pooling=mean'
+  )
+  block = u2pl_main.PROGRAM.build(config)['weak'].options
+  assert (block.data.name, block.learn.pooling) == ('shapes/single', 'mean')
+  config = loading.load(
+    'u2pl_weak_shapes', 'system=afa,network=resnet,encoder=x/weak'
+  )
+  # A ResNet has no attention, which affinities are made of.
+  assert config.weak.learn.affinity is None
+  assert config.weak.start.path == 'x/weak'
+  with pytest.raises(ValueError, match='pooling=mean: expected none with sys'):
+    loading.load('u2pl_weak_shapes', 'system=full,pooling=mean')
+
+
 def test_a_folder_with_and_without_masks(monkeypatch):
   monkeypatch.setattr(pretrained, 'is_installed', lambda package: False)
   tagged = loading.load('u2pl_weak_folder', 'source=x,tags=t.csv')
