@@ -34,6 +34,7 @@ MEASURED = {
   'depthwise': (),
   'semi_steps': ('--threads=2',),
   'train_step': ('--threads=1',),
+  'predict': ('--threads=1',),
 }
 # Those that pass or fail, or print a table of their own.
 CHECKED = {'kill_resume': (), 'scaling': ('--rows=small',), 'soak': ()}

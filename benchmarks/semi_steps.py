@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import command_line
+import jax
 
 from configs import pretrained, u2pl_folder, u2pl_losses
 from segcore.experiment import dry_run, step_timing
@@ -45,7 +46,8 @@ def build_workload(
     f'size={side}x{side}'
   )
   config.train.recipe.batch_size = batch
-  return u2pl_main.PROGRAM.build(config)['train'].workload()
+  stages = u2pl_main.PROGRAM.build(config, jax.devices()[:1])
+  return stages['train'].workload()
 
 
 def measure(

@@ -28,6 +28,8 @@ class Settings(NamedTuple):
       or network, heads and crops of U2PL ('u2pl').
     scales: range of the scale of images before they are cropped.
     listed_scales: scales of which the authors take one; () for a range.
+    long_side: range of the length of the longer side of an image before it is
+      cropped, in pixels; () for scales.
     padded_to: multiple of pixels to which whole images are padded; 0 for none.
     weight_decay: decay of SGD.
     framed: whether inference is on images padded to the size of the crops.
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
   architecture: str = 'light'
   scales: tuple[float, float] = (0.5, 2.0)
   listed_scales: tuple[float, ...] = ()
+  long_side: tuple[int, ...] = ()
   padded_to: int = 0
   weight_decay: float = 1e-4
   framed: bool = False

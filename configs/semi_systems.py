@@ -131,8 +131,7 @@ _CCT_VOC = Settings(
   head_lr=10.0,
   network='resnet50',
   architecture='psp_shuffle',
-  # The longer side has 200 to 800 pixels, 500 at the scale 1.
-  scales=(0.4, 1.6),
+  long_side=(200, 800),
   padded_to=8,
 )
 # Of the authors of CPS, whose rates are those of 4 GPUs and, on Cityscapes, 8.
@@ -386,15 +385,27 @@ def paper_blocks(
       **_heads(options.network, settings.architecture),
       **({'representation': rep} if (rep := settings.representation) else {}),
     },
-    'crop': {
-      'name': 'random',
+    'crop': _crop(options, settings, size),
+  }
+
+
+def _crop(
+  options: SimpleNamespace, settings: Settings, size: int
+) -> dict[str, Any]:
+  """Builds the crop; `scales=uniform` replaces lists and lengths by scales."""
+  if settings.long_side and options.scales != 'uniform':
+    return {
+      'name': 'long_side',
       'size': (size, size),
-      'scales': settings.listed_scales
-      if settings.listed_scales and options.scales != 'uniform'
-      else settings.scales,
-      'fill': settings.fill if options.pad_label == 'paper' else 'mean',
-      'label_resize': options.label_resize,
-    },
+      'long_side': settings.long_side,
+    }
+  lists = settings.listed_scales and options.scales != 'uniform'
+  return {
+    'name': 'random',
+    'size': (size, size),
+    'scales': settings.listed_scales if lists else settings.scales,
+    'fill': settings.fill if options.pad_label == 'paper' else 'mean',
+    'label_resize': options.label_resize,
   }
 
 

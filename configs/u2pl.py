@@ -44,7 +44,7 @@ PAPER = {
   'implementation': ['auto', 'own', 'cps'],
   # Scales of images before the crop: from a range, or some of a list, where the
   # authors have one (CPS, PseudoSeg, and CCT and GCT of CPS's authors), which
-  # auto then takes.
+  # auto then takes; of CCT's authors, lengths of the longer side.
   'scales': ['auto', 'uniform', 'listed'],
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
@@ -361,6 +361,8 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
   train.heads.update(width=16, representation=16)
   train.subset.update(labels=100, list='', seed=0, run=0)
   train.crop.size = (size, size)
+  if 'long_side' in train.crop:
+    train.crop.long_side = (size // 2, 2 * size)
   train.learn.update(supervised={'kept_per_image': 500})
   if hasattr(train.learn.get('consistency'), 'mixing'):
     train.learn.consistency.mixing.group = 4

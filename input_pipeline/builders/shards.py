@@ -33,7 +33,7 @@ from input_pipeline.sources import (
   fingerprints,
   records,
 )
-from runtime import errors, files, progress, threads
+from runtime import errors, files, memory, progress, threads
 
 with epy.lazy_imports():
   from tensorflow_datasets.core import naming
@@ -154,6 +154,7 @@ class ShardWriter:
       return
     self.folder.mkdir(parents=True, exist_ok=True)
     self._check_space(pending)
+    memory.keep_freed_memory()
     total = sum(len(shard.sources) for shard in own)
     bar = progress.progress_bar(
       desc=f'preparing {self._builder.name}',
@@ -252,17 +253,8 @@ class ShardWriter:
 
   def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
     """Writes the files of a shard, and last the one that marks it complete."""
-    builder = self._builder
-
-    def read(source):
-      sample = builder.read_sample(source)
-      return (
-        sample,
-        builder.encode(sample),
-        fingerprints.ImageIndex.from_sample(sample),
-      )
-
-    accumulator = class_counts.CountAccumulator(len(builder.schema().classes))
+    num_classes = len(self._builder.schema().classes)
+    accumulator = class_counts.CountAccumulator(num_classes)
     traits = file_traits.TraitCounter()
     bad, indices, pixels, num_bytes = [], [], [], 0
     partial = self._path(shard, f'.array_record.{os.getpid()}')
@@ -270,14 +262,15 @@ class ShardWriter:
     writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
     try:
       for result in threads.map_in_threads(
-        audit.catch_bad_files(read), shard.sources
+        audit.catch_bad_files(self._read), shard.sources
       ):
         bar.update()
         if isinstance(result, errors.BadFile):
           bad.append((str(result.file), result.reason))
           continue
-        sample, record, index = result
-        pixels.append(accumulator.add(sample))
+        sample, record, index, counts = result
+        pixels.append(counts.pixels)
+        accumulator.merge(counts)
         traits.add(sample.id, sample.traits)
         indices.append(index)
         num_bytes += len(record)
@@ -297,7 +290,7 @@ class ShardWriter:
     counts = accumulator.counts()
     if counts.has_masks:
       class_counts.write_class_pixels(
-        self._path(shard, '.npy'), np.stack(pixels)
+        self._path(shard, '.npy'), np.array(pixels)
       )
     about = {
       'plan': self._plan(shard),
@@ -309,6 +302,20 @@ class ShardWriter:
     }
     with files.atomic_path(self._path(shard, '.json')) as path:
       path.write_text(json.dumps(about))
+
+  def _read(
+    self, source: Any
+  ) -> tuple[
+    records.Sample, bytes, fingerprints.ImageIndex, class_counts.ClassCounts
+  ]:
+    """Returns the sample of a source, its record, its index and its counts."""
+    sample = self._builder.read_sample(source)
+    return (
+      sample,
+      self._builder.encode(sample),
+      fingerprints.ImageIndex.from_sample(sample),
+      class_counts.count_sample(sample, len(self._builder.schema().classes)),
+    )
 
   def _path(self, shard: Shard, suffix: str) -> pathlib.Path:
     return self.folder / f'{shard.name}{suffix}'

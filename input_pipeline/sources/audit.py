@@ -23,6 +23,7 @@ from input_pipeline.sources import (
   class_counts,
   image_files,
   label_checks,
+  label_pixels,
   pairing,
   records,
 )
@@ -117,15 +118,21 @@ def count_source_classes(
   counts, bad = {}, []
   for split, items in sources.items():
     accumulator = class_counts.CountAccumulator(num_classes)
-    results = threads.map_in_threads(catch_bad_files(read), items)
+
+    def read_and_count(item):
+      sample = read(item)
+      return sample, class_counts.count_sample(sample, num_classes)
+
+    results = threads.map_in_threads(catch_bad_files(read_and_count), items)
     for result in progress.progress_bar(
       results, desc=f'checking {split}', total=len(items)
     ):
       if isinstance(result, errors.BadFile):
         bad.append(result)
       else:
-        accumulator.add(result)
-        on_sample(split, result)
+        sample, sample_counts = result
+        accumulator.merge(sample_counts)
+        on_sample(split, sample)
     counts[split] = accumulator.counts()
   return counts, bad
 
@@ -226,7 +233,7 @@ def read_image_example(
   tags = example.tags
   if tags is None:
     # np.unique would sort the pixels, which takes as long as decoding.
-    present = () if label is None else np.bincount(label[label >= 0])
+    present = () if label is None else label_pixels.count_label_pixels(label)
     tags = np.flatnonzero(present).tolist()
   traits = records.Traits(
     image.orientation, image.depth, image.peak, image.as_stored

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
-from input_pipeline.sources import object_sizes, records
+from input_pipeline.sources import label_pixels, object_sizes, records
 from runtime import files, progress, threads
 
 
@@ -63,22 +63,9 @@ class CountAccumulator:
     Returns:
       The number of pixels of each class in it, 0 without a label.
     """
-    self._num_images += 1
-    num_classes = len(self._images)
-    present = np.zeros(num_classes, bool)
-    pixels = np.zeros(num_classes + 1, np.int64)
-    if sample.label is not None:
-      ids = np.where(sample.label < 0, num_classes, sample.label)
-      pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
-      self._pixels += pixels
-      present |= pixels[:num_classes] > 0
-      self._blank += not present.any()
-      self._objects += object_sizes.object_share_histogram(
-        object_sizes.object_shares(sample.label)
-      )
-    present[list(sample.tags)] = True
-    self._images += present
-    return pixels[:-1]
+    counts = count_sample(sample, len(self._images))
+    self.merge(counts)
+    return np.array(counts.pixels, np.int64)
 
   def merge(self, counts: ClassCounts) -> None:
     """Adds the counts of other samples of the split."""
@@ -99,6 +86,25 @@ class CountAccumulator:
       blank=self._blank,
       objects=tuple(self._objects.tolist()),
     )
+
+
+def count_sample(sample: records.Sample, num_classes: int) -> ClassCounts:
+  """Counts the pixels, classes and objects of one sample."""
+  present = np.zeros(num_classes, bool)
+  present[list(sample.tags)] = True
+  if sample.label is None:
+    images = tuple(present.astype(int).tolist())
+    return ClassCounts(1, (0,) * num_classes, images)
+  pixels = label_pixels.count_label_pixels(sample.label, num_classes)
+  shares = object_sizes.object_shares(sample.label)
+  return ClassCounts(
+    num_images=1,
+    pixels=tuple(pixels.tolist()),
+    images=tuple((present | (pixels > 0)).astype(int).tolist()),
+    ignored=int(sample.label.size - pixels.sum()),
+    blank=int(not pixels.any()),
+    objects=tuple(object_sizes.object_share_histogram(shares).tolist()),
+  )
 
 
 def count_class_pixels(

@@ -62,6 +62,8 @@ _PIL_LIMIT_LOCK = threading.Lock()
 _SEGMENT = re.compile(rb'\xff([\xc0-\xcf\xda-\xfe])(..)', re.DOTALL)
 _START_OF_SCAN = b'\xda'
 _END_OF_IMAGE = b'\xff\xd9'
+# A marker that is no part of compressed data; restarts and stuffed bytes are.
+_MARKER = re.compile(rb'\xff([^\x00\xff\xd0-\xd7])')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +215,8 @@ def decode_stored_image(
     _check_frames(image)
     depth = _depth(image, data)
     orientation = _orientation(image)
-    image.load()
+    if kind != 'JPEG' or not _is_complete_jpeg(data):
+      image.load()
     if kind == 'PNG':  # Decoding does not verify its checksums.
       open_image_header(data, ('PNG',)).verify()
   except errors.UserError:
@@ -365,3 +368,20 @@ def _has_end_marker(jpeg: bytes) -> bool:
   while (segment := _SEGMENT.search(jpeg, at)) and segment[1] != _START_OF_SCAN:
     at = segment.end() - 2 + int.from_bytes(segment[2], 'big')
   return segment is not None and jpeg.find(_END_OF_IMAGE, segment.end()) >= 0
+
+
+def _is_complete_jpeg(jpeg: bytes) -> bool:
+  """Returns whether the compressed data are one scan, which ends at the end.
+
+  Decoding the pixels detects no other damage then: inside of a scan, libjpeg
+  takes any value, and stops at the first marker.
+  """
+  at = 0
+  while marker := _MARKER.search(jpeg, at):
+    at = marker.end()
+    if _SEGMENT.match(jpeg, marker.start()):
+      at += int.from_bytes(jpeg[at : at + 2], 'big')
+    if marker[1] == _START_OF_SCAN:
+      following = _MARKER.search(jpeg, at)
+      return following is not None and following[0] == _END_OF_IMAGE
+  return False

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from jaxtyping import Int16, Int64
 
+from input_pipeline.sources import label_pixels
+
 # Bin b holds shares in (2^(-(b+1)/2), 2^(-b/2)]; the last one all below.
 NUM_BINS = 32
 # Longest side of the label map on which regions are measured.
@@ -21,15 +23,18 @@ _MAX_SIDE = 256
 def object_shares(label: Int16[np.ndarray, 'H W']) -> list[float]:
   """Measures the objects of a label map, as shares of its pixels."""
   step = -(-max(label.shape) // _MAX_SIDE)
-  small = label[::step, ::step]
-  counts = np.bincount(small[small >= 0])
+  small = np.ascontiguousarray(label[::step, ::step], np.int16)
+  counts = label_pixels.count_label_pixels(small)
   if not counts.size:
     return []
   present = np.flatnonzero(counts)
   shares = []
   for class_id in present[present != counts.argmax()]:
-    region = (small == class_id).astype(np.uint8)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+    region = cv2.inRange(small, int(class_id), int(class_id))
+    x, y, width, height = cv2.boundingRect(region)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(
+      region[y : y + height, x : x + width], connectivity=8
+    )
     largest = stats[1:, cv2.CC_STAT_AREA].max()
     shares.append(float(largest) / small.size)
   return shares

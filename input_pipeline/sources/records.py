@@ -112,8 +112,14 @@ def encode_record_label(label: np.ndarray, num_classes: int) -> bytes:
     raise ValueError(
       f'label: expected class ids below {num_classes}, got {label.max()}'
     )
-  shifted = np.maximum(label.astype(np.int32) + 1, 0)
-  _, png = cv2.imencode('.png', shifted.astype(record_label_dtype(num_classes)))
+  # Wraps around: all negative ids are -1 by then, and stored as 0.
+  shifted = np.add(
+    np.maximum(label.astype(np.int16, copy=False), -1),
+    1,
+    dtype=record_label_dtype(num_classes),
+    casting='unsafe',
+  )
+  _, png = cv2.imencode('.png', shifted)
   return png.tobytes()
 
 

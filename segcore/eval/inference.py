@@ -396,4 +396,6 @@ def _cached_views(
   views = protocol.build(multiple)
   if not protocol.resizes_images:
     return views(size)
-  return protocol_views.enlarged_views(views, protocol.resized_size(size), size)
+  return protocol_views.enlarged_views(
+    views, protocol.resized_size(size), size, protocol.resizes_by_corners
+  )

@@ -22,6 +22,14 @@ def resize_protocol_image(
     return image
   if protocol.short_side:
     return resampling.resize_image_antialiased(image, size)
+  if protocol.resizes_by_corners:
+    rows, columns = (
+      resize.bilinear_resize_matrix(n, new, align_corners=True)
+      for n, new in zip(image.shape[:2], size, strict=True)
+    )
+    resized = np.tensordot(rows, image.astype(np.float32), axes=1)
+    resized = np.matmul(columns, resized)
+    return np.floor(resized + 0.5).astype(np.uint8)
   return resampling.resize_image_bilinear(image, size)
 
 
@@ -33,7 +41,9 @@ def resize_protocol_images_on_device(
   """Resizes as `resize_protocol_image` does, in a traceable function."""
   if protocol.short_side:
     return resize.resize_antialiased_uint8(images, size)
-  resized = resize.resize_bilinear(images.astype(jnp.float32), size)
+  resized = resize.resize_bilinear(
+    images.astype(jnp.float32), size, protocol.resizes_by_corners
+  )
   return jnp.floor(resized + 0.5).astype(jnp.uint8)
 
 

@@ -195,16 +195,19 @@ def rescaled_views(
   return views
 
 
-def enlarged_views(protocol: Protocol, resized: Size, size: Size) -> list[View]:
+def enlarged_views(
+  protocol: Protocol, resized: Size, size: Size, align_corners: bool = False
+) -> list[View]:
   """Builds the views of a resized image, whose outputs are enlarged again.
 
   Args:
     protocol: protocol that is applied to the resized image.
     resized: height and width of the image after resizing.
     size: height and width before, to which scores are resized bilinearly.
+    align_corners: rule of this resizing.
   """
   rows, columns = (
-    scipy.sparse.csr_array(resize.bilinear_resize_matrix(m, n))
+    scipy.sparse.csr_array(resize.bilinear_resize_matrix(m, n, align_corners))
     for n, m in zip(size, resized, strict=True)
   )
   return [

@@ -40,8 +40,8 @@ class ProtocolOptions:
       the size of the image. Scores are enlarged as with `fit_sides`.
     side_multiple: number of pixels to whose nearest multiples both sides of
       every image are resized first, without antialiasing, as UniMatch V2 does
-      for patches of 14 pixels. 0 keeps the size of the image. Scores are
-      enlarged as with `fit_sides`.
+      for patches of 14 pixels; with `align_corners` by corners, there and back.
+      0 keeps the size of the image. Scores are enlarged as with `fit_sides`.
     scales: factors by which the image is resized; their scores are averaged.
     flip: whether to average with the horizontally flipped image.
     scale_merge: 'mean' of the scales at the size of the image; or 'max', the
@@ -147,6 +147,11 @@ class ProtocolOptions:
     """Returns whether images are resized before all else."""
     lengths = self.short_side, self.long_side, self.side_multiple
     return any((*lengths, *self.fit_sides))
+
+  @property
+  def resizes_by_corners(self) -> bool:
+    """Returns whether images are resized first with corners on corners."""
+    return bool(self.side_multiple) and self.align_corners
 
   @property
   def is_whole_image(self) -> bool:

@@ -172,7 +172,9 @@ def one_image_upsampling_matrices(
       resize.bilinear_resize_matrix(cells, padded, protocol.align_corners)
     )[:resized]
     if protocol.resizes_images:
-      enlarging = resize.bilinear_resize_matrix(resized, n)
+      enlarging = resize.bilinear_resize_matrix(
+        resized, n, protocol.resizes_by_corners
+      )
       matrix = jnp.matmul(enlarging, matrix, precision=exact)
     matrices.append(matrix)
   return matrices

@@ -54,7 +54,7 @@ def _export(path: files.Path, text: str, library: str) -> None:
   print(
     f'{target}: {count} arrays with the names of {library}; the network '
     f'expects {expects["channels"]} in {expects["range"]}, minus '
-    f'{expects["mean"]}, divided by {expects["std"]}'
+    f'({expects["mean"]}), divided by ({expects["std"]})'
   )
 
 

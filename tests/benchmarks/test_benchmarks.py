@@ -19,6 +19,7 @@ TINY = {
   '--threads=1 --rounds=1',
   'prepare': '--images=4 --rounds=1',
   'train_step': '--images=2 --side=32 --rounds=1 --threads=1',
+  'predict': '--images=3 --sizes=2 --side=48 --rounds=1 --threads=1',
   'natural_data': '--images=20 --tested=10',
   'start_up': '--rounds=1',
 }

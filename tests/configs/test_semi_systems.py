@@ -173,10 +173,12 @@ def test_scales_are_those_that_the_authors_list():
     ('system=cps', (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)),
     ('system=cps,scales=uniform', (0.5, 2.0)),
     ('system=unimatch', (0.5, 2.0)),
-    ('system=cct', (0.4, 1.6)),
+    ('system=cct,scales=uniform', (0.5, 2.0)),
     ('system=cct,implementation=cps', (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)),
   ):
     assert loading.load('u2pl_voc', argument).train.crop.scales == scales
+  crop = loading.load('u2pl_voc', 'system=cct').train.crop
+  assert (crop.name, crop.long_side) == ('long_side', (200, 800))
 
 
 def test_unlabeled_images_of_pseudoseg_are_all_images():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.eval import protocol_resizing, protocols
+from segcore.eval import protocol_resizing, protocols, view_maps
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from segcore.eval import protocol_resizing, protocols
     {'short_side': 9},
     {'long_side': 30},
     {'side_multiple': 14},
+    {'side_multiple': 14, 'align_corners': True},
   ],
 )
 def test_exported_programs_resize_as_the_host_does(fields):
@@ -38,6 +39,27 @@ def test_exported_programs_resize_as_the_host_does(fields):
     # OpenCV's weights have 11 bits.
     assert actual.dtype == np.uint8
     assert np.abs(actual.astype(int) - expected).max() <= 1
+
+
+def test_corners_stay_corners_there_and_back():
+  protocol = protocols.ProtocolOptions(side_multiple=14, align_corners=True)
+  # Linear in the position of a pixel between the corners.
+  image = np.linspace(0, 240, 25)[:, None] + np.zeros((1, 20))
+  image = np.stack([np.rint(image).astype(np.uint8)] * 3, axis=-1)
+  resized = protocol_resizing.resize_protocol_image(image, protocol)
+  assert resized.shape == (28, 14, 3)
+  expected = np.linspace(0, 240, 28)
+  assert np.abs(resized[:, 3, 0] - expected).max() <= 0.51
+  # Scores that are linear stay so, and reach the corners.
+  [rows, columns] = view_maps.one_image_upsampling_matrices(
+    (2, 3), (28, 14), (28, 14), (25, 20), protocol
+  )
+  np.testing.assert_allclose(
+    rows @ np.array([0.0, 1.0]), np.linspace(0, 1, 25), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    columns @ np.array([0.0, 1.0, 2.0]), np.linspace(0, 2, 20), atol=1e-5
+  )
 
 
 def test_sides_are_resized_to_the_nearest_multiple():
