@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
-from pass_luss import center_crops
+from pass_luss import image_sizes
 from pass_luss.pseudo_labels import features, kmeans
 from runtime import console, files, json_files
 from runtime.option_ranges import AtLeastOne
@@ -22,7 +22,7 @@ FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterOptions(center_crops.CenterCropOptions):
+class ClusterOptions(image_sizes.CenterCropOptions):
   """Options of k-means and of the features that it clusters.
 
   Attributes:

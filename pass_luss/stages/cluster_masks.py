@@ -7,13 +7,14 @@ from typing import Literal
 import jax
 import numpy as np
 
+from pass_luss import image_sizes
 from pass_luss.benchmark import label_folders
 from pass_luss.dense import mask_clusters
 from pass_luss.pseudo_labels import cluster as cluster_lib
 from pass_luss.pseudo_labels import features, labeler
 from pass_luss.stages import cluster, represent_masks, segment
 from runtime import console, errors, files
-from runtime.option_ranges import AtLeastOne, CheckedOptions
+from runtime.option_ranges import AtLeastOne
 from segcore.eval import short_side
 from segcore.train import workspace as workspace_lib
 
@@ -22,22 +23,17 @@ _MEAN, _MATRIX = 'mean.npy', 'matrix.npy'
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterMasksOptions(CheckedOptions):
+class ClusterMasksOptions(image_sizes.WholeImageOptions):
   """Options of clusters of masks.
 
   Attributes:
     rows_per_batch: number of images of a batch of mini-batch k-means.
-    short_side: short side of the resized images, in pixels.
-    size_multiple: number of pixels to whose multiples the sides of images are
-      rounded, so that images share programs.
     batch_size: global number of images of a batch of the network; does not
       change the result.
     seed: seed of k-means.
   """
 
   rows_per_batch: AtLeastOne = 1000
-  short_side: AtLeastOne = 256
-  size_multiple: AtLeastOne = 32
   batch_size: AtLeastOne = 16
   seed: int = 0
 

@@ -6,34 +6,30 @@ from typing import Any, ClassVar
 
 import jax
 
+from pass_luss import image_sizes
 from pass_luss.pseudo_labels import features
 from pass_luss.stages import base, classify
 from pass_luss.weak import image_tags, subcategories
 from runtime import files
-from runtime.option_ranges import AtLeastOne, CheckedOptions
+from runtime.option_ranges import AtLeastOne
 from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SubdivideOptions(CheckedOptions):
+class SubdivideOptions(image_sizes.WholeImageOptions):
   """Options of the k-means of the images of each class.
 
   Attributes:
     iterations: largest number of assignments and updates.
     restarts: number of k-means runs, of which the best is kept.
-    short_side: short side of the resized images, in pixels.
-    size_multiple: number of pixels to whose multiples sides are rounded, so
-      that images share programs.
     batch_size: global number of images of a batch; changes no result.
     seed: seed of the initial centroids.
   """
 
   iterations: AtLeastOne = 300
   restarts: AtLeastOne = 10
-  short_side: AtLeastOne = 256
-  size_multiple: AtLeastOne = 32
   batch_size: AtLeastOne = 64
   seed: int = 0
 

@@ -116,17 +116,9 @@ def predict_images(model: Model, request: Request) -> None:
     console.print_line(f'warning: {warning}')
   for problem in skipped:
     console.print_line(f'skipped: {problem}')
-  predictor = model.predictor
-  if request.probs:
-    if not isinstance(predictor, inference.LabelMaps):
-      raise errors.UserError(
-        '--probs: expected a method with class probabilities, got one that '
-        'predicts class ids alone: leave --probs out'
-      )
-    predictor = dataclasses.replace(predictor, output='probs')
   predictions = evaluator.Predictions(
     split=split,
-    predictor=predictor,
+    predictor=_choose_predictor(model, request),
     batch_size=model.batch_size,
     mesh=model.mesh,
     reading=model.reading,
@@ -156,6 +148,19 @@ def predict_images(model: Model, request: Request) -> None:
     + (f', {len(skipped)} skipped' if skipped else '')
     + f': {request.out}'
   )
+
+
+def _choose_predictor(model: Model, request: Request) -> inference.Predictor:
+  """Returns the model's predictor, of probabilities if these are requested."""
+  predictor = model.predictor
+  if not request.probs:
+    return predictor
+  if not isinstance(predictor, inference.LabelMaps):
+    raise errors.UserError(
+      '--probs: expected a method with class probabilities, got one that '
+      'predicts class ids alone: leave --probs out'
+    )
+  return dataclasses.replace(predictor, output='probs')
 
 
 @contextlib.contextmanager

@@ -25,6 +25,9 @@ from u2pl import box_masks, mixing, pseudo_labels
 from u2pl.semi import losses, method, two_networks
 from u2pl.semi import options as options_lib
 
+# Parameters or statistics of the two networks.
+Networks = tuple[types.Params, types.Params]
+
 
 @dataclasses.dataclass(frozen=True)
 class CpsOptions(options_lib.SystemOptions):
@@ -83,21 +86,8 @@ class Cps(two_networks.TwoNetworks):
     stats = state.batch_stats, state.second.batch_stats
     mixed_labels = ()
     if self.options.cutmix:
-      # Labels of both networks for the images as they are, in training mode;
-      # images and labels are mixed alike.
-      crops = self.unlabeled_crops(batch)
-      images = [method.stream_images(each)[1] for each in crops]
-      outputs, stats = self.forward_both(params, stats, images, label_rng)
-      parts = [
-        (
-          images[i],
-          losses.known_pixels(each),
-          *(_argmax_labels(x['logits'], known.shape) for x in outputs[i]),
-        )
-        for i, each in enumerate(crops)
-      ]
-      unlabeled, known, *mixed_labels = self.mix(
-        mixing_rng, parts[0], parts[-1]
+      (unlabeled, known, *mixed_labels), stats = self.mixed_images(
+        params, stats, self.unlabeled_crops(batch), mixing_rng, label_rng
       )
 
     def loss(params):
@@ -136,6 +126,38 @@ class Cps(two_networks.TwoNetworks):
       params
     )
     return self.update_both(state, gradients, stats), {'loss': total, **terms}
+
+  def mixed_images(
+    self,
+    params: Networks,
+    stats: Networks,
+    crops: Sequence[Batch],
+    mixing_rng: Array,
+    rng: Array,
+  ) -> tuple[list[Array], Networks]:
+    """Mixes unlabeled images, and the labels that both networks give them.
+
+    Args:
+      params: parameters of both networks.
+      stats: their statistics.
+      crops: batches of which the first is mixed with the last.
+      mixing_rng: key of the mixing.
+      rng: key of the networks.
+
+    Returns:
+      Mixed images, which of their pixels count, the labels of either network;
+      and the statistics after.
+    """
+    # Labels of both networks for the images as they are, in training mode;
+    # images and labels are mixed alike.
+    images = [method.stream_images(each)[1] for each in crops]
+    outputs, stats = self.forward_both(params, stats, images, rng)
+    parts = []
+    for image, each, output in zip(images, crops, outputs, strict=True):
+      known = losses.known_pixels(each)
+      labels = [_argmax_labels(x['logits'], known.shape) for x in output]
+      parts.append((image, known, *labels))
+    return self.mix(mixing_rng, parts[0], parts[-1]), stats
 
   def panel_output(
     self, state: two_networks.State, batch: Batch, rng: Array

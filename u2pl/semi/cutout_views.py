@@ -9,6 +9,7 @@ Source: Zou et al. 2021 (PseudoSeg).
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -83,7 +84,10 @@ def sample_view_draws(
 
 
 def strong_views(
-  weak: Float[Array, 'B H W 3'], draws: ViewDraws, options: CutoutViewOptions
+  weak: Float[Array, 'B H W 3'],
+  draws: ViewDraws,
+  options: CutoutViewOptions,
+  known: Bool[Array, 'B H W'] | None = None,
 ) -> tuple[Float[Array, 'B H W 3'], Bool[Array, 'B H W']]:
   """Changes the colors of images, then fills a square with the mean color.
 
@@ -91,24 +95,31 @@ def strong_views(
     weak: images in [-1, 1].
     draws: random values.
     options: side of the square.
+    known: pixels without padding, which has the mean color in both views, as
+      images are padded after their colors change; None if there is none.
 
   Returns:
     The images, and the pixels outside of the square.
   """
 
   def jitter(
-    image: Float[Array, 'H W 3'], draws: color_augment.ColorDraws
+    image: Float[Array, 'H W 3'],
+    draws: color_augment.ColorDraws,
+    known: Bool[Array, 'H W'],
   ) -> Float[Array, 'H W 3']:
     x = 0.5 * (image + 1.0)  # In [0, 1], where the operations are defined.
-    return 2.0 * color_augment.jitter_color(x, draws, change_color) - 1.0
+    change = functools.partial(change_color, known=known)
+    return 2.0 * color_augment.jitter_color(x, draws, change) - 1.0
 
-  images = weak
+  images, color = weak, jnp.asarray(_MEAN_COLOR, weak.dtype)
   if options.color.jitter:
-    changed = jax.vmap(jitter)(weak, draws.color)
+    if known is None:
+      known = jnp.ones(weak.shape[:3], bool)
+    changed = jax.vmap(jitter)(weak, draws.color, known)
+    changed = jnp.where(known[..., None], changed, color)
     images = jnp.where(draws.color.jitter[:, None, None, None], changed, weak)
   boxes = cutout_boxes(draws.centers, weak.shape[1:3], options.cutout)
   seen = ~mixing.cutmix_box_mask(boxes, *weak.shape[1:3])
-  color = jnp.asarray(_MEAN_COLOR, images.dtype)
   return jnp.where(seen[..., None], images, color), seen
 
 
@@ -141,7 +152,16 @@ def change_color(
   image: Float[Array, 'H W 3'],
   kind: Int[Array, ''],
   factor: Float[Array, ''],
+  known: Bool[Array, 'H W'],
 ) -> Float[Array, 'H W 3']:
-  """Changes colors as `kornia_color`, with contrast around the mean color."""
-  mean = jnp.mean(image, axis=(0, 1))
+  """Changes colors as `kornia_color`, with contrast around the mean color.
+
+  Args:
+    image: image in [0, 1].
+    kind: operation, as there.
+    factor: factor.
+    known: pixels that the mean is taken over.
+  """
+  total = jnp.sum(jnp.where(known[..., None], image, 0.0), axis=(0, 1))
+  mean = total / jnp.maximum(jnp.sum(known, dtype=jnp.int32), 1)
   return kornia_color.change_color(image, kind, factor, mean)

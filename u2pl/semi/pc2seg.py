@@ -93,9 +93,10 @@ class Pc2Seg(method.SemiSupervised):
     labeled, weak = method.stream_images(batch)
     keys = update_lib.row_prng_keys(view_rng, len(weak))
     draws = cutout_views.sample_view_draws(keys, options.views)
-    strong, seen = cutout_views.strong_views(weak, draws, options.views)
+    known = losses.known_pixels(batch)
+    strong, seen = cutout_views.strong_views(weak, draws, options.views, known)
     # Padding, and what the strong view does not show, teaches nothing.
-    counted = losses.known_pixels(batch) & seen
+    counted = known & seen
 
     def loss(params):
       # Guess: one pass each, in training mode.

@@ -89,7 +89,9 @@ class PseudoSeg(method.SemiSupervised):
     targets, stats = self.pseudo_label(state, weak, known, weak_rng)
     keys = update_lib.row_prng_keys(view_rng, len(weak))
     draws = cutout_views.sample_view_draws(keys, self.options.views)
-    strong, seen = cutout_views.strong_views(weak, draws, self.options.views)
+    strong, seen = cutout_views.strong_views(
+      weak, draws, self.options.views, known
+    )
     counted = resize.resize_nearest_floor(known & seen, targets.shape[1:3])
     weight = self.unlabeled_weight(state, self.options.weight)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pass_luss import center_crops
+from pass_luss import image_sizes
 from pass_luss.pretrain import contrast, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
@@ -36,7 +36,7 @@ _LOW, _HIGH = 10, 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PclOptions(moco.MocoOptions, center_crops.CenterCropOptions):
+class PclOptions(moco.MocoOptions, image_sizes.CenterCropOptions):
   """Ring, clusterings and momentum encoder of PCL v2.
 
   Attributes:

@@ -85,7 +85,8 @@ def test_a_whole_step_and_its_gradient_equal_the_reference(stepped):
   state, batch, after, scalars, draws, uniforms = stepped
   params = jax.device_get(state.params)
   labeled, weak = pointwise.images_of(batch)
-  strong, stay = test_pseudoseg.strong_views(weak, draws)
+  valid = batch['unlabeled']['valid']
+  strong, stay = test_pseudoseg.strong_views(weak, draws, valid)
   counted = u2pl_reference.nearest(stay & batch['unlabeled']['valid'], CELLS)
   fixed = outputs_of(params, weak)[0]
   labels = batch['labeled']['label'].astype(int)

@@ -25,12 +25,17 @@ def sample_draws(rng):
   return cutout_views.sample_view_draws(keys, OPTIONS.views)
 
 
-def strong_views(weak, draws):
-  """Returns the strong views of images in [-1, 1], and where pixels stay."""
+def strong_views(weak, draws, valid):
+  """Returns the strong views of images in [-1, 1], and where pixels stay.
+
+  Colors change before images are padded, here by whole rows.
+  """
   images, stay = [], []
   for i, image in enumerate(weak):
-    color = reference.jittered(
-      (image + 1) / 2, draws.color.order[i], draws.color.factors[i]
+    color = np.broadcast_to((MEAN + 1) / 2, image.shape).copy()
+    rows = valid[i].all(1)
+    color[rows] = reference.jittered(
+      (image[rows] + 1) / 2, draws.color.order[i], draws.color.factors[i]
     )
     kept = reference.cut_out(image.shape[:2], draws.centers[i], 8)
     images.append(np.where(kept[..., None], 2 * color - 1, MEAN))
@@ -124,7 +129,7 @@ def test_a_whole_step_and_its_gradient_equal_the_reference(stepped):
   params = jax.device_get(state.params)
   targets = pseudo_labels_of(state, batch)
   _, weak = pointwise.images_of(batch)
-  strong, stay = strong_views(weak, draws)
+  strong, stay = strong_views(weak, draws, batch['unlabeled']['valid'])
   counted = u2pl_reference.nearest(stay & batch['unlabeled']['valid'], CELLS)
   assert not counted.all() and np.abs(strong - weak).mean() > 0.05
 

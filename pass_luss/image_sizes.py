@@ -1,4 +1,4 @@
-"""Options of the center crops of images of which embeddings are computed."""
+"""Sizes to which images are resized before their features are computed."""
 
 import dataclasses
 
@@ -24,3 +24,17 @@ class CenterCropOptions(CheckedOptions):
         f'crop: expected at most the short side of {self.short_side}, got '
         f'{self.crop}'
       )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholeImageOptions(CheckedOptions):
+  """Sizes of resized images, none of which is cropped.
+
+  Attributes:
+    short_side: short side of the resized images, in pixels.
+    size_multiple: number of pixels to whose multiples the sides of images are
+      rounded, so that images share programs.
+  """
+
+  short_side: AtLeastOne = 256
+  size_multiple: AtLeastOne = 32
