@@ -3,19 +3,17 @@
   python benchmarks/input.py [--threads=2] [--rounds=5] [--out=FILE.json]
 
 Images of 500 x 375 pixels with masks are prepared like a user's folder. For the
-transforms of each method, three sides alternate on the same number of threads:
+transforms of each method, these sides alternate on the same number of threads:
 cv2 that decodes the same bytes from memory, the loader of training (read,
-decode, transform, batch) and, where torch is installed, a
-`torch.utils.data.DataLoader` that applies the same transforms in as many
-processes. For PASS, whose views are resized with Pillow's filter, a fourth side
-is a DataLoader with Pillow alone, as torchvision does it. Then each part is
-timed on one thread, and memory is recorded over 5,000 batches. `--only=PART`
-selects methods by a part of their names.
+decode, transform, batch) and, where they are installed, torch's DataLoader of
+as many processes, with data sets that do the same work by cv2 and by
+torchvision (see `input_alternatives`). Then each part is timed on one thread,
+and memory is recorded over 5,000 batches. `--only=PART` selects methods by a
+part of their names.
 """
 
 import concurrent.futures
-import dataclasses
-import io
+import importlib.util
 import os
 import pathlib
 import statistics
@@ -27,11 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 import command_line
 import cv2
 import image_folders
+import input_alternatives
 import numpy as np
 import PIL.Image
 import psutil
 
-from input_pipeline import crop_boxes, datasets, loader, transforms, views
+from input_pipeline import datasets, loader, transforms, views
 from runtime import console
 
 CROP = (321, 321)
@@ -106,34 +105,23 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class PillowViews:
-  """Decodes, crops, resizes and flips with Pillow alone.
-
-  Attributes:
-    groups: views of each resolution.
-  """
-
-  groups: tuple[views.ViewGroup, ...]
-
-  def __call__(self, record: dict, rng: np.random.Generator) -> dict:
-    """Returns the views of a record and the size of its image."""
-    image = PIL.Image.open(io.BytesIO(record['image'])).convert('RGB')
-    example = {'size': np.asarray((image.height, image.width))}
-    for group in self.groups:
-      cut = []
-      for _ in range(group.count):
-        box = crop_boxes.sample_inception_box(
-          rng, (image.height, image.width), group.area, group.aspect
-        )
-        view = image.crop(
-          (box.left, box.top, box.left + box.width, box.top + box.height)
-        ).resize(group.size[::-1], PIL.Image.Resampling.BILINEAR)
-        if rng.random() < group.flip:
-          view = view.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-        cut.append(np.asarray(view))
-      example[f'views_{group.name}'] = np.stack(cut)
-    return example
+def alternatives(records: Sequence, name: str) -> dict[str, Sequence]:
+  """Returns the data sets of torch that do the work of a method, by library."""
+  augment = {
+    'plain crop': input_alternatives.crop_with_cv2(CROP),
+    'ddep': input_alternatives.crop_with_cv2((512, 512), area=(0.3, 1.0)),
+    'u2pl': input_alternatives.crop_with_cv2((513, 513), scales=(0.5, 2.0)),
+    **{n: input_alternatives.views_with_cv2(g) for n, g in PASS.items()},
+  }[name]
+  if name in PASS:  # Their masks are not read.
+    records = [{'image': record['image']} for record in records]
+  sides = {'cv2': input_alternatives.Cv2Examples(records, augment)}
+  if importlib.util.find_spec('torchvision'):
+    chosen = input_alternatives.torchvision_transforms(PASS)[name]
+    sides['torchvision'] = input_alternatives.TorchvisionExamples(
+      records, *chosen
+    )
+  return sides
 
 
 def batches_of(
@@ -181,34 +169,12 @@ def bare_speed(
     return rate(lambda: sum(pool.map(decode, records)), seconds)
 
 
-def torch_speed(
-  records: Sequence,
-  transform: transforms.Transform,
-  threads: int,
-  seconds: float,
-) -> float | None:
-  """Measures the images/s of torch's DataLoader; None without torch."""
-  try:
-    from torch.utils import data
-  except ImportError:
-    return None
-
-  class Examples(data.Dataset):
-    """A map-style data set of the same records and transforms."""
-
-    def __len__(self) -> int:
-      return len(records)
-
-    def __getitem__(self, i: int):
-      example = transform(records[i], np.random.default_rng(i))
-      return {
-        name: np.ascontiguousarray(value)
-        for name, value in example.items()
-        if name != 'id'
-      }
+def torch_speed(examples: Sequence, threads: int, seconds: float) -> float:
+  """Measures the images/s of torch's DataLoader with as many processes."""
+  from torch.utils import data
 
   loading = data.DataLoader(
-    Examples(),
+    examples,
     BATCH_SIZE,
     shuffle=True,
     num_workers=threads,
@@ -217,7 +183,7 @@ def torch_speed(
   )
 
   def epoch() -> int:
-    return sum(len(batch['size']) for batch in loading)
+    return BATCH_SIZE * sum(1 for _ in loading)
 
   epoch()
   return rate(epoch, seconds)
@@ -326,11 +292,10 @@ def main(argv: Sequence[str]) -> None:
         row = {
           'bare': bare_speed(records, read, *given),
           'loader': loader_speed(split, transform, *given),
-          'torch': torch_speed(records, transform, *given),
         }
-        if name in PASS:
-          plain = PillowViews(PASS[name])
-          row['torch and Pillow'] = torch_speed(records, plain, *given)
+        if importlib.util.find_spec('torch'):
+          for library, examples in alternatives(records, name).items():
+            row[library] = torch_speed(examples, *given)
         rows.append(row)
         shown = '  '.join(f'{n} {v:.0f}' for n, v in row.items() if v)
         print(
@@ -367,8 +332,8 @@ def summary(rows: Sequence[dict[str, float | None]]) -> dict:
     'share_of_bare_decoding': statistics.median(share),
     'least_and_most': (min(share), max(share)),
   }
-  for name in ('torch', 'torch and Pillow'):
-    if rows[0].get(name):
+  for name in ('cv2', 'torchvision'):
+    if name in rows[0]:
       ratios = [row['loader'] / row[name] for row in rows]
       result[f'ratio_to_{name}'] = statistics.median(ratios)
   return result
@@ -376,18 +341,14 @@ def summary(rows: Sequence[dict[str, float | None]]) -> dict:
 
 def sentence(result: dict) -> str:
   """Formats a summary as a sentence."""
-  torch = (
-    f'{result["ratio_to_torch"]:.2f} times a torch DataLoader'
-    if 'ratio_to_torch' in result
-    else 'torch is not installed'
-  )
-  if 'ratio_to_torch and Pillow' in result:
-    torch += (
-      f', {result["ratio_to_torch and Pillow"]:.2f} times one with Pillow'
-    )
+  ratios = [
+    f'{result[f"ratio_to_{name}"]:.2f} times a DataLoader with {name}'
+    for name in ('cv2', 'torchvision')
+    if f'ratio_to_{name}' in result
+  ]
   return (
     f'{result["images_a_second"]:.0f} images/s, '
-    f'{command_line.format_decoding_share(result)}, {torch}'
+    f'{", ".join([command_line.format_decoding_share(result), *ratios])}'
   )
 
 
