@@ -82,16 +82,27 @@ def main(argv: Sequence[str]) -> None:
         if number:
           jax_seconds.append(seconds)
           ratios[name].append(ratio)
-  print(f'import jax: {statistics.median(jax_seconds):.2f} s')
+  of_jax = statistics.median(jax_seconds)
+  print(f'import jax: {of_jax:.2f} s')
   results = {}
+  lines = []
   for name, values in ratios.items():
     results[name] = {
       'ratio': statistics.median(values),
       'least_and_most': (min(values), max(values)),
     }
+    lines.append(
+      command_line.Line(
+        name,
+        f'{of_jax * results[name]["ratio"]:.2f} s of CPU time',
+        'importing jax',
+        results[name]['ratio'],
+        results[name]['least_and_most'],
+      )
+    )
     shown = command_line.format_range(results[name], '.2f')
     print(f'{name:38} {results[name]["ratio"]:.2f} ({shown})')
-  command_line.write_results(arguments.out, results)
+  command_line.write_results(arguments.out, results, lines)
 
 
 if __name__ == '__main__':
