@@ -34,7 +34,7 @@ class SameConv(nn.Module):
     )
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    """Convolves maps."""
+    """Convolves maps, padded as by TensorFlow."""
     if self.after > self.before:
       x = functional.pad(x, (self.before, self.after) * 2)
     return self.conv(x)
@@ -61,7 +61,7 @@ class Bottleneck(nn.Module):
     self.layers, self.shortcut = nn.Sequential(*layers), block.shortcut
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    """Applies the block."""
+    """Applies the convolutions, and adds the input if there is a shortcut."""
     y = self.layers(x)
     return x + y if self.shortcut else y
 

@@ -40,13 +40,13 @@ class Range:
       ValueError: the number is out of range.
     """
     if self.exclusive:
-      refused, expected = value <= self.least, f'more than {self.least}'
+      accepted, expected = value > self.least, f'more than {self.least}'
     elif self.most is None:
-      refused, expected = value < self.least, f'{self.least} or more'
+      accepted, expected = value >= self.least, f'{self.least} or more'
     else:
-      refused = not self.least <= value <= self.most
+      accepted = self.least <= value <= self.most
       expected = f'{self.least} to {self.most}'
-    if refused:
+    if not accepted:  # Not a number is in no range.
       raise ValueError(f'{name}: expected {expected}, got {value}')
 
 

@@ -229,7 +229,7 @@ def read_stored_mask(
   formats: Sequence[str] = FORMATS,
   follow_exif: bool = False,
 ) -> StoredMask:
-  """Reads a mask.
+  """Reads the values that a mask file stores, with its kind of pixels.
 
   Args:
     file: the mask.

@@ -66,7 +66,7 @@ class MaskContrast(moco.RingObjective):
   head_modules = mask_head.MODULES
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
-    """Builds the head."""
+    """Builds the head of embeddings and saliency, by its name."""
     options = self.options
     head = mask_head.MaskHead(
       options.size,

@@ -24,7 +24,7 @@ _NAME = 'view1'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MdcOptions(pixel_clustering.ClusterOptions):
-  """Options of MDC.
+  """Options of MDC: the classifier of the clusters.
 
   Attributes:
     name: 'mdc'.

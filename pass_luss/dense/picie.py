@@ -25,7 +25,7 @@ _OVER = '_over'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PicieOptions(pixel_clustering.ClusterOptions):
-  """Options of PiCIE.
+  """Options of PiCIE: the over-clustering, and the error of features.
 
   Attributes:
     name: 'picie'.

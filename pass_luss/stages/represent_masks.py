@@ -20,7 +20,7 @@ from segcore.train import workspace as workspace_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentMasksOptions:
-  """Options of MaskContrast.
+  """Options of training by MaskContrast: views, objective and recipe.
 
   Attributes:
     learn: options of the objective.
@@ -58,7 +58,7 @@ class RepresentMasksOptions:
 
   @property
   def objective(self) -> mask_contrast.MaskContrast:
-    """Builds the objective."""
+    """Returns the objective of MaskContrast with these options."""
     return mask_contrast.MaskContrast(self.learn)
 
 

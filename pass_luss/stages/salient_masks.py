@@ -60,7 +60,7 @@ class SalientMasksStage(base.PassStage):
     """Accepts all settings: those of the block were checked."""
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images."""
+    """Returns the training images as the only input."""
     return experiment_stage.Inputs((self.image_input(),))
 
   def check_data(self) -> None:

@@ -85,7 +85,7 @@ class SegmentOnOptions(SegmentOptions):
 
 @runtime_checkable
 class Choice(Protocol):
-  """What a stage has chosen by itself, such as a threshold."""
+  """A choice that a stage makes by its data, such as a threshold."""
 
   def summary(self) -> Mapping[str, Any]:
     """Returns the fields for results.json."""

@@ -295,7 +295,7 @@ class Evaluator:
   )
 
   def __call__(self, state: train_state.TrainState) -> 'Evaluation':
-    """Evaluates the state.
+    """Predicts all images by a state, and computes the metrics.
 
     The values are the same on every host; the panel shows images of this host.
 

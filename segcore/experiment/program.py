@@ -48,7 +48,7 @@ class Program:
   """A kind of experiment, as a command line runs it."""
 
   def __init__(self, define: Callable[[], Parts]):
-    """Imports nothing yet.
+    """Stores the function that imports and returns the parts.
 
     Args:
       define: function that returns the parts, called when they are needed.

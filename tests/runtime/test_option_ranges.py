@@ -36,7 +36,10 @@ class Inner(Outer):
 
 
 def test_bounds_are_in_the_range():
-  Outer(rate=1e-9, steps=0, batch=1, decay=0, hue=0)
+  bounds = {'rate': 1e-9, 'steps': 0, 'batch': 1, 'decay': 0, 'hue': 0}
+  accepted = dataclasses.asdict(Outer(**bounds))
+  assert accepted == {**bounds, 'name': ''}
+  assert Outer(decay=1, hue=0.4).decay == 1
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,10 @@ def test_bounds_are_in_the_range():
     ({'batch': 0}, 'batch: expected 1 or more, got 0'),
     ({'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
     ({'hue': 0.5}, 'hue: expected 0 to 0.4, got 0.5'),
+    # Not a number is neither above nor below a bound.
+    ({'rate': float('nan')}, 'rate: expected more than 0, got nan'),
+    ({'steps': float('nan')}, 'steps: expected 0 or more, got nan'),
+    ({'decay': float('nan')}, 'decay: expected 0 to 1, got nan'),
   ],
 )
 def test_numbers_out_of_range_are_refused(fields, message):
