@@ -87,7 +87,7 @@ def losses(
       'negative_threshold': options.beta,
       'absent_anchors': options.literal,
       'maps': options.maps,
-      'keys': options.keys,
+      'key_source': options.keys,
       **(contrast or {}),
     }
   return fields

@@ -74,7 +74,7 @@ def test_u2pl_plus_on_afa():
   assert (contrast.capacity, contrast.first_capacity) == (30_000, 0)
   assert (contrast.keys_per_image, contrast.absent_anchors) == (256, False)
   assert learn.prototype_momentum == 0.999
-  assert (contrast.maps, contrast.keys) == ('cam', 'student')
+  assert (contrast.maps, contrast.key_source) == ('cam', 'student')
 
 
 def test_optimizer_and_parameters_of_the_paper(stage):

@@ -79,8 +79,8 @@ class CamContrastOptions(contrast_lib.PairOptions):
       a class, a uniform sample.
     maps: M^c of Eqs. 29-31: multi-scale CAMs ('cam'), or these after a step of
       the random walk by affinities ('propagated'; see `propagate_cams`).
-    keys: network whose representations are enqueued and averaged to prototypes:
-      the 'student' that is trained, or its EMA 'teacher'.
+    key_source: network whose representations are enqueued and averaged to
+      prototypes: the 'student' that is trained, or its EMA 'teacher'.
     teacher_decay: largest decay of the EMA teacher, which begins as a copy when
       the contrastive loss does.
   """
@@ -92,7 +92,7 @@ class CamContrastOptions(contrast_lib.PairOptions):
   padding: bool = False
   keys_per_image: AtLeastOne = 256
   maps: Literal['cam', 'propagated'] = 'cam'
-  keys: Literal['student', 'teacher'] = 'student'
+  key_source: Literal['student', 'teacher'] = 'student'
   teacher_decay: float = 0.999
 
   def __post_init__(self):
@@ -174,7 +174,7 @@ class LearnOptions(contrastive_branch.BranchOptions):
   @property
   def has_teacher(self) -> bool:
     """Returns whether the state has an EMA teacher, which gives the keys."""
-    return bool(self.contrast) and self.contrast.keys == 'teacher'
+    return bool(self.contrast) and self.contrast.key_source == 'teacher'
 
   @property
   def needs_representations(self) -> bool:

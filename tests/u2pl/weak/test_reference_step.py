@@ -31,7 +31,7 @@ PLUS = dataclasses.replace(tiny.AFA, contrast=tiny.CONTRAST)
 READINGS = dataclasses.replace(
   tiny.AFA,
   contrast=dataclasses.replace(
-    tiny.CONTRAST, maps='propagated', keys='teacher', teacher_decay=0.9
+    tiny.CONTRAST, maps='propagated', key_source='teacher', teacher_decay=0.9
   ),
 )
 
