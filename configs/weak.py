@@ -26,6 +26,7 @@ OPTIONS = {
   'contrast_weight': 0.1,  # of the contrastive loss
   'beta': 0.45,  # of Eqs. 29 and 31: value of a CAM that makes an anchor
   'literal': False,  # anchors of absent classes, as Eq. 29 is written
+  'refine': ['none', 'par'],  # CAMs before they are evaluated; of system=cam
   'seed': 0,
   'crf': False,  # refine predictions; needs the package pydensecrf2
   'tiny': False,  # 60 steps; on generated images
@@ -111,6 +112,25 @@ def _parts(options: SimpleNamespace, attends: bool) -> dict[str, bool]:
   of_parts = {name: (value, 'contrast') for name, value in of_contrast.items()}
   switches.check_part_options(options, has, _PARTS, of_parts)
   return has
+
+
+def cam_refinement(options: SimpleNamespace) -> str | None:
+  """Returns the refinement of evaluated CAMs that option `refine` chooses.
+
+  Args:
+    options: parsed options, among them `OPTIONS`.
+
+  Raises:
+    ValueError: the system's CAMs are not evaluated.
+  """
+  if options.refine == 'none':
+    return None
+  if options.system != 'cam':
+    raise ValueError(
+      f'config option refine={options.refine}: expected system=cam, whose CAMs '
+      f'are evaluated, got system={options.system}'
+    )
+  return options.refine
 
 
 def small_mit() -> ml_collections.ConfigDict:

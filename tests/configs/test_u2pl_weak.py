@@ -112,6 +112,30 @@ def test_systems(argument, heads, supervision):
   assert stages['evaluate'].trained_by == 'weak'
 
 
+def test_cams_are_evaluated_with_and_without_refinement():
+  """Networks that predict pixels have no CAMs to refine."""
+  trained = 'system=cam,network=resnet'
+  plain, refined = (
+    u2pl_main.PROGRAM.build(loading.load('u2pl_weak_shapes', trained + more))
+    for more in ('', ',refine=par')
+  )
+  assert plain['weak'].options == refined['weak'].options
+  assert plain['evaluate'].scores(9).refinement is None
+  assert refined['evaluate'].scores(9).refinement.dilations == (1, 2, 4, 8)
+  for name in ('shapes', 'voc', 'folder'):
+    source = 'source=x,masks=y,' if name == 'folder' else ''
+    config = loading.load(f'u2pl_weak_{name}', f'{source}system=cam,refine=par')
+    assert config.evaluate.cam_refinement == 'par'
+  with pytest.raises(ValueError, match='refine=par: expected system=cam'):
+    loading.load('u2pl_weak_shapes', 'refine=par')
+  config = loading.load('u2pl_weak_shapes', 'system=afa')
+  config.evaluate.cam_refinement = 'par'
+  with pytest.raises(
+    errors.UserError, match='refinement: expected None unless'
+  ):
+    u2pl_main.PROGRAM.build(config)
+
+
 def test_shapes_train_a_classifier_of_either_network():
   config = loading.load(
     'u2pl_weak_shapes', 'system=cam,network=resnet,data=single,pooling=mean'
@@ -199,7 +223,7 @@ def test_two_trainings_are_refused():
 def test_every_command_of_the_tables_is_an_experiment():
   """None of what they need is here: neither data nor weights."""
   rows = tables.read('u2pl_weak_tables.md')
-  assert len(rows) == 11
+  assert len(rows) == 12
   for table, row, command, _ in rows:
     made, cells = tables.cells(command)
     assert len(cells) == 1 and len(made.seeds) == 3, (table, row)

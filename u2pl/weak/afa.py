@@ -6,7 +6,7 @@ Source: Ru et al. 2022 (AFA), Sec. 3, and the U2PL+ paper, Sec. 3.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -297,12 +297,21 @@ class AFA:
 
 
 def build_scores(
-  segmenter: segmenter_lib.Segmenter, options: options_lib.LearnOptions
+  segmenter: segmenter_lib.Segmenter,
+  options: options_lib.LearnOptions,
+  cam_refinement: Literal['par'] | None = None,
 ) -> method.ScoreModel:
-  """Builds the model that is evaluated: the head `logits`, or CAMs."""
+  """Builds the model that is evaluated: the head `logits`, or CAMs.
+
+  Args:
+    segmenter: the network.
+    options: options of the training.
+    cam_refinement: 'par' to refine CAMs as the labels made from them.
+  """
   if options.segmentation:
     return method.HeadScores(segmenter)
-  return cam_scores.CamScores(segmenter, options.cam.plain)
+  refinement = options.cam.refinement if cam_refinement else None
+  return cam_scores.CamScores(segmenter, options.cam.plain, refinement)
 
 
 def tagged_images(batch: Batch) -> cam_labels.TaggedImages:
