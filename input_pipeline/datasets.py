@@ -15,15 +15,13 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epy
-from jax.experimental import multihost_utils
 from jaxtyping import Int64
 
 from input_pipeline import folder_options, record_views
-from input_pipeline.builders import class_list, shards
+from input_pipeline.builders import class_list, official_files, shards
 from input_pipeline.sources import (
   audit,
   class_counts,
@@ -36,7 +34,9 @@ from runtime import errors, files
 from runtime import options as options_lib
 
 with epy.lazy_imports():
+  import jax
   import tensorflow_datasets as tfds
+  from jax.experimental import multihost_utils
 
   from input_pipeline.builders import base
 
@@ -295,12 +295,46 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
   return len(data_set.schema().classes)
 
 
-def prepare_dataset(
-  options: DataOptions, data_dir: str = '', report_existing: bool = False
-) -> 'base.Builder':
+def prepare_dataset(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   """Prepares the records of a data set, unless they exist.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
+
+  Returns:
+    The builder of the prepared data set.
+
+  Raises:
+    UserError: a file is missing or bad.
+  """
+  data_set, problem = None, None
+  if jax.process_index() == 0:
+    try:
+      data_set = prepare_dataset_in_process(options, data_dir)
+    except errors.UserError as error:
+      problem = error
+  if jax.process_count() > 1:
+    # All hosts must raise: a host that went on would wait for host 0 forever.
+    good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
+    if not good and problem is None:
+      problem = errors.UserError(f'host 0 could not prepare {options.name}')
+  if problem is not None:
+    raise problem
+  if data_set is None:
+    with _without_tfds_logs():
+      data_set = dataset_builder(options, data_dir)
+  return data_set
+
+
+def prepare_dataset_in_process(
+  options: DataOptions, data_dir: str = '', report_existing: bool = False
+) -> 'base.Builder':
+  """Prepares the records of a data set, unless they exist, in this process.
+
+  The audit of the files is printed. Neither jax nor other hosts are needed.
 
   Args:
     options: name and location of the data set.
@@ -315,17 +349,12 @@ def prepare_dataset(
   """
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
-    problem = None
-    if jax.process_index() == 0:
-      problem = _prepare_on_host_0(data_set, options, report_existing)
-    if jax.process_count() > 1:
-      # All hosts must raise: a host that went on would wait for host 0 forever.
-      good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
-      if not good and problem is None:
-        problem = errors.UserError(f'host 0 could not prepare {options.name}')
-      data_set = dataset_builder(options, data_dir)
-    if problem is not None:
-      raise problem
+    try:
+      _prepare_and_report(data_set, options, report_existing)
+    except errors.UserError:
+      if not dataset_builder(options, data_dir).is_prepared():
+        raise
+      # Another process has prepared it in the meantime.
     # A builder reads its splits when it is created: one that another process
     # has prepared since needs a new builder.
     return (
@@ -344,31 +373,25 @@ def _without_tfds_logs() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _prepare_on_host_0(
+def _prepare_and_report(
   data_set: 'base.Builder', options: DataOptions, report_existing: bool
-) -> errors.UserError | None:
-  """Prepares a data set unless its records exist; returns the error, if any."""
+) -> None:
+  """Prepares a data set unless its records exist, and prints its audit."""
   report = pathlib.Path(data_set.data_dir) / base.REPORT
-  try:
-    existed = data_set.is_prepared()
-    if not existed:
-      with files.explaining_os_errors(data_set.name, data_set.data_dir):
-        data_set.download_and_prepare()
-    elif report_existing:
-      print(
-        f'{options.name} was prepared before, its files are not read again; '
-        f'their audit is in {report}'
-      )
-    audit.print_stored_report(
-      report,
-      whole=not existed,
-      lists_skipped=data_set.on_bad_example == 'skip',
+  existed = data_set.is_prepared()
+  if not existed:
+    with files.explaining_os_errors(data_set.name, data_set.data_dir):
+      data_set.download_and_prepare()
+  elif report_existing:
+    print(
+      f'{options.name} was prepared before, its files are not read again; '
+      f'their audit is in {report}'
     )
-  except errors.UserError as error:
-    if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
-      return None  # Another process has prepared it in the meantime.
-    return error
-  return None
+  audit.print_stored_report(
+    report,
+    whole=not existed,
+    lists_skipped=data_set.on_bad_example == 'skip',
+  )
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
@@ -381,6 +404,13 @@ def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
   Raises:
     MissingInput: neither records nor files of the data set exist.
   """
+  name, _, config = options.name.partition('/')
+  layout = official_files.LAYOUTS.get(name, {}).get(config)
+  folder = files.parse_file_path(data_dir or default_data_dir(), 'data_dir')
+  if layout and not (folder / name).exists():
+    # Without TFDS, whose import takes long.
+    official_files.require_official_source(name, layout, _source(options))
+    return
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
     if not data_set.is_prepared():

@@ -168,7 +168,9 @@ def _write(
 
 def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   """Prepares the records, and draws the picture of the report."""
-  data_set = datasets.prepare_dataset(options, data_dir, report_existing=True)
+  data_set = datasets.prepare_dataset_in_process(
+    options, data_dir, report_existing=True
+  )
   folder = pathlib.Path(data_set.data_dir)
   indices = {
     split: fingerprints.ImageIndex.read(
