@@ -38,12 +38,11 @@ _FEW_IMAGES = 65_536
 _SMALL_RING = 16_384
 # Of PCL: by the least number of images, the numbers of clusters, and that of
 # negatives and of keys in the ring: those of ImageNet's images, and as many
-# images a cluster for fewer. The fewest clusters have room for the negatives
-# and a batch of other prototypes.
+# images a cluster for fewer.
 _PCL = {
   1_000_000: ((25_000, 50_000, 100_000), 16_384),
   300_000: ((7_500, 15_000, 30_000), 4_096),
-  0: ((1_250, 2_500, 5_000), 768),
+  0: ((1_250, 2_500, 5_000), 1_024),
 }
 _PCL_FIRST_EPOCH = 20
 # Images of the training split of `shapes/single`.

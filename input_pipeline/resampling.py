@@ -3,6 +3,9 @@
 Images are resized with half-pixel centers: the center of output pixel i lies at
 (i + ½) · in / out in the input. A label map that belongs to an image is read at
 the same positions; by the floor rule it would lie half a pixel beside it.
+
+Each function can compute a part of its output alone, as for a crop, at the same
+positions in the input.
 """
 
 import cv2
@@ -10,9 +13,14 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Shaped, UInt8
 
+# Rows and columns of an output, each from `start` to `stop`.
+Part = tuple[slice, slice]
+
 
 def resize_label_nearest(
-  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
+  label: Shaped[np.ndarray, 'H W'],
+  size: tuple[int, int],
+  part: Part | None = None,
 ) -> Shaped[np.ndarray, 'h w']:
   """Resizes a label map: output i is input ⌊(i + ½) · in / out⌋, exactly.
 
@@ -23,16 +31,21 @@ def resize_label_nearest(
   Args:
     label: class ids.
     size: (height, width) of the output in pixels.
+    part: part of the output to compute; None for all of it.
   """
   rows, columns = (
-    (2 * np.arange(new) + 1) * old // (2 * new)
-    for old, new in zip(label.shape, size, strict=True)
+    (2 * np.arange(kept.start, kept.stop) + 1) * old // (2 * new)
+    for old, new, kept in zip(
+      label.shape, size, part or _whole(size), strict=True
+    )
   )
-  return label[rows[:, None], columns]
+  return _take(label, rows, columns)
 
 
 def resize_label_by_floor(
-  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
+  label: Shaped[np.ndarray, 'H W'],
+  size: tuple[int, int],
+  part: Part | None = None,
 ) -> Shaped[np.ndarray, 'h w']:
   """Resizes a label map: output i is input ⌊i · in / out⌋, exactly.
 
@@ -41,29 +54,68 @@ def resize_label_by_floor(
   Args:
     label: class ids.
     size: (height, width) of the output in pixels.
+    part: part of the output to compute; None for all of it.
   """
   rows, columns = (
-    np.arange(new) * old // new
-    for old, new in zip(label.shape, size, strict=True)
+    np.arange(kept.start, kept.stop) * old // new
+    for old, new, kept in zip(
+      label.shape, size, part or _whole(size), strict=True
+    )
   )
-  return label[rows[:, None], columns]
+  return _take(label, rows, columns)
+
+
+def _whole(size: tuple[int, int]) -> Part:
+  """Returns the part of an output that is all of it."""
+  return slice(0, size[0]), slice(0, size[1])
+
+
+def _take(
+  label: Shaped[np.ndarray, 'H W'], rows: np.ndarray, columns: np.ndarray
+) -> Shaped[np.ndarray, 'h w']:
+  """Returns the pixels of the given rows and columns."""
+  # One axis after the other takes a sixth of the time of both at once.
+  if len(rows) <= len(label):
+    return label.take(rows, axis=0).take(columns, axis=1)
+  return label.take(columns, axis=1).take(rows, axis=0)
 
 
 def resize_image_bilinear(
-  image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
+  image: Shaped[np.ndarray, 'H W 3'],
+  size: tuple[int, int],
+  part: Part | None = None,
 ) -> Shaped[np.ndarray, 'h w 3']:
   """Resizes an image bilinearly, without antialiasing.
+
+  A part of the output equals that part of the whole exactly.
 
   Args:
     image: image of bytes or floats; the centers of pixels are at half-integers.
     size: (height, width) of the output in pixels.
+    part: part of the output to compute; None for all of it.
   """
-  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  if part is None:
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  # OpenCV computes positions from the first pixel and the scale: leaving out
+  # what lies after the part moves nothing.
+  height, width = (
+    min(((2 * kept.stop - 1) * old - new) // (2 * new) + 2, old)
+    for old, new, kept in zip(image.shape[:2], size, part, strict=True)
+  )
+  resized = cv2.resize(
+    image[:height, :width],
+    None,
+    fx=size[1] / image.shape[1],
+    fy=size[0] / image.shape[0],
+    interpolation=cv2.INTER_LINEAR,
+  )
+  return resized[part]
 
 
 def resize_image_antialiased(
   image: UInt8[np.ndarray, 'H W 3'],
   size: tuple[int, int],
+  part: Part | None = None,
   *,
   bicubic: bool = False,
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -72,11 +124,13 @@ def resize_image_antialiased(
   Args:
     image: RGB image.
     size: (height, width) of the output in pixels.
+    part: part of the output to return; None for all of it.
     bicubic: whether the filter is bicubic, not bilinear.
   """
   filters = PIL.Image.Resampling
   resampling = filters.BICUBIC if bicubic else filters.BILINEAR
-  return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], resampling))
+  resized = PIL.Image.fromarray(image).resize(size[::-1], resampling)
+  return np.asarray(resized)[part or _whole(size)]
 
 
 def size_within_sides(

@@ -14,6 +14,7 @@ from pass_luss.dense import (
   cluster_head,
   epoch_clusters,
   methods,
+  mini_batch_kmeans,
   pixel_clustering,
 )
 from pass_luss.stages import base, represent
@@ -46,7 +47,7 @@ class RepresentPixelsOptions(CheckedOptions):
   learn: methods.Options
   base_side: AtLeastOne = 640
   side: AtLeastOne = 320
-  kmeans: epoch_clusters.KmeansOptions = epoch_clusters.KmeansOptions()
+  kmeans: mini_batch_kmeans.KmeansOptions = mini_batch_kmeans.KmeansOptions()
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()
 

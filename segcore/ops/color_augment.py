@@ -11,6 +11,7 @@ computes the same images.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
@@ -143,7 +144,10 @@ def sample_batch_color_draws(
 
 
 def apply_color_draws(
-  image: Image, draws: ColorDraws, options: ColorOptions
+  image: Image,
+  draws: ColorDraws,
+  options: ColorOptions,
+  valid: Bool[Array, 'H W'] | None = None,
 ) -> Image:
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
 
@@ -153,10 +157,13 @@ def apply_color_draws(
     image: image in [-1, 1].
     draws: random values of the image.
     options: options with which they were drawn.
+    valid: pixels of the image without its padding, of which the mean gray value
+      for the contrast is; None for all.
   """
+  change = functools.partial(blend_color, valid=valid)
   x = 0.5 * (image + 1.0)  # In [0, 1], where the operations are defined.
   if options.jitter:
-    x = jnp.where(draws.jitter, jitter_color(x, draws), x)
+    x = jnp.where(draws.jitter, jitter_color(x, draws, change), x)
   if options.gray:
     x = jnp.where(draws.gray, _to_gray(x), x)
   if options.blur:
@@ -169,25 +176,42 @@ def apply_color_draws(
 
 
 def augment_colors(
-  images: Images, keys: ExampleKeys, options: ColorOptions
+  images: Images,
+  keys: ExampleKeys,
+  options: ColorOptions,
+  valid: Bool[Array, 'B H W'] | None = None,
 ) -> Images:
-  """Augments each image of a batch in [-1, 1], with its own key."""
+  """Augments each image of a batch in [-1, 1], with its own key.
 
-  def augment_one(image, key):
-    return apply_color_draws(image, sample_color_draws(key, options), options)
+  Args:
+    images: images in [-1, 1].
+    keys: key of each image.
+    options: probabilities and ranges.
+    valid: pixels that are no padding; None for all.
+  """
 
-  return jax.vmap(augment_one)(images, keys)
+  def augment_one(image, key, valid):
+    draws = sample_color_draws(key, options)
+    return apply_color_draws(image, draws, options, valid)
+
+  return jax.vmap(augment_one)(images, keys, valid)
 
 
-def blend_color(image: Image, kind: Int[Array, ''], factor: Scalar) -> Image:
+def blend_color(
+  image: Image,
+  kind: Int[Array, ''],
+  factor: Scalar,
+  valid: Bool[Array, 'H W'] | None = None,
+) -> Image:
   """Changes brightness, contrast or saturation as torchvision does.
 
   Args:
     image: image in [0, 1].
     kind: `BRIGHTNESS`, `CONTRAST` or `SATURATION`.
     factor: weight of the image; what it is blended with has the rest.
+    valid: pixels that are no padding; None for all.
   """
-  return _blend(image, _blend_partner(image, kind), factor)
+  return _blend(image, _blend_partner(image, kind, valid), factor)
 
 
 def jitter_color(
@@ -289,10 +313,13 @@ def _blend(image: Image, other: Image, factor: Scalar) -> Image:
   return jnp.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
 
 
-def _blend_partner(image: Image, kind: Int[Array, '']) -> Image:
+def _blend_partner(
+  image: Image, kind: Int[Array, ''], valid: Bool[Array, 'H W'] | None
+) -> Image:
   """Returns what an operation blends with: black, mean gray or gray."""
   gray = _to_gray(image)
-  mean = jnp.where(kind == CONTRAST, jnp.mean(gray), 0.0)
+  where = None if valid is None else valid[..., None]
+  mean = jnp.where(kind == CONTRAST, jnp.mean(gray, where=where), 0.0)
   return jnp.where(kind == SATURATION, gray, mean)
 
 

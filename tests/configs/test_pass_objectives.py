@@ -143,7 +143,7 @@ def test_sizes_of_data_sets():
   ]
   fields = [b.learn.pcl for b in pcl]
   assert [(f.clusters, f.negatives, f.queue) for f in fields] == [
-    ((1_250, 2_500, 5_000), 768, 768),
+    ((1_250, 2_500, 5_000), 1_024, 1_024),
     ((7_500, 15_000, 30_000), 4_096, 4_096),
     ((25_000, 50_000, 100_000), 16_384, 16_384),
   ]

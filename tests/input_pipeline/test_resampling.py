@@ -109,6 +109,31 @@ def test_nearest_equals_pillow_and_opencv():
     np.testing.assert_array_equal(actual[inside], opencv[inside])
 
 
+def test_a_part_equals_that_part_of_the_whole():
+  resizes = (
+    resampling.resize_label_nearest,
+    resampling.resize_label_by_floor,
+    resampling.resize_image_bilinear,
+    resampling.resize_image_antialiased,
+  )
+  for n, rng in enumerate(images.draws(200)):
+    shape = tuple(rng.integers(1, 70, 2).tolist())
+    factors = (0.5, 2.0, 4.0)[n % 3] if n % 2 else rng.uniform(0.3, 3.0, 2)
+    size = tuple(
+      np.maximum(np.multiply(shape, factors), 1).astype(int).tolist()
+    )
+    part = tuple(
+      slice(*np.sort(rng.choice(side + 1, 2, replace=False)).tolist())
+      for side in size
+    )
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    for resize in resizes:
+      source = image[..., 0] if 'label' in resize.__name__ else image
+      np.testing.assert_array_equal(
+        resize(source, size, part), resize(source, size)[part]
+      )
+
+
 def test_bilinear_has_half_pixel_centers():
   # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
   actual = resampling.resize_image_bilinear(images.rgb([[0, 100]]), (1, 4))
@@ -141,6 +166,27 @@ def test_size_within_sides(size, sides, expected):
 def test_sides_to_fit_are_checked(sides):
   with pytest.raises(ValueError, match='fit_sides: expected'):
     resampling.check_fit_sides(sides)
+
+
+def test_a_scaled_crop_equals_a_crop_of_the_scaled_image():
+  for rng in images.draws(50):
+    shape, size = rng.integers(4, 60, (2, 2)).tolist()
+    example = {
+      'image': rng.integers(0, 256, (*shape, 3), np.uint8),
+      'label': rng.integers(-1, 3, shape, np.int16),
+      'valid': np.ones(shape, bool),
+    }
+    seed = int(rng.integers(1000))
+    scaled = transforms.RandomCrop(tuple(size), scales=(0.5, 2.0))
+    actual = scaled(example, np.random.default_rng(seed))
+    again = np.random.default_rng(seed)
+    factor = again.uniform(0.5, 2.0)
+    whole = transforms.resize_example(
+      example, tuple(int(factor * side) for side in shape)
+    )
+    expected = transforms.RandomCrop(tuple(size))(whole, again)
+    for name, value in expected.items():
+      np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def test_a_crop_that_fits_and_scales_resizes_once():

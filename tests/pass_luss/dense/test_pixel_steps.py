@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from input_pipeline import loader, transforms
-from pass_luss.dense import base_image, epoch_clusters, pixel_clustering
+from pass_luss.dense import (
+  base_image,
+  epoch_clusters,
+  mini_batch_kmeans,
+  pixel_clustering,
+)
 from segcore.distributed import sharding
 from segcore.experiment import data
 from segcore.train import workspace as workspace_lib
@@ -157,7 +162,7 @@ class Epoch:
     self.begin = epoch_clusters.EpochClusters(
       self.trained,
       stream.open(),
-      epoch_clusters.KmeansOptions(batch_size, initial_batches=1),
+      mini_batch_kmeans.KmeansOptions(batch_size, initial_batches=1),
       3,
       0,
       mesh,
