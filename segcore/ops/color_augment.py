@@ -317,7 +317,7 @@ def blur_matrix(
   weights /= jnp.sum(weights)
   rows = jnp.arange(side)[:, None]
   columns = rows + offsets
-  weights = jnp.broadcast_to(weights, columns.shape)
+  weights = weights[None]
   if border == 'zero':
     weights = jnp.where((columns >= 0) & (columns < side), weights, 0.0)
   if border in ('edge', 'zero'):
