@@ -20,18 +20,17 @@ from absl import logging
 from etils import epy
 from jaxtyping import Int64
 
-from input_pipeline import folder_options, record_views
+from input_pipeline import data_options, folder_options, record_views
 from input_pipeline.builders import class_list, official_files, shards
+from input_pipeline.data_options import DataOptions
 from input_pipeline.sources import (
   audit,
   class_counts,
   fingerprints,
-  image_files,
   image_ids,
   records,
 )
 from runtime import errors, files
-from runtime import options as options_lib
 
 with epy.lazy_imports():
   import jax
@@ -42,98 +41,6 @@ with epy.lazy_imports():
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
-
-# Module below input_pipeline.builders and class of each data set. A module is
-# imported when its data set is opened: each needs other packages.
-_BUILDERS = {
-  'shapes': ('shapes', 'Shapes'),
-  'camvid': ('camvid', 'Camvid'),
-  'voc2012': ('voc2012', 'Voc2012'),
-  'pascal_context': ('pascal_context', 'PascalContext'),
-  'ade20k': ('ade20k', 'Ade20k'),
-  'cityscapes': ('cityscapes', 'Cityscapes'),
-  'gta5': ('gta5', 'Gta5'),
-  'synthia': ('synthia', 'Synthia'),
-  'imagenet': ('imagenet', 'Imagenet'),
-  'imagenet_s': ('imagenet_s', 'ImagenetS'),
-  'image_folder': ('folders', 'ImageFolder'),
-  'image_mask_folder': ('folders', 'ImageMaskFolder'),
-  'image_tag_folder': ('tag_folders', 'ImageTagFolder'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-  """Names a data set and locates its files.
-
-  Attributes:
-    name: name of a data set in docs/datasets.md: 'camvid', 'imagenet_s/50',
-      'image_folder'.
-    source: folder of the files the data set is made from; '' is
-      $SEG_DATA_DIR/NAME.
-    images: folder of the images in `source`; folders only.
-    masks: folder of the masks in `source`; not of image_folder.
-    tags: table of the labels of whole images, or folder of text files, in
-      `source`; '' for a folder for each class; image_tag_folder only.
-    classes: file with the class list; image_mask_folder only.
-    ignore: value or color of pixels without a class, '255' or '255,255,255' or
-      '#ffffff'; '' if there are none; image_mask_folder only.
-    without_mask: treatment of images that have no mask: 'error' refuses them,
-      'unlabeled' makes them a split of this name; image_mask_folder only.
-    mask_codes: whether palette and gray masks are read by their 'values' or by
-      their 'colors', or 'auto', if the class list has colors;
-      image_mask_folder only.
-    follow_exif: whether images are turned as their EXIF tag says; folders only.
-    image_depth: bits of the values in images of 16 bits; folders only.
-    max_megapixels: limit above which images are refused; folders only.
-    image_suffix: end of all image names that is no part of ids, as
-      '_leftImg8bit.png'; folders only.
-    mask_suffix: end of all mask names, as '_mask.png'; image_mask_folder only.
-    val_fraction: fraction of the images that becomes `val`; folders only.
-    split_seed: seed that selects the images of `val`; folders only.
-    on_bad_example: treatment of a bad file: 'error' refuses the data set,
-      'skip' skips the file; folders only.
-  """
-
-  name: str
-  source: str = options_lib.location_option(default='')
-  images: str = options_lib.location_option(default='')
-  masks: str = options_lib.location_option(default='')
-  classes: str = options_lib.location_option(default='')
-  ignore: str = ''
-  without_mask: str = 'error'
-  val_fraction: float = 0.0
-  split_seed: int = 0
-  on_bad_example: str = 'error'
-  mask_codes: str = 'auto'
-  follow_exif: bool = False
-  image_depth: int = 16
-  max_megapixels: int = image_files.MAX_MEGAPIXELS
-  image_suffix: str = ''
-  mask_suffix: str = ''
-  tags: str = options_lib.location_option(default='')
-
-  def __post_init__(self):
-    name, slash, config = self.name.partition('/')
-    if name not in _BUILDERS or (slash and not config):
-      raise errors.UserError(
-        f'name: expected a data set of {", ".join(_BUILDERS)}, got '
-        f'{self.name!r}'
-      )
-    unread = folder_options.list_unread_fields(name)
-    for field in dataclasses.fields(self):
-      if field.name in unread and getattr(self, field.name) != field.default:
-        raise errors.UserError(
-          f'{field.name}: expected no value, as {name} does not read it, got '
-          f'{getattr(self, field.name)!r}: remove it'
-        )
-
-  @property
-  def reading(self) -> image_files.ImageOptions:
-    """Returns the options that define the pixels of image files."""
-    return image_files.ImageOptions(
-      **{name: getattr(self, name) for name in folder_options.READING_FIELDS}
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,7 +158,7 @@ def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
     UserError: the config is unknown.
   """
   name, _, config = options.name.partition('/')
-  module_name, class_name = _BUILDERS[name]
+  module_name, class_name = data_options.BUILDERS[name]
   module = importlib.import_module(f'input_pipeline.builders.{module_name}')
   cls = getattr(module, class_name)
   config = config or cls.DEFAULT_BUILDER_CONFIG_NAME or ''
@@ -313,7 +220,7 @@ def prepare_dataset(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   data_set, problem = None, None
   if jax.process_index() == 0:
     try:
-      data_set = prepare_dataset_in_process(options, data_dir)
+      data_set = prepare_dataset_locally(options, data_dir)
     except errors.UserError as error:
       problem = error
   if jax.process_count() > 1:
@@ -329,10 +236,13 @@ def prepare_dataset(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   return data_set
 
 
-def prepare_dataset_in_process(
-  options: DataOptions, data_dir: str = '', report_existing: bool = False
+def prepare_dataset_locally(
+  options: DataOptions,
+  data_dir: str = '',
+  report_existing: bool = False,
+  jobs: int = 1,
 ) -> 'base.Builder':
-  """Prepares the records of a data set, unless they exist, in this process.
+  """Prepares the records of a data set, unless they exist, on this machine.
 
   The audit of the files is printed. Neither jax nor other hosts are needed.
 
@@ -340,6 +250,8 @@ def prepare_dataset_in_process(
     options: name and location of the data set.
     data_dir: folder of records; '' for `default_data_dir`.
     report_existing: whether to print a line if the records exist.
+    jobs: greatest number of processes; a script that asks for several must not
+      prepare when it is imported.
 
   Returns:
     The builder of the prepared data set.
@@ -349,6 +261,7 @@ def prepare_dataset_in_process(
   """
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
+    data_set.jobs = jobs
     try:
       _prepare_and_report(data_set, options, report_existing)
     except errors.UserError:

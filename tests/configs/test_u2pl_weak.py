@@ -17,6 +17,12 @@ def weak_of(name, argument=''):
   return loading.load(name, argument).weak
 
 
+@pytest.mark.parametrize('network', ['resnet', 'mit,affinity=off'])
+def test_maps_are_propagated_by_affinities_alone(network):
+  with pytest.raises(ValueError, match='maps=propagated: expected affinity=on'):
+    loading.load('u2pl_weak_shapes', f'network={network},maps=propagated')
+
+
 @pytest.fixture(scope='module')
 def stage():
   """Returns the stage of AFA, as published."""
@@ -68,6 +74,7 @@ def test_u2pl_plus_on_afa():
   assert (contrast.capacity, contrast.first_capacity) == (30_000, 0)
   assert (contrast.keys_per_image, contrast.absent_anchors) == (256, False)
   assert learn.prototype_momentum == 0.999
+  assert (contrast.maps, contrast.key_source) == ('cam', 'student')
 
 
 def test_optimizer_and_parameters_of_the_paper(stage):
@@ -223,7 +230,7 @@ def test_two_trainings_are_refused():
 def test_every_command_of_the_tables_is_an_experiment():
   """None of what they need is here: neither data nor weights."""
   rows = tables.read('u2pl_weak_tables.md')
-  assert len(rows) == 12
+  assert len(rows) == 14
   for table, row, command, _ in rows:
     made, cells = tables.cells(command)
     assert len(cells) == 1 and len(made.seeds) == 3, (table, row)

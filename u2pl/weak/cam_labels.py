@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
+from segcore.models import cam
 from segcore.models.layers import resize
 from segcore.ops import affinity as affinity_lib
 from segcore.ops import pixel_adaptive_refinement as refinement_lib
@@ -120,6 +121,25 @@ def refine_cam_labels(
     cams, images, (options.low, options.high), options.refinement
   )
   return _label_by_both(refined, images.inside)
+
+
+def propagate_cams(
+  cams: Float[Array, 'B H W C'], affinities: Affinities, radius: int
+) -> Float[Array, 'B h w C']:
+  """Propagates CAMs by a step of a random walk, and scales them to 0…1 again.
+
+  Channels do not interact, so those of absent classes are propagated, too.
+  Source: Eq. 7 of AFA, which has CAMs, not probabilities as its labels have.
+
+  Args:
+    cams: multi-scale CAMs, 0 to 1.
+    affinities: affinities of the cells, without gradient.
+    radius: largest difference of rows, and of columns, of a step.
+  """
+  walked = affinity_lib.propagate_by_affinity(
+    resize.resize_bilinear(cams, affinities.grid), affinities.values, radius
+  )
+  return cam.normalize_cams(walked)
 
 
 def propagate_cam_labels(

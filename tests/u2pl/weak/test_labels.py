@@ -56,6 +56,7 @@ def labels(inputs):
       cam_labels.refine_cam_labels(cams, images, OPTIONS),
       cam_labels.propagate_cam_labels(cams, images, grid, RADIUS, OPTIONS),
       cam_labels.propagate_cam_labels(cams, images, grid, RADIUS, whole),
+      cam_labels.propagate_cams(cams, grid, RADIUS),
     )
 
   with jax.enable_x64():
@@ -127,6 +128,13 @@ def test_refined_cams_are_evaluated(inputs, monkeypatch):
     np.testing.assert_array_equal(scored, expected)
 
 
+def test_propagated_cams(inputs, labels):
+  cams, affinities, _ = inputs
+  for b in range(3):
+    expected = reference.propagated_cam(cams[b], affinities[b], GRID, RADIUS)
+    np.testing.assert_allclose(labels[4][b], expected, rtol=1e-12)
+
+
 def test_balanced_cross_entropy_and_its_gradient():
   rng = np.random.default_rng(1)
   logits, labels = rng.normal(size=(2, 4, 3, 5)), rng.integers(-1, 5, (2, 4, 3))
@@ -179,6 +187,13 @@ def test_candidates_of_the_contrastive_loss():
     (
       {'supervision': 'masks', 'affinity': None, 'segmentation': False},
       "segmentation: expected True with supervision='masks'",
+    ),
+    (
+      {
+        'affinity': None,
+        'contrast': options_lib.CamContrastOptions(maps='propagated'),
+      },
+      "contrast.maps: expected 'cam' without affinity",
     ),
     (
       {'supervision': 'masks'},
