@@ -33,17 +33,18 @@ _OFFICIAL_EPOCHS = {
   'adco': 200,
 }
 _OFFICIAL_BATCH = {'simclr': 4096, 'byol': 4096, 'simsiam': 512}
+# Objectives whose authors change colors by other rules than torchvision's.
+_OWN_COLORS = ('simclr', 'byol')
 # Images below which the rings of MoCo would have all of them (spec §2.3).
 _FEW_IMAGES = 65_536
 _SMALL_RING = 16_384
 # Of PCL: by the least number of images, the numbers of clusters, and that of
 # negatives and of keys in the ring: those of ImageNet's images, and as many
-# images a cluster for fewer. The fewest clusters have room for the negatives
-# and a batch of other prototypes.
+# images a cluster for fewer.
 _PCL = {
   1_000_000: ((25_000, 50_000, 100_000), 16_384),
   300_000: ((7_500, 15_000, 30_000), 4_096),
-  0: ((1_250, 2_500, 5_000), 768),
+  0: ((1_250, 2_500, 5_000), 1_024),
 }
 _PCL_FIRST_EPOCH = 20
 # Images of the training split of `shapes/single`.
@@ -76,13 +77,13 @@ class Setting(NamedTuple):
     fields: fields of the objective's options.
     recipe: batch size, number of steps and optimizer.
     min_area: smallest share of an image that a view shows.
-    colors: augmentation of the colors of both views.
+    colors: augmentation of the colors of the views, and its rules.
   """
 
   fields: dict[str, Any]
   recipe: dict[str, Any]
   min_area: float
-  colors: tuple[dict[str, Any], dict[str, Any]]
+  colors: dict[str, Any]
 
 
 class _Schedule(NamedTuple):
@@ -145,6 +146,9 @@ def pretraining(options: SimpleNamespace, images: Images) -> Setting:
   if name == 'adco':
     num_steps += optimizer['warmup_steps']
   recipe = shared.recipe(batch_size, num_steps, optimizer, evaluate_every=5_000)
+  colors = {'large': colors}
+  if is_official and name in _OWN_COLORS:
+    colors['rules'] = name
   return Setting(fields, recipe, min_area, colors)
 
 

@@ -27,6 +27,9 @@ from configs import (
 from configs import options as options_lib
 
 _BATCH = 128
+# Recipes of MaskContrast by the training of the saliency network: images of a
+# step, prototypes in the ring, and blocks that are frozen with the stem.
+_MASK_RECIPES = {'unsupervised': (128, 256, None), 'supervised': (64, 128, 2)}
 _PIXEL_EPOCHS, _MASK_EPOCHS = 10, 40
 _OVER_CLUSTERS = 100  # of PiCIE + H
 
@@ -57,6 +60,9 @@ def get_config(argument=None):
     start=['moco', 'imagenet', 'random'],
     encoder='',  # finished stage or weight file to start from instead
     saliency='',  # of maskcontrast: 'rc', or a folder of maps; '' for 'rc'
+    # Of maskcontrast: that of its authors for saliency of a network without or
+    # with supervision. auto: supervised with start=imagenet.
+    recipe=['auto', *_MASK_RECIPES],
     seed=0,
     tiny=False,  # 60 steps a stage, on generated images
   )
@@ -82,13 +88,12 @@ def get_config(argument=None):
 
 def _check(options):
   """Raises ValueError for options that nothing reads."""
+  has_masks = options.method == 'maskcontrast'
   for name, default, is_read, needed in (
     ('start', 'moco', not options.encoder, f'encoder={options.encoder}'),
-    (
-      'saliency',
-      '',
-      options.method == 'maskcontrast',
-      f'method={options.method}',
+    *(
+      (name, default, has_masks, f'method={options.method}')
+      for name, default in (('saliency', ''), ('recipe', 'auto'))
     ),
   ):
     value = getattr(options, name)
@@ -135,9 +140,9 @@ def _stages(options):
   return (*first, 'represent_pixels', 'segment_pixels')
 
 
-def _epoch(options):
+def _epoch(options, batch_size=_BATCH):
   """Returns the number of steps of an epoch, without partial batches."""
-  return _DATA[options.data].num_images // _BATCH
+  return _DATA[options.data].num_images // batch_size
 
 
 def _add_pixels(config, options, is_drawn):
@@ -174,12 +179,21 @@ def _add_pixels(config, options, is_drawn):
   config.segment_pixels = shared.block(**segmentation)
 
 
+def _mask_recipe(options, is_drawn):
+  """Returns the recipe of MaskContrast; drawn images have no weights."""
+  if options.recipe != 'auto':
+    return options.recipe
+  is_supervised = options.start == 'imagenet' and not is_drawn
+  return 'supervised' if is_supervised else 'unsupervised'
+
+
 def _add_masks(config, options, is_drawn):
   """Adds the stages of MaskContrast."""
   if _DATA[options.data].depth == 50 and not is_drawn:
     config.network.encoder.multi_grid = (1, 1, 1)
   colors = luss.jitter(0.5, hue=0.1, blur=0.0)
-  side, learn, epoch = 224, {}, _epoch(options)
+  batch_size, queue, frozen = _MASK_RECIPES[_mask_recipe(options, is_drawn)]
+  side, learn, epoch = 224, {'queue': queue}, _epoch(options, batch_size)
   optimizer = {
     'name': 'sgd',
     'learning_rate': 0.004,
@@ -188,7 +202,7 @@ def _add_masks(config, options, is_drawn):
     'weight_decay': 1e-4,
     'weight_decay_mode': 'l2',
   }
-  recipe = shared.recipe(_BATCH, _MASK_EPOCHS * epoch, optimizer)
+  recipe = shared.recipe(batch_size, _MASK_EPOCHS * epoch, optimizer)
   inference = {}
   if is_drawn:
     side, learn = 64, {'width': 32, 'dilations': (1, 2, 3), 'queue': 64}
@@ -200,6 +214,7 @@ def _add_masks(config, options, is_drawn):
     learn=learn,
     large=luss.views('large', 2, side, (0.2, 1.0)),
     colors={'large': (colors, colors)},
+    **({} if frozen is None else {'frozen_blocks': frozen}),
     start=_start(options, is_drawn),
     recipe=recipe,
   )

@@ -89,7 +89,8 @@ def get_config(argument=None):
     config.segment_retrained = {'short_side': 64 if drawn else 256}
   if options.method == 'advcam' and options.classifier == 'plain' and not drawn:
     config.network = networks.resnet(50)
-    config.network.encoder.output_stride = 16
+    # The released code gives the last block stride 1 and does not dilate it.
+    config.network.encoder.update(output_stride=16, dilates=False)
   return config
 
 

@@ -66,6 +66,7 @@ def get_config(argument=None):
       ),
     },
     evaluate={
+      'cam_refinement': weak.cam_refinement(options),
       'batch_size': 8,
       'training_scale': True,
       'protocol': {'flip': True, 'size_multiple': 64, 'crf': options.crf},

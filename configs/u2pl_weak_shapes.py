@@ -56,6 +56,7 @@ def get_config(argument=None):
       ),
     },
     evaluate={
+      'cam_refinement': weak.cam_refinement(options),
       'splits': ('test', 'val'),
       'batch_size': 40,
       'protocol': {'flip': True, 'crf': options.crf},

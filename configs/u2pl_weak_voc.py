@@ -75,4 +75,5 @@ def get_config(argument=None):
     weak.generate_images(config)
     weak.shorten(config, options)
   config.evaluate.protocol.crf = options.crf
+  config.evaluate.cam_refinement = weak.cam_refinement(options)
   return config

@@ -26,6 +26,9 @@ OPTIONS = {
   'contrast_weight': 0.1,  # of the contrastive loss
   'beta': 0.45,  # of Eqs. 29 and 31: value of a CAM that makes an anchor
   'literal': False,  # anchors of absent classes, as Eq. 29 is written
+  'maps': ['cam', 'propagated'],  # M^c of Eqs. 29-31: CAMs, or after the walk
+  'keys': ['student', 'teacher'],  # network of keys and prototypes
+  'refine': ['none', 'par'],  # CAMs before they are evaluated; of system=cam
   'seed': 0,
   'crf': False,  # refine predictions; needs the package pydensecrf2
   'tiny': False,  # 60 steps; on generated images
@@ -83,6 +86,8 @@ def losses(
       'anchor_threshold': options.beta,
       'negative_threshold': options.beta,
       'absent_anchors': options.literal,
+      'maps': options.maps,
+      'key_source': options.keys,
       **(contrast or {}),
     }
   return fields
@@ -107,10 +112,40 @@ def _parts(options: SimpleNamespace, attends: bool) -> dict[str, bool]:
         f'config option {part}=on: system={options.system} has no place for '
         f'{meaning}: expected u2pl_plus or afa'
       )
-  of_contrast = {'contrast_weight': 0.1, 'beta': 0.45, 'literal': False}
+  of_contrast = {
+    'contrast_weight': 0.1,
+    'beta': 0.45,
+    'literal': False,
+    'maps': 'cam',
+    'keys': 'student',
+  }
   of_parts = {name: (value, 'contrast') for name, value in of_contrast.items()}
   switches.check_part_options(options, has, _PARTS, of_parts)
+  if options.maps == 'propagated' and not has['affinity']:
+    raise ValueError(
+      'config option maps=propagated: expected affinity=on and an encoder with '
+      'attention, since affinities propagate the maps'
+    )
   return has
+
+
+def cam_refinement(options: SimpleNamespace) -> str | None:
+  """Returns the refinement of evaluated CAMs that option `refine` chooses.
+
+  Args:
+    options: parsed options, among them `OPTIONS`.
+
+  Raises:
+    ValueError: the system's CAMs are not evaluated.
+  """
+  if options.refine == 'none':
+    return None
+  if options.system != 'cam':
+    raise ValueError(
+      f'config option refine={options.refine}: expected system=cam, whose CAMs '
+      f'are evaluated, got system={options.system}'
+    )
+  return options.refine
 
 
 def small_mit() -> ml_collections.ConfigDict:

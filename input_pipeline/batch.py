@@ -29,10 +29,13 @@ where they differ in their domain; 'pasted' are second labeled images.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real, UInt8
+from etils import epy
+from jaxtyping import Float, Real, UInt8
+
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
 
 IGNORE = -1  # Any negative label is ignored; this is the one that is written.
 
@@ -53,7 +56,7 @@ def batch_spec(
   valid: bool = False,
   paired: bool = False,
   two_crops: bool = False,
-) -> dict[str, jax.ShapeDtypeStruct]:
+) -> 'dict[str, jax.ShapeDtypeStruct]':
   """Returns shapes and types of a training batch, without any data.
 
   Args:
@@ -66,7 +69,7 @@ def batch_spec(
     two_crops: whether the batch has a second crop of each image.
   """
 
-  def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+  def rows(dtype, *shape: int) -> 'jax.ShapeDtypeStruct':
     return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
   maps = {
@@ -90,8 +93,8 @@ def batch_spec(
 
 
 def batch_images_to_symmetric(
-  images: Real[Array, '*B H W 3'],
-) -> Float[Array, '*B H W 3']:
+  images: 'Real[jax.Array, "*B H W 3"]',
+) -> 'Float[jax.Array, "*B H W 3"]':
   """Maps pixels from 0…255 to [-1, 1], the range of images on the device."""
   # Not x / 127.5 - 1, which exceeds 1 at x = 255 when compiled.
   return (images.astype(jnp.float32) - 127.5) / 127.5
@@ -105,7 +108,7 @@ def batch_images_to_uint8(
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def join_batch_rows(arrays: Sequence[Array]) -> Array:
+def join_batch_rows(arrays: 'Sequence[jax.Array]') -> 'jax.Array':
   """Interleaves V arrays [B, …] into one array [B·V, …].
 
   Row b of array v becomes row b·V + v.
@@ -119,7 +122,9 @@ def join_batch_rows(arrays: Sequence[Array]) -> Array:
   return stacked.reshape((-1, *stacked.shape[2:]))
 
 
-def split_batch_rows(array: Array, num_arrays: int) -> tuple[Array, ...]:
+def split_batch_rows(
+  array: 'jax.Array', num_arrays: int
+) -> 'tuple[jax.Array, ...]':
   """Splits an array [B·V, …] of `join_batch_rows` into V arrays [B, …].
 
   Args:

@@ -114,6 +114,21 @@ def sample_inception_box(
   return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def visible_part(box: Box, image: tuple[int, int]) -> tuple[slice, slice]:
+  """Returns the rows and columns of an image that a box shows.
+
+  Args:
+    box: rectangle in pixels, which may extend outside of the image.
+    image: (height, width) of the image in pixels.
+
+  >>> visible_part(Box(-2, 3, 5, 4), (9, 6))
+  (slice(0, 3, None), slice(3, 6, None))
+  """
+  rows, _ = _overlap(box.top, box.height, image[0])
+  columns, _ = _overlap(box.left, box.width, image[1])
+  return rows, columns
+
+
 def crop_to_box(
   array: Shaped[np.ndarray, 'H W *channels'],
   box: Box,

@@ -15,125 +15,32 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epy
-from jax.experimental import multihost_utils
 from jaxtyping import Int64
 
-from input_pipeline import folder_options, record_views
-from input_pipeline.builders import class_list, shards
+from input_pipeline import data_options, folder_options, record_views
+from input_pipeline.builders import class_list, official_files, shards
+from input_pipeline.data_options import DataOptions
 from input_pipeline.sources import (
   audit,
   class_counts,
   fingerprints,
-  image_files,
   image_ids,
   records,
 )
 from runtime import errors, files
-from runtime import options as options_lib
 
 with epy.lazy_imports():
+  import jax
   import tensorflow_datasets as tfds
+  from jax.experimental import multihost_utils
 
   from input_pipeline.builders import base
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
-
-# Module below input_pipeline.builders and class of each data set. A module is
-# imported when its data set is opened: each needs other packages.
-_BUILDERS = {
-  'shapes': ('shapes', 'Shapes'),
-  'camvid': ('camvid', 'Camvid'),
-  'voc2012': ('voc2012', 'Voc2012'),
-  'pascal_context': ('pascal_context', 'PascalContext'),
-  'ade20k': ('ade20k', 'Ade20k'),
-  'cityscapes': ('cityscapes', 'Cityscapes'),
-  'gta5': ('gta5', 'Gta5'),
-  'synthia': ('synthia', 'Synthia'),
-  'imagenet': ('imagenet', 'Imagenet'),
-  'imagenet_s': ('imagenet_s', 'ImagenetS'),
-  'image_folder': ('folders', 'ImageFolder'),
-  'image_mask_folder': ('folders', 'ImageMaskFolder'),
-  'image_tag_folder': ('tag_folders', 'ImageTagFolder'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-  """Names a data set and locates its files.
-
-  Attributes:
-    name: name of a data set in docs/datasets.md: 'camvid', 'imagenet_s/50',
-      'image_folder'.
-    source: folder of the files the data set is made from; '' is
-      $SEG_DATA_DIR/NAME.
-    images: folder of the images in `source`; folders only.
-    masks: folder of the masks in `source`; not of image_folder.
-    tags: table of the labels of whole images, or folder of text files, in
-      `source`; '' for a folder for each class; image_tag_folder only.
-    classes: file with the class list; image_mask_folder only.
-    ignore: value or color of pixels without a class, '255' or '255,255,255' or
-      '#ffffff'; '' if there are none; image_mask_folder only.
-    without_mask: treatment of images that have no mask: 'error' refuses them,
-      'unlabeled' makes them a split of this name; image_mask_folder only.
-    mask_codes: whether palette and gray masks are read by their 'values' or by
-      their 'colors', or 'auto', if the class list has colors;
-      image_mask_folder only.
-    follow_exif: whether images are turned as their EXIF tag says; folders only.
-    image_depth: bits of the values in images of 16 bits; folders only.
-    max_megapixels: limit above which images are refused; folders only.
-    image_suffix: end of all image names that is no part of ids, as
-      '_leftImg8bit.png'; folders only.
-    mask_suffix: end of all mask names, as '_mask.png'; image_mask_folder only.
-    val_fraction: fraction of the images that becomes `val`; folders only.
-    split_seed: seed that selects the images of `val`; folders only.
-    on_bad_example: treatment of a bad file: 'error' refuses the data set,
-      'skip' skips the file; folders only.
-  """
-
-  name: str
-  source: str = options_lib.location_option(default='')
-  images: str = options_lib.location_option(default='')
-  masks: str = options_lib.location_option(default='')
-  classes: str = options_lib.location_option(default='')
-  ignore: str = ''
-  without_mask: str = 'error'
-  val_fraction: float = 0.0
-  split_seed: int = 0
-  on_bad_example: str = 'error'
-  mask_codes: str = 'auto'
-  follow_exif: bool = False
-  image_depth: int = 16
-  max_megapixels: int = image_files.MAX_MEGAPIXELS
-  image_suffix: str = ''
-  mask_suffix: str = ''
-  tags: str = options_lib.location_option(default='')
-
-  def __post_init__(self):
-    name, slash, config = self.name.partition('/')
-    if name not in _BUILDERS or (slash and not config):
-      raise errors.UserError(
-        f'name: expected a data set of {", ".join(_BUILDERS)}, got '
-        f'{self.name!r}'
-      )
-    unread = folder_options.list_unread_fields(name)
-    for field in dataclasses.fields(self):
-      if field.name in unread and getattr(self, field.name) != field.default:
-        raise errors.UserError(
-          f'{field.name}: expected no value, as {name} does not read it, got '
-          f'{getattr(self, field.name)!r}: remove it'
-        )
-
-  @property
-  def reading(self) -> image_files.ImageOptions:
-    """Returns the options that define the pixels of image files."""
-    return image_files.ImageOptions(
-      **{name: getattr(self, name) for name in folder_options.READING_FIELDS}
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,7 +158,7 @@ def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
     UserError: the config is unknown.
   """
   name, _, config = options.name.partition('/')
-  module_name, class_name = _BUILDERS[name]
+  module_name, class_name = data_options.BUILDERS[name]
   module = importlib.import_module(f'input_pipeline.builders.{module_name}')
   cls = getattr(module, class_name)
   config = config or cls.DEFAULT_BUILDER_CONFIG_NAME or ''
@@ -295,9 +202,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
   return len(data_set.schema().classes)
 
 
-def prepare_dataset(
-  options: DataOptions, data_dir: str = '', report_existing: bool = False
-) -> 'base.Builder':
+def prepare_dataset(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   """Prepares the records of a data set, unless they exist.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
@@ -305,7 +210,48 @@ def prepare_dataset(
   Args:
     options: name and location of the data set.
     data_dir: folder of records; '' for `default_data_dir`.
+
+  Returns:
+    The builder of the prepared data set.
+
+  Raises:
+    UserError: a file is missing or bad.
+  """
+  data_set, problem = None, None
+  if jax.process_index() == 0:
+    try:
+      data_set = prepare_dataset_locally(options, data_dir)
+    except errors.UserError as error:
+      problem = error
+  if jax.process_count() > 1:
+    # All hosts must raise: a host that went on would wait for host 0 forever.
+    good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
+    if not good and problem is None:
+      problem = errors.UserError(f'host 0 could not prepare {options.name}')
+  if problem is not None:
+    raise problem
+  if data_set is None:
+    with _without_tfds_logs():
+      data_set = dataset_builder(options, data_dir)
+  return data_set
+
+
+def prepare_dataset_locally(
+  options: DataOptions,
+  data_dir: str = '',
+  report_existing: bool = False,
+  jobs: int = 1,
+) -> 'base.Builder':
+  """Prepares the records of a data set, unless they exist, on this machine.
+
+  The audit of the files is printed. Neither jax nor other hosts are needed.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
     report_existing: whether to print a line if the records exist.
+    jobs: greatest number of processes; a script that asks for several must not
+      prepare when it is imported.
 
   Returns:
     The builder of the prepared data set.
@@ -315,17 +261,13 @@ def prepare_dataset(
   """
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
-    problem = None
-    if jax.process_index() == 0:
-      problem = _prepare_on_host_0(data_set, options, report_existing)
-    if jax.process_count() > 1:
-      # All hosts must raise: a host that went on would wait for host 0 forever.
-      good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
-      if not good and problem is None:
-        problem = errors.UserError(f'host 0 could not prepare {options.name}')
-      data_set = dataset_builder(options, data_dir)
-    if problem is not None:
-      raise problem
+    data_set.jobs = jobs
+    try:
+      _prepare_and_report(data_set, options, report_existing)
+    except errors.UserError:
+      if not dataset_builder(options, data_dir).is_prepared():
+        raise
+      # Another process has prepared it in the meantime.
     # A builder reads its splits when it is created: one that another process
     # has prepared since needs a new builder.
     return (
@@ -344,31 +286,25 @@ def _without_tfds_logs() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _prepare_on_host_0(
+def _prepare_and_report(
   data_set: 'base.Builder', options: DataOptions, report_existing: bool
-) -> errors.UserError | None:
-  """Prepares a data set unless its records exist; returns the error, if any."""
+) -> None:
+  """Prepares a data set unless its records exist, and prints its audit."""
   report = pathlib.Path(data_set.data_dir) / base.REPORT
-  try:
-    existed = data_set.is_prepared()
-    if not existed:
-      with files.explaining_os_errors(data_set.name, data_set.data_dir):
-        data_set.download_and_prepare()
-    elif report_existing:
-      print(
-        f'{options.name} was prepared before, its files are not read again; '
-        f'their audit is in {report}'
-      )
-    audit.print_stored_report(
-      report,
-      whole=not existed,
-      lists_skipped=data_set.on_bad_example == 'skip',
+  existed = data_set.is_prepared()
+  if not existed:
+    with files.explaining_os_errors(data_set.name, data_set.data_dir):
+      data_set.download_and_prepare()
+  elif report_existing:
+    print(
+      f'{options.name} was prepared before, its files are not read again; '
+      f'their audit is in {report}'
     )
-  except errors.UserError as error:
-    if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
-      return None  # Another process has prepared it in the meantime.
-    return error
-  return None
+  audit.print_stored_report(
+    report,
+    whole=not existed,
+    lists_skipped=data_set.on_bad_example == 'skip',
+  )
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
@@ -381,6 +317,13 @@ def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
   Raises:
     MissingInput: neither records nor files of the data set exist.
   """
+  name, _, config = options.name.partition('/')
+  layout = official_files.LAYOUTS.get(name, {}).get(config)
+  folder = files.parse_file_path(data_dir or default_data_dir(), 'data_dir')
+  if layout and not (folder / name).exists():
+    # Without TFDS, whose import takes long.
+    official_files.require_official_source(name, layout, _source(options))
+    return
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
     if not data_set.is_prepared():

@@ -47,7 +47,7 @@ from input_pipeline.sources import (
   pairing,
   records,
 )
-from runtime import errors, exit_status, files, signals
+from runtime import errors, exit_status, files, signals, threads
 
 with epy.lazy_imports():
   from input_pipeline.builders import base
@@ -64,9 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   check = arguments.pop('check')
   data_dir = arguments.pop('data_dir')
   shard = arguments.pop('shard')
+  jobs = arguments.pop('jobs')
   # TFDS logs each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
+    if jobs < 1:
+      raise errors.UserError(f'jobs: expected 1 or more, got {jobs}')
     if imported['tool']:
       arguments = _import(imported, arguments)
     options = datasets.DataOptions(**arguments)
@@ -79,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _interrupted_by_sigterm():
       if check:
         _check(options, data_dir)
-      elif subset.count == 1 or _write(options, data_dir, subset):
-        _prepare(options, data_dir)
+      elif subset.count == 1 or _write(options, data_dir, subset, jobs):
+        _prepare(options, data_dir, jobs)
   except errors.UserError as error:
     errors.print_user_error(error)
     return exit_status.USER_ERROR
@@ -149,7 +152,10 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _write(
-  options: datasets.DataOptions, data_dir: str, subset: shards_lib.ShardSubset
+  options: datasets.DataOptions,
+  data_dir: str,
+  subset: shards_lib.ShardSubset,
+  jobs: int,
 ) -> bool:
   """Writes a subset of the shards; returns whether all of them exist now."""
   data_set = datasets.dataset_builder(options, data_dir)
@@ -157,7 +163,7 @@ def _write(
     return True
   writer = data_set.shard_writer()
   with files.explaining_os_errors(data_set.name, data_set.data_dir):
-    writer.write(subset)
+    writer.write(subset, jobs)
   if missing := writer.missing():
     print(
       f'{len(writer) - missing} of {len(writer)} shards are written; the '
@@ -166,9 +172,11 @@ def _write(
   return not missing
 
 
-def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
+def _prepare(options: datasets.DataOptions, data_dir: str, jobs: int) -> None:
   """Prepares the records, and draws the picture of the report."""
-  data_set = datasets.prepare_dataset(options, data_dir, report_existing=True)
+  data_set = datasets.prepare_dataset_locally(
+    options, data_dir, report_existing=True, jobs=jobs
+  )
   folder = pathlib.Path(data_set.data_dir)
   indices = {
     split: fingerprints.ImageIndex.read(
@@ -303,6 +311,13 @@ def _parser() -> argparse.ArgumentParser:
     default='0/1',
     help='i/n: write the shards of process i, from 0, of n processes on '
     'machines that share data_dir',
+  )
+  parser.add_argument(
+    '--jobs',
+    default=threads.count_usable_cpus(),
+    type=int,
+    help='greatest number of processes that prepare, by default one per '
+    'processor; each writes a thousand images or more',
   )
   _add_folder_arguments(parser)
   _add_import_arguments(parser)

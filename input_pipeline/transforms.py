@@ -115,6 +115,7 @@ def resize_example(
   size: tuple[int, int],
   antialias: bool = False,
   label_resize: str = 'centers',
+  part: resampling.Part | None = None,
 ) -> Example:
   """Resizes the image bilinearly and pixel maps by nearest neighbors.
 
@@ -124,17 +125,18 @@ def resize_example(
     size: (height, width) of the output in pixels.
     antialias: whether the image is antialiased where it shrinks.
     label_resize: rule of the pixel maps, one of `LABEL_RULES`.
+    part: rows and columns of the output to compute; None for all of them.
   """
-  if example['image'].shape[:2] == size:
+  if part is None and example['image'].shape[:2] == size:
     return example
   functions = dict.fromkeys(_PIXEL_MAPS, LABEL_RULES[label_resize])
   functions['image'] = (
-    resampling.resize_image_antialiased
+    resampling.resize_crop_antialiased
     if antialias
     else resampling.resize_image_bilinear
   )
   return {
-    name: functions[name](value, size) if name in functions else value
+    name: functions[name](value, size, part) if name in functions else value
     for name, value in example.items()
   }
 
@@ -328,33 +330,45 @@ class RandomCrop:
     if is_scaled:
       scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
-    example = resize_example(
-      example, shape, self.antialias and is_scaled, self.label_resize
-    )
-    return crop_example(
-      example, self._sample_box(example, rng), FILLS[self.fill]
-    )
+    box = self._sample_box(example.get('label'), shape, rng)
+    if shape != example['image'].shape[:2]:
+      # Only what the crop shows is computed.
+      part = crop_boxes.visible_part(box, shape)
+      example = resize_example(
+        example, shape, self.antialias and is_scaled, self.label_resize, part
+      )
+      box = box._replace(
+        top=box.top - part[0].start, left=box.left - part[1].start
+      )
+    return crop_example(example, box, FILLS[self.fill])
 
   def _sample_box(
-    self, example: Example, rng: np.random.Generator
+    self,
+    label: np.ndarray | None,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
   ) -> crop_boxes.Box:
-    """Samples the place of the crop, several times if it has to."""
+    """Samples the place of the crop, several times if it has to.
+
+    Args:
+      label: class ids of the original image, if it has any.
+      shape: (height, width) of the resized image in pixels.
+      rng: random generator.
+    """
     sample = (
       crop_boxes.sample_centered_crop_box
       if self.centered
       else crop_boxes.sample_crop_box
     )
-    shape, label = example['image'].shape[:2], example.get('label')
     box = sample(rng, shape, self.size)
     if self.max_class_share == 1 or label is None:
       return box
     for _ in range(crop_content.MAX_REDRAWS):
       # Padding is not counted.
-      rows = slice(max(box.top, 0), box.top + box.height)
-      columns = slice(max(box.left, 0), box.left + box.width)
-      if crop_content.has_mixed_classes(
-        label[rows, columns], self.max_class_share
-      ):
+      shown = LABEL_RULES[self.label_resize](
+        label, shape, crop_boxes.visible_part(box, shape)
+      )
+      if crop_content.has_mixed_classes(shown, self.max_class_share):
         break
       box = sample(rng, shape, self.size)
     return box

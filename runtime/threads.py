@@ -10,20 +10,30 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
+def count_usable_cpus() -> int:
+  """Returns the number of processors that this process may run on."""
+  if hasattr(os, 'sched_getaffinity'):  # Linux.
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def map_in_threads(
-  function: Callable[[Item], Result], items: Iterable[Item]
+  function: Callable[[Item], Result],
+  items: Iterable[Item],
+  num_threads: int | None = None,
 ) -> Iterator[Result]:
   """Yields `function(item)` in the order of the items, computed in threads.
 
-  At most four results per processor are computed ahead of the one that is
+  At most four results per thread are computed ahead of the one that is
   consumed, so that memory stays bounded for endless `items`.
 
   Args:
     function: function of one item, called in a thread; an exception that it
       raises is raised again by this iterator.
     items: the items, which are read in the thread of the caller.
+    num_threads: number of threads; None for one per usable processor.
   """
-  threads = os.cpu_count() or 1
+  threads = num_threads or count_usable_cpus()
   pending = collections.deque()
   # Threads suffice: PIL, OpenCV and NumPy release the GIL in their C code.
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:

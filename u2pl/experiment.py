@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from segcore.experiment import experiment_fields
-from segcore.experiment.reporting import EvaluateOptions
 from u2pl.stages.adapt import AdaptOptions
+from u2pl.stages.evaluate import EvaluateOptions
 from u2pl.stages.train import TrainOptions
 from u2pl.stages.weak import WeakOptions
 
@@ -35,4 +35,11 @@ class Experiment(experiment_fields.Experiment):
       raise ValueError(
         f'expected a block in one of {", ".join(blocks)}, got '
         f'{" and ".join(given) or "none"}'
+      )
+    if self.evaluate.cam_refinement and (
+      self.weak is None or self.weak.learn.segmentation
+    ):
+      raise ValueError(
+        'evaluate.cam_refinement: expected None unless CAMs are evaluated '
+        f'(weak.learn.segmentation=False), got {self.evaluate.cam_refinement!r}'
       )

@@ -53,7 +53,6 @@ class Ade20k(files.OfficialBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   patterns = ('ADEChallengeData2016*.zip',)
-  layout = 'ADEChallengeData2016.zip, or its content'
   counts: ClassVar = {'train': 20210, 'val': 2000}
 
   def schema(self) -> records.Schema:

@@ -5,6 +5,7 @@ one (`read_sample`); checking, writing in shards and resuming after an
 interruption are the same for all of them and implemented here.
 """
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -42,11 +43,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       'skip' skips the file.
     remedy: advice in the error message about a bad file.
     image_options: definition of the pixels of image files.
+    jobs: greatest number of processes that write records.
   """
 
   on_bad_example = 'error'
   remedy = 'repair it'
   image_options = image_files.AS_STORED
+  jobs = 1
 
   # TFDS would search beside the code for checksums of downloads, with a package
   # (importlib_resources) that it does not require.
@@ -163,11 +166,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       )
     if schema.tags:
       record['tags'] = list(sample.tags)
-    features = self.info.features
-    serializer = example_serializer.ExampleSerializer(
-      features.get_serialized_info()
+    example = self._serializer.get_tf_example(
+      self.info.features.encode_example(record)
     )
-    return serializer.serialize_example(features.encode_example(record))
+    # Otherwise the order of the fields is another in every process.
+    return example.SerializeToString(deterministic=True)
+
+  @functools.cached_property
+  def _serializer(self) -> example_serializer.ExampleSerializer:
+    return example_serializer.ExampleSerializer(
+      self.info.features.get_serialized_info()
+    )
 
   def _info(self) -> tfds.core.DatasetInfo:
     schema = self.schema()
@@ -207,7 +216,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes the missing shards and moves all of them to their final place."""
     del dl_manager, download_config  # Nothing is downloaded.
     writer = self.shard_writer()
-    writer.write()
+    writer.write(jobs=self.jobs)
     result = writer.conclude()
     folder = pathlib.Path(self.data_dir)
     (folder / REPORT).write_text(result.report() + '\n')

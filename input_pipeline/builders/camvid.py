@@ -56,7 +56,6 @@ class Camvid(files.OfficialBuilder):
   """
 
   VERSION = tfds.core.Version('1.1.0')
-  layout = '{train,val}/{images,labels}'
   counts: ClassVar = {'train': 367, 'val': 101}
 
   def schema(self) -> records.Schema:

@@ -70,14 +70,6 @@ class Cityscapes(files.OfficialBuilder):
     counts = {'train': 2975, 'val': 500, 'test': 1525, 'train_extra': 19998}
     return {split: counts[split] for split in self.builder_config.splits}
 
-  @property
-  def layout(self) -> str:
-    """Archives of this config."""
-    return {
-      'gtFine': 'leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip',
-      'gtCoarse': 'leftImg8bit_trainextra.zip and gtCoarse.zip',
-    }[self.builder_config.annotation] + ', or their content'
-
   def schema(self) -> records.Schema:
     """Returns the 19 classes."""
     return records.Schema(CLASSES, PALETTE, tags=True)

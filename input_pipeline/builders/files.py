@@ -16,7 +16,7 @@ import numpy as np
 from etils import epy
 from jaxtyping import Int16
 
-from input_pipeline.builders import base
+from input_pipeline.builders import base, official_files
 from input_pipeline.sources import archives, audit, pairing, records, text_files
 from runtime import errors
 
@@ -100,12 +100,10 @@ class OfficialBuilder(FileBuilder):
   Attributes:
     patterns: names of the archives, with wildcards.
     counts: official number of images of each split.
-    layout: description of the archives or folders, for messages.
   """
 
   patterns: ClassVar[Sequence[str]] = ()
   counts: ClassVar[Mapping[str, int]] = {}
-  layout: ClassVar[str] = ''
   remedy = 'download that file again: records are made of all files or of none'
 
   def __init__(self, source: str = '', **kwargs: Any):
@@ -120,6 +118,12 @@ class OfficialBuilder(FileBuilder):
     super().__init__(**kwargs)
     # TFDS pickles a builder as these arguments.
     self._original_state['source'] = source
+
+  @property
+  def layout(self) -> str:
+    """Returns the archives or folders of this config, for messages."""
+    config = self.builder_config
+    return official_files.LAYOUTS[self.name][config.name if config else '']
 
   def prepared_schema(self) -> records.Schema | None:
     """Returns the schema of prepared records; None if no records exist.
@@ -148,19 +152,7 @@ class OfficialBuilder(FileBuilder):
 
   def check_available(self) -> None:
     """Raises MissingInput unless the source is a folder or an archive."""
-    remedy = (
-      f'give the folder of {self.name} ({self.layout}), or set SEG_DATA_DIR to '
-      f'the folder that holds a folder {self.name}'
-    )
-    if not self._source:
-      raise errors.MissingInput(f'source is empty: {remedy}')
-    if not pathlib.Path(self._source).expanduser().exists():
-      raise errors.MissingInput(
-        errors.format_on_one_line(
-          f'source: expected a folder or an archive, got {self._source}, which '
-          f'does not exist: {remedy}'
-        )
-      )
+    official_files.require_official_source(self.name, self.layout, self._source)
 
   def scan(self) -> Mapping[str, pairing.Listing]:
     """Lists the files in the folder and its archives."""

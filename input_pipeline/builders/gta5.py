@@ -27,7 +27,6 @@ class Gta5(cityscapes.RenderedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   patterns = ('[0-9][0-9]_images.zip', '[0-9][0-9]_labels.zip')
-  layout = '01_images.zip to 10_images.zip and 01_labels.zip to 10_labels.zip'
   folders = ('images', 'labels')
   id_pattern = r'\d{5}'
   counts: ClassVar = {'train': 24966}

@@ -59,19 +59,6 @@ class Imagenet(files.OfficialBuilder):
     """Returns the official number of images of each split of this release."""
     return self.builder_config.counts
 
-  @property
-  def layout(self) -> str:
-    """Archives of this release."""
-    if self.builder_config.name == '21k':
-      return (
-        'a tar file of tar files of classes, those files (n01440764.tar), or '
-        'folders n01440764/*.JPEG'
-      )
-    return (
-      'ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and '
-      'ILSVRC2012_devkit_t12.tar.gz, or folders {train,val}/n01440764/*.JPEG'
-    )
-
   def schema(self) -> records.Schema:
     """Returns the classes of prepared records, else those of the files."""
     return self.prepared_schema() or self._make_schema(self.wnids())

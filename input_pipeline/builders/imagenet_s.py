@@ -68,16 +68,6 @@ class ImagenetS(files.OfficialBuilder):
     """Returns the official number of images of each split of this variant."""
     return self.builder_config.counts
 
-  @property
-  def layout(self) -> str:
-    """Returns the files to read: images of ImageNet, masks and class lists."""
-    size = self.builder_config.name
-    return (
-      'ImageNet (its tar files, or {train,val}/n01440764/*.JPEG), '
-      f'ImageNetS{size}-*.zip and the folder data/ of the ImageNet-S '
-      'repository (categories, mapping, names)'
-    )
-
   def schema(self) -> records.Schema:
     """Returns 'other' and the classes of the official list."""
     prepared = self.prepared_schema()

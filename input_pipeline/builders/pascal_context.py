@@ -120,10 +120,6 @@ class PascalContext(files.OfficialBuilder):
   ]
   DEFAULT_BUILDER_CONFIG_NAME = '59'
   patterns = ('VOCtrainval*2010*.tar', 'trainval*.tar.gz', 'trainval*.tgz')
-  layout = (
-    'VOCtrainval_03-May-2010.tar and the labels: trainval.tar.gz (of .mat '
-    'files) or trainval_merged.json'
-  )
   counts: ClassVar = {'train': 4998, 'val': 5105}
 
   def schema(self) -> records.Schema:

@@ -18,14 +18,14 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import tqdm
 from array_record.python import array_record_module
 from etils import epy
 
+from input_pipeline.builders import shard_processes
 from input_pipeline.sources import (
   audit,
   class_counts,
@@ -41,6 +41,8 @@ with epy.lazy_imports():
 # A split has a shard per so many images, but at most MAX_SHARDS of them.
 IMAGES_PER_SHARD = 1000
 MAX_SHARDS = 1024
+# A process is started per so many images: it takes as long as 200 of them.
+IMAGES_PER_PROCESS = 1000
 
 
 @runtime_checkable
@@ -135,17 +137,41 @@ class ShardWriter:
     folder: folder of the shards until all of them are written.
   """
 
-  def __init__(self, builder: RecordSource, folder: pathlib.Path):
+  def __init__(
+    self,
+    builder: RecordSource,
+    folder: pathlib.Path,
+    images_per_shard: int | None = None,
+  ):
+    """Divides the sources into shards; writes nothing.
+
+    Args:
+      builder: builder of the records.
+      folder: folder of the shards.
+      images_per_shard: greatest number of images of a shard, unless a split has
+        more than `MAX_SHARDS`; None for `IMAGES_PER_SHARD`.
+    """
     self.folder = folder
     self._builder = builder
-    self._shards = tuple(_divide(builder.sources()))
+    self._images_per_shard = images_per_shard or IMAGES_PER_SHARD
+    self._shards = tuple(_divide(builder.sources(), self._images_per_shard))
     self._plans: dict[str, str] = {}
 
-  def write(self, subset: ShardSubset = ShardSubset()) -> None:
+  def __reduce__(self):
+    # Sources may be millions; another process lists them itself.
+    arguments = self._builder, self.folder, self._images_per_shard
+    return ShardWriter, arguments
+
+  def write(self, subset: ShardSubset = ShardSubset(), jobs: int = 1) -> None:
     """Writes those shards of a subset that are not written yet.
 
+    Args:
+      subset: the shards of this machine.
+      jobs: greatest number of processes. Few images are written by this one,
+        and no shard by several.
+
     Raises:
-      UserError: the disk is too small.
+      UserError: the disk is too small, or a process was killed.
       OSError: the disk cannot be written to.
     """
     own = self._shards[subset.index :: subset.count]
@@ -155,15 +181,22 @@ class ShardWriter:
     self.folder.mkdir(parents=True, exist_ok=True)
     self._check_space(pending)
     memory.keep_freed_memory()
-    total = sum(len(shard.sources) for shard in own)
+    total, left = (
+      sum(len(shard.sources) for shard in part) for part in (own, pending)
+    )
+    jobs = min(jobs, len(pending), left // IMAGES_PER_PROCESS)
     bar = progress.progress_bar(
       desc=f'preparing {self._builder.name}',
       total=total,
-      initial=total - sum(len(shard.sources) for shard in pending),
+      initial=total - left,
     )
+    names = [shard.name for shard in pending]
     with bar:
-      for shard in pending:
-        self._write_shard(shard, bar)
+      if jobs > 1:
+        shard_processes.write_shards(self, names, jobs, bar.update)
+      else:
+        for name in names:
+          self.write_shard(name, bar.update)
 
   def missing(self) -> int:
     """Returns the number of shards that no process has written yet."""
@@ -251,30 +284,39 @@ class ShardWriter:
           np.concatenate([np.load(path) for path in counts]),
         )
 
-  def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
-    """Writes the files of a shard, and last the one that marks it complete."""
-    num_classes = len(self._builder.schema().classes)
-    accumulator = class_counts.CountAccumulator(num_classes)
-    traits = file_traits.TraitCounter()
-    bad, indices, pixels, num_bytes = [], [], [], 0
+  def write_shard(
+    self,
+    name: str,
+    advance: Callable[[], Any],
+    num_threads: int | None = None,
+  ) -> None:
+    """Writes the files of a shard, and last the one that marks it complete.
+
+    Args:
+      name: name of the shard.
+      advance: function called after each image; what it raises ends the work
+        and leaves no file.
+      num_threads: number of threads that read images; None for one per usable
+        processor.
+
+    Raises:
+      OSError: the disk cannot be written to.
+    """
+    shard = next(shard for shard in self._shards if shard.name == name)
+    content = _Content(len(self._builder.schema().classes))
     partial = self._path(shard, f'.array_record.{os.getpid()}')
     # One record per group: random access decompresses no neighbors.
     writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
     try:
       for result in threads.map_in_threads(
-        audit.catch_bad_files(self._read), shard.sources
+        audit.catch_bad_files(self._read), shard.sources, num_threads
       ):
-        bar.update()
+        advance()
         if isinstance(result, errors.BadFile):
-          bad.append((str(result.file), result.reason))
-          continue
-        sample, record, index, counts = result
-        pixels.append(counts.pixels)
-        accumulator.merge(counts)
-        traits.add(sample.id, sample.traits)
-        indices.append(index)
-        num_bytes += len(record)
-        writer.write(record)
+          content.bad.append((str(result.file), result.reason))
+        else:
+          writer.write(result.record)
+          content.add(result)
     except BaseException:
       _abandon(writer, partial)
       raise
@@ -284,33 +326,32 @@ class ShardWriter:
       partial.unlink(missing_ok=True)
       raise OSError(0, f'writing failed ({error})', str(partial)) from error
     partial.rename(self._path(shard, '.array_record'))
-    if indices:
-      index = fingerprints.ImageIndex.join(indices)
+    if content.indices:
+      index = fingerprints.ImageIndex.join(content.indices)
       index.write(self._path(shard, '.npz'))
-    counts = accumulator.counts()
-    if counts.has_masks:
+    if content.counts.counts().has_masks:
       class_counts.write_class_pixels(
-        self._path(shard, '.npy'), np.array(pixels)
+        self._path(shard, '.npy'), np.array(content.pixels)
       )
-    about = {
-      'plan': self._plan(shard),
-      'length': len(indices),
-      'bytes': num_bytes,
-      'counts': dataclasses.asdict(counts),
-      'bad': bad,
-      'traits': traits.to_json(),
-    }
+    about = {'plan': self._plan(shard), **content.to_json()}
     with files.atomic_path(self._path(shard, '.json')) as path:
       path.write_text(json.dumps(about))
 
-  def _read(
-    self, source: Any
-  ) -> tuple[
-    records.Sample, bytes, fingerprints.ImageIndex, class_counts.ClassCounts
-  ]:
+  def _check_space(self, shards: Sequence[Shard]) -> None:
+    size = self._builder.record_size
+    needed = sum(size(source) for s in shards for source in s.sources)
+    free = shutil.disk_usage(self.folder).free
+    if needed > free:
+      raise errors.UserError(
+        f'{self.folder}: {free / 1e9:.1f} GB are free, the records of '
+        f'{self._builder.name} need {needed / 1e9:.1f} GB: free some space, or '
+        'choose another --data_dir'
+      )
+
+  def _read(self, source: Any) -> '_Read':
     """Returns the sample of a source, its record, its index and its counts."""
     sample = self._builder.read_sample(source)
-    return (
+    return _Read(
       sample,
       self._builder.encode(sample),
       fingerprints.ImageIndex.from_sample(sample),
@@ -338,16 +379,51 @@ class ShardWriter:
       self._plans[shard.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return self._plans[shard.name]
 
-  def _check_space(self, shards: Sequence[Shard]) -> None:
-    size = self._builder.record_size
-    needed = sum(size(source) for s in shards for source in s.sources)
-    free = shutil.disk_usage(self.folder).free
-    if needed > free:
-      raise errors.UserError(
-        f'{self.folder}: {free / 1e9:.1f} GB are free, the records of '
-        f'{self._builder.name} need {needed / 1e9:.1f} GB: free some space, or '
-        'choose another --data_dir'
-      )
+
+class _Read(NamedTuple):
+  """Holds what is written of one source."""
+
+  sample: records.Sample
+  record: bytes
+  index: fingerprints.ImageIndex
+  counts: class_counts.ClassCounts
+
+
+class _Content:
+  """Accumulates what is known about the sources of a shard.
+
+  Attributes:
+    bad: path and problem of each bad file.
+    indices: index of each record.
+    pixels: pixels of each class, for each record.
+    counts: counts of all records.
+  """
+
+  def __init__(self, num_classes: int):
+    self.bad: list[tuple[str, str]] = []
+    self.indices: list[fingerprints.ImageIndex] = []
+    self.pixels: list[tuple[int, ...]] = []
+    self.counts = class_counts.CountAccumulator(num_classes)
+    self._traits = file_traits.TraitCounter()
+    self._num_bytes = 0
+
+  def add(self, read: _Read) -> None:
+    """Adds a source that was read."""
+    self.indices.append(read.index)
+    self.pixels.append(read.counts.pixels)
+    self.counts.merge(read.counts)
+    self._traits.add(read.sample.id, read.sample.traits)
+    self._num_bytes += len(read.record)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns what is stored beside the records."""
+    return {
+      'length': len(self.indices),
+      'bytes': self._num_bytes,
+      'counts': dataclasses.asdict(self.counts.counts()),
+      'bad': self.bad,
+      'traits': self._traits.to_json(),
+    }
 
 
 def shard_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
@@ -360,10 +436,12 @@ def class_pixels_path(folder: pathlib.Path, split: str) -> pathlib.Path:
   return folder / f'class-pixels-{split}.npy'
 
 
-def _divide(sources: Mapping[str, Sequence[Any]]) -> Iterator[Shard]:
+def _divide(
+  sources: Mapping[str, Sequence[Any]], images_per_shard: int
+) -> Iterator[Shard]:
   """Yields the shards of all splits, of nearly equal lengths."""
   for split, items in sources.items():
-    count = min(-(-len(items) // IMAGES_PER_SHARD), MAX_SHARDS) or 1
+    count = min(-(-len(items) // images_per_shard), MAX_SHARDS) or 1
     ends = [len(items) * i // count for i in range(count + 1)]
     for i in range(count):
       yield Shard(split, i, count, items[ends[i] : ends[i + 1]])

@@ -37,10 +37,6 @@ class Synthia(cityscapes.RenderedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   patterns = ('*RAND_CITYSCAPES*.zip', '*RAND_CITYSCAPES*.tar')
-  layout = (
-    'RAND_CITYSCAPES/{RGB,GT/LABELS}/*.png, unpacked from '
-    'SYNTHIA_RAND_CITYSCAPES.rar (by unrar)'
-  )
   folders = ('RGB', 'GT/LABELS')
   id_pattern = r'\d+'
   counts: ClassVar = {'train': 9400}

@@ -34,9 +34,6 @@ class Voc2012(files.OfficialBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   patterns = ('VOCtrainval*2012*.tar', 'benchmark*.tgz', 'benchmark*.tar*')
-  layout = (
-    'VOCtrainval_11-May-2012.tar and benchmark.tgz (of SBD), or their content'
-  )
   counts: ClassVar = {'train': 1464, 'val': 1449, 'train_aug': 10582}
 
   def schema(self) -> records.Schema:

@@ -27,6 +27,14 @@ from runtime import errors
 
 Record = Mapping[str, Any]
 
+# Without the filters of PNG, which are for photographs, labels are smaller, and
+# decoded in a sixth to a quarter of the time.
+_LABEL_PNG = (
+  *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+  *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+  *(cv2.IMWRITE_PNG_COMPRESSION, 3),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
@@ -119,7 +127,7 @@ def encode_record_label(label: np.ndarray, num_classes: int) -> bytes:
     dtype=record_label_dtype(num_classes),
     casting='unsafe',
   )
-  _, png = cv2.imencode('.png', shifted)
+  _, png = cv2.imencode('.png', shifted, _LABEL_PNG)
   return png.tobytes()
 
 

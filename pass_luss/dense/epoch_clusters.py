@@ -2,39 +2,23 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from input_pipeline import loader as loader_lib
-from pass_luss.dense import losses, mini_batch_kmeans, pixel_clustering
+from pass_luss.dense import (
+  image_batches,
+  losses,
+  mini_batch_kmeans,
+  pixel_clustering,
+)
 from runtime import console
-from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.distributed import sharding
 from segcore.train import train_state
-from segcore.train import workspace as workspace_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class KmeansOptions(CheckedOptions):
-  """Options of mini-batch k-means of the pixels of all images.
-
-  Attributes:
-    batch_size: global number of images of a batch.
-    initial_batches: number of batches of which k-means computes the first
-      centroids.
-    iterations: number of assignments and updates of that.
-  """
-
-  batch_size: AtLeastOne = 256
-  initial_batches: AtLeastOne = 20
-  iterations: AtLeastOne = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,23 +27,17 @@ class EpochClusters:
 
   Attributes:
     method: MDC or PiCIE.
-    stream: base images with their indices.
+    images: base images with their indices.
     options: options of k-means.
     every: number of steps of an epoch.
     seed: seed of the order of the images.
-    mesh: the devices.
-    reading: threads and worker processes of the input pipeline.
-    workspace: workspace of the stage.
   """
 
   method: pixel_clustering.PixelClustering
-  stream: loader_lib.Stream
-  options: KmeansOptions
+  images: image_batches.ImageBatches
+  options: mini_batch_kmeans.KmeansOptions
   every: int
   seed: int
-  mesh: Mesh
-  reading: loader_lib.ReadOptions
-  workspace: workspace_lib.Workspace
 
   def __call__(self, state: pixel_clustering.State) -> pixel_clustering.State:
     """Returns the state at the start of an epoch.
@@ -86,8 +64,8 @@ class EpochClusters:
     }
     largest = max(float(jnp.max(x.weights)) for x in clusterings.values())
     console.print_line(
-      f'epoch {epoch + 1}: clustered the pixels of {len(self.stream.records):,}'
-      f' images; the largest cluster has {largest:.0%}'
+      f'epoch {epoch + 1}: clustered the pixels of {self.images.num_images:,} '
+      f'images; the largest cluster has {largest:.0%}'
     )
     begin = jax.jit(self.method.begin_epoch, out_shardings=shardings)
     return begin(state, clusterings)
@@ -103,31 +81,26 @@ class EpochClusters:
       Batch statistics, and centroids by the name of the clustering.
     """
     specs = [spec for spec in self.method.specs if spec.view == view]
-    # Without the last, partial batch, which has other statistics.
-    count = max(len(self.stream.records) // self.options.batch_size, 1)
-    initial = min(self.options.initial_batches, count)
-    stats, first, clusters = state.batch_stats, [], {}
+    images, stats = self.images, state.batch_stats
     seed = np.random.SeedSequence((self.seed, epoch, view)).generate_state(1)
-    for batch in self._batches(count, int(seed[0]) // 2):
-      variables = {'params': state.params, 'batch_stats': stats}
-      features, stats = self._features[view](variables, state.view_key, batch)
-      if clusters:
-        clusters = {k: self._update(c, features) for k, c in clusters.items()}
-        continue
-      first.append(features)
-      if len(first) == initial:
-        clusters = {
-          spec.name: mini_batch_kmeans.initial_clusters(
-            first,
-            spec.count,
-            jax.random.fold_in(state.view_key, i),
-            self.options.iterations,
-            self.mesh,
-          )
-          for i, spec in enumerate(specs)
-        }
-        first = []
-    return stats, {name: c.centroids for name, c in clusters.items()}
+
+    def feature_batches() -> Iterator[Float[Array, 'B h w D']]:
+      nonlocal stats
+      for batch in images.read(images.num_whole, int(seed[0]) // 2):
+        variables = {'params': state.params, 'batch_stats': stats}
+        features, stats = self._features[view](variables, state.view_key, batch)
+        yield features
+
+    centroids = mini_batch_kmeans.cluster_batches(
+      feature_batches(),
+      [spec.count for spec in specs],
+      min(self.options.initial_batches, images.num_whole),
+      self.options.iterations,
+      state.view_key,
+      images.mesh,
+    )
+    names = [spec.name for spec in specs]
+    return stats, dict(zip(names, centroids, strict=True))
 
   def _count_labels(
     self,
@@ -136,35 +109,20 @@ class EpochClusters:
   ) -> dict[str, Float[Array, 'K']]:
     """Counts the pixels of each cluster, over the views of all images."""
     variables = train_state.train_state_variables(state)
-    count = -(-len(self.stream.records) // self.options.batch_size)
+    count = -(-self.images.num_images // self.images.batch_size)
     totals = {name: jnp.zeros(len(each)) for name, each in centroids.items()}
     # The first N images of a stream of N are all of them.
-    for i, batch in enumerate(self._batches(count, self.seed)):
+    for i, batch in enumerate(self.images.read(count, self.seed)):
       totals = self._count(
         totals, variables, dict(centroids), state.view_key, batch, i
       )
     return totals
 
-  def _batches(self, count: int, seed: int) -> Iterator[Mapping[str, Array]]:
-    """Yields the first batches of the images in a random order."""
-    loader = loader_lib.Loader(
-      {'': self.stream}, self.options.batch_size, seed, self.reading
-    )
-    with loader.start(0) as batches:
-      for batch in loader_lib.prefetch_batches(
-        itertools.islice(batches, count), sharding.make_batch_sharder(self.mesh)
-      ):
-        yield batch
-        if self.workspace.preemption.reached():
-          raise workspace_lib.Preempted(
-            f'{self.workspace.directory} keeps its last checkpoint'
-          )
-
   @functools.cached_property
   def _features(self) -> dict[int, Callable[..., Any]]:
     """Returns the jitted features of each view, in training mode."""
-    rows = sharding.batch_sharding(self.mesh)
-    whole = sharding.replicated_sharding(self.mesh)
+    rows = sharding.batch_sharding(self.images.mesh)
+    whole = sharding.replicated_sharding(self.images.mesh)
 
     def build(place: int) -> Callable[..., Any]:
       def features(variables, key, batch):
@@ -176,10 +134,6 @@ class EpochClusters:
     return {view: build(i) for i, view in enumerate(self.method.view_numbers)}
 
   @functools.cached_property
-  def _update(self) -> Callable[..., mini_batch_kmeans.Clusters]:
-    return jax.jit(mini_batch_kmeans.update_clusters)
-
-  @functools.cached_property
   def _count(self) -> Callable[..., dict[str, Array]]:
     """Returns the jitted sum of the numbers of pixels of each cluster."""
 
@@ -187,7 +141,7 @@ class EpochClusters:
       views = self.method.views(batch, key)
       labels = self.method.label_views(variables, centroids, views)
       row = number * len(batch['index']) + jnp.arange(len(batch['index']))
-      valid = (row < len(self.stream.records))[:, None, None]
+      valid = (row < self.images.num_images)[:, None, None]
       return {
         name: totals[name]
         + mini_batch_kmeans.count_pixels(

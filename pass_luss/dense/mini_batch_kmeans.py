@@ -8,6 +8,8 @@ comparators §3.3). Features stay on their devices: the sums and the counts of
 the clusters are what devices exchange.
 """
 
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.struct
@@ -18,12 +20,29 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pass_luss.pseudo_labels import kmeans
+from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.distributed import sharding
 
 # Full float32 products, as in k-means.
 _EXACT = jax.lax.Precision.HIGHEST
 # Added to the number of pixels of a cluster that divides its learning rate.
 _EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class KmeansOptions(CheckedOptions):
+  """Options of mini-batch k-means of the pixels of all images.
+
+  Attributes:
+    batch_size: global number of images of a batch.
+    initial_batches: number of batches of which k-means computes the first
+      centroids.
+    iterations: number of assignments and updates of that.
+  """
+
+  batch_size: AtLeastOne = 256
+  initial_batches: AtLeastOne = 20
+  iterations: AtLeastOne = 20
 
 
 @flax.struct.dataclass
@@ -129,3 +148,47 @@ def initial_clusters(
     clustering.assignments
   )
   return Clusters(clustering.centroids, counts)
+
+
+_update_clusters = jax.jit(update_clusters)
+
+
+def cluster_batches(
+  batches: Iterable[Float[Array, 'B h w D']],
+  counts: Sequence[int],
+  initial_batches: int,
+  iterations: int,
+  key: PRNGKeyArray,
+  mesh: Mesh,
+) -> list[Float[Array, 'K D']]:
+  """Clusters the pixels of a stream of batches, by each number of clusters.
+
+  K-means of the first batches, then `update_clusters` by each further one.
+
+  Args:
+    batches: features of whole batches, sharded by row.
+    counts: number K of clusters of each clustering.
+    initial_batches: number of batches of which k-means computes the first
+      centroids, at most as many as there are.
+    iterations: number of assignments and updates of that.
+    key: key of the pixels that are the first centroids.
+    mesh: the devices.
+
+  Returns:
+    The centroids of each clustering.
+  """
+  first, clusterings = [], []
+  for features in batches:
+    if clusterings:
+      clusterings = [_update_clusters(each, features) for each in clusterings]
+      continue
+    first.append(features)
+    if len(first) == initial_batches:
+      clusterings = [
+        initial_clusters(
+          first, count, jax.random.fold_in(key, i), iterations, mesh
+        )
+        for i, count in enumerate(counts)
+      ]
+      first = []
+  return [each.centroids for each in clusterings]

@@ -8,7 +8,7 @@ an epoch are those of one network, as if they had been stored (spec comparators
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -26,6 +26,8 @@ from segcore.ops import losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
 from segcore.train.method import StepResult
+
+S = TypeVar('S', bound=train_state.TrainState)
 
 # Stride of the features that are clustered.
 _STRIDE = 4
@@ -155,9 +157,9 @@ class PixelClustering:
       key: key of what is drawn.
     """
     del key
-    centroids = state.clusterings[self.specs[0].name].centroids
-    bias = jnp.zeros(len(centroids))
-    return replace_head(state, {'kernel': centroids.T, 'bias': bias})
+    return with_centroids(
+      state, state.clusterings[self.specs[0].name].centroids
+    )
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -325,10 +327,18 @@ def epoch_key(rng: Array, epoch: int) -> Array:
   return jax.random.fold_in(jax.random.fold_in(rng, _EPOCHS_KEY), epoch)
 
 
-def replace_head(state: State, params: types.Params) -> State:
+def replace_head(state: S, params: types.Params) -> S:
   """Returns the state with other parameters of the classifier."""
   heads = {**state.params['heads'], cluster_head.NAME: params}
   return state.replace(params={**state.params, 'heads': heads})
+
+
+def with_centroids(
+  state: train_state.TrainState, centroids: Float[Array, 'K D']
+) -> train_state.TrainState:
+  """Returns the state with centroids as its classifier, of scores f·c."""
+  bias = jnp.zeros(len(centroids))
+  return replace_head(state, {'kernel': centroids.T, 'bias': bias})
 
 
 def _labeler_variables(state: train_state.TrainState) -> dict[str, Any]:

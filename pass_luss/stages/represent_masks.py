@@ -30,6 +30,8 @@ class RepresentMasksOptions:
     colors: color augmentation of the views.
     output_stride: output stride of the encoder, reached by dilating its last
       blocks; 0 for that of `network`.
+    frozen_blocks: number of blocks of the encoder that are frozen with its
+      stem, as with supervised saliency; None for that of `network`.
     recipe: batch size, number of steps, optimizer.
     start: parameters of the encoder before step 0.
   """
@@ -39,6 +41,7 @@ class RepresentMasksOptions:
   shares: tuple[float, float] = (0.01, 0.99)
   colors: view_colors.ViewColors
   output_stride: int = 8
+  frozen_blocks: int | None = None
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()
 
@@ -79,7 +82,9 @@ class RepresentMasksStage(base.ViewsStage, base.ImagesStage):
     """Builds the method; classes play no role."""
     del num_classes
     block, objective = self.options, self.options.objective
-    context = context.with_output_stride(block.output_stride)
+    context = context.with_output_stride(block.output_stride).with_encoder(
+      frozen_blocks=block.frozen_blocks
+    )
     net = context.build(
       objective.heads(jnp.dtype(context.network.dtype)), self.size
     )

@@ -13,7 +13,9 @@ from pass_luss.dense import (
   base_image,
   cluster_head,
   epoch_clusters,
+  image_batches,
   methods,
+  mini_batch_kmeans,
   pixel_clustering,
 )
 from pass_luss.stages import base, represent
@@ -46,7 +48,7 @@ class RepresentPixelsOptions(CheckedOptions):
   learn: methods.Options
   base_side: AtLeastOne = 640
   side: AtLeastOne = 320
-  kmeans: epoch_clusters.KmeansOptions = epoch_clusters.KmeansOptions()
+  kmeans: mini_batch_kmeans.KmeansOptions = mini_batch_kmeans.KmeansOptions()
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()
 
@@ -129,15 +131,15 @@ class RepresentPixelsStage(base.ImagesStage):
     """Returns the clustering at the start of each epoch."""
     recipe, stream = self.options.recipe, streams['']
     every = max(len(stream.split) // recipe.batch_size, 1)
-    clusters = epoch_clusters.EpochClusters(
-      trained,
+    images = image_batches.ImageBatches(
       stream.open(),
-      self.options.kmeans,
-      every,
-      recipe.seed,
+      self.options.kmeans.batch_size,
       self.context.mesh,
       self.context.operation.reading,
       workspace,
+    )
+    clusters = epoch_clusters.EpochClusters(
+      trained, images, self.options.kmeans, every, recipe.seed
     )
     return callbacks.Refresh(0, every, clusters)
 

@@ -159,7 +159,9 @@ class ImageClassifier(method_lib.SingleLossMethod):
   ) -> Float[Array, 'B H W 3']:
     """Augments colors; padding has the mean color, standardized 0."""
     images = batch_lib.batch_images_to_symmetric(batch['image'])
-    images = color_augment.augment_colors(images, keys.rows, self.colors)
+    images = color_augment.augment_colors(
+      images, keys.rows, self.colors, batch['valid']
+    )
     mean_color = standardize.destandardize_by_imagenet(jnp.zeros((1, 1, 1, 3)))
     return jnp.where(batch['valid'][..., None], images, mean_color)
 

@@ -52,11 +52,14 @@ class Context:
     Args:
       output_stride: stride of the encoder's deepest map; 0 to leave it.
     """
-    if not output_stride:
+    return self.with_encoder(output_stride=output_stride or None)
+
+  def with_encoder(self, **fields: Any) -> 'Context':
+    """Returns a context with other fields of the encoder; None leaves one."""
+    given = {name: x for name, x in fields.items() if x is not None}
+    if not given:
       return self
-    return self.with_network(
-      encoder={**self.network.encoder, 'output_stride': output_stride}
-    )
+    return self.with_network(encoder={**self.network.encoder, **given})
 
   def fitted(self, size: tuple[int, int]) -> network_lib.NetworkOptions:
     """Returns the network options for images of this (height, width)."""

@@ -84,6 +84,11 @@ def test_numbers_of_maskcontrast():
     .segmenter.encoder
   )
   assert encoder.output_stride == 8
+  masks = stages['cluster_masks']
+  assert masks.inputs().splits[0].split == 'train'
+  config.cluster_masks.split = 'val'
+  masks = main.PROGRAM.build(config)['cluster_masks']
+  assert masks.inputs().splits[0].split == 'val'
   masks = stages['salient_masks'].options
   assert (masks.threshold, masks.min_share) == (0.5, 0.01)
   # Layers 3 and 4 dilate as torchvision's.
@@ -92,8 +97,38 @@ def test_numbers_of_maskcontrast():
 
 
 @pytest.mark.parametrize(
+  ('options', 'is_supervised'),
+  [
+    ('start=imagenet', True),
+    ('start=imagenet,recipe=unsupervised', False),
+    ('encoder=x', False),
+    ('encoder=x,recipe=supervised', True),
+    ('start=imagenet,tiny', False),
+  ],
+)
+def test_recipes_of_maskcontrast(options, is_supervised):
+  config = pass_dense.get_config(f'method=maskcontrast,{options}')
+  stage = main.PROGRAM.build(config)['represent_masks']
+  trained = stage.method(stage.context)
+  frozen = ('conv_root', 'bn_root', 'block1', 'block2')
+  assert trained.update.optimizer.groups == (
+    tuple((f'^encoder/{name}/', 0.0, 0.0) for name in frozen)
+    if is_supervised
+    else ()
+  )
+  recipe = stage.options.recipe
+  if 'tiny' not in options:
+    batch_size = 64 if is_supervised else 128
+    assert recipe.batch_size == batch_size
+    assert recipe.num_steps == 40 * (64_431 // batch_size)
+    assert recipe.optimizer.schedule_interval == 64_431 // batch_size
+    assert stage.options.learn.queue == 2 * batch_size
+
+
+@pytest.mark.parametrize(
   ('options', 'message'),
   [
+    ('method=mdc,recipe=supervised', 'recipe=supervised: expected none with'),
     ('method=mdc,saliency=rc', 'saliency=rc: expected none with method=mdc'),
     ('encoder=x,start=random', 'start=random: expected none with encoder=x'),
   ],

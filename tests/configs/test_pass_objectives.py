@@ -129,6 +129,9 @@ def test_settings_of_the_authors(name, batch_size, epochs, rate):
     assert optimizer.weight_decay == 1e-4
   if name == 'adco':
     assert not block.learn.adco.symmetric
+  own = name if name in ('simclr', 'byol') else 'torchvision'
+  assert block.colors.get('rules', 'torchvision') == own
+  assert represent(name, '').colors.get('rules', 'torchvision') == 'torchvision'
 
 
 def test_sizes_of_data_sets():
@@ -143,7 +146,7 @@ def test_sizes_of_data_sets():
   ]
   fields = [b.learn.pcl for b in pcl]
   assert [(f.clusters, f.negatives, f.queue) for f in fields] == [
-    ((1_250, 2_500, 5_000), 768, 768),
+    ((1_250, 2_500, 5_000), 1_024, 1_024),
     ((7_500, 15_000, 30_000), 4_096, 4_096),
     ((25_000, 50_000, 100_000), 16_384, 16_384),
   ]

@@ -46,6 +46,7 @@ def test_numbers_of_the_papers():
     assert block.start.path == 'weights/resnet18.pth'
   plain = pass_wsss.get_config('method=advcam,classifier=plain')
   assert plain.network.encoder.output_stride == 16
+  assert not plain.network.encoder.dilates
   assert plain.classify.recipe.num_steps == 5 * STEPS[16]
   assert plain.classify.recipe.optimizer.learning_rate == 0.1
   options = main.PROGRAM.build(plain)['segment_cam'].options.climbing

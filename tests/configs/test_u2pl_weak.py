@@ -17,6 +17,12 @@ def weak_of(name, argument=''):
   return loading.load(name, argument).weak
 
 
+@pytest.mark.parametrize('network', ['resnet', 'mit,affinity=off'])
+def test_maps_are_propagated_by_affinities_alone(network):
+  with pytest.raises(ValueError, match='maps=propagated: expected affinity=on'):
+    loading.load('u2pl_weak_shapes', f'network={network},maps=propagated')
+
+
 @pytest.fixture(scope='module')
 def stage():
   """Returns the stage of AFA, as published."""
@@ -68,6 +74,7 @@ def test_u2pl_plus_on_afa():
   assert (contrast.capacity, contrast.first_capacity) == (30_000, 0)
   assert (contrast.keys_per_image, contrast.absent_anchors) == (256, False)
   assert learn.prototype_momentum == 0.999
+  assert (contrast.maps, contrast.key_source) == ('cam', 'student')
 
 
 def test_optimizer_and_parameters_of_the_paper(stage):
@@ -110,6 +117,30 @@ def test_systems(argument, heads, supervision):
   learn = stages['weak'].options.learn
   assert (learn.heads, learn.supervision) == (heads, supervision)
   assert stages['evaluate'].trained_by == 'weak'
+
+
+def test_cams_are_evaluated_with_and_without_refinement():
+  """Networks that predict pixels have no CAMs to refine."""
+  trained = 'system=cam,network=resnet'
+  plain, refined = (
+    u2pl_main.PROGRAM.build(loading.load('u2pl_weak_shapes', trained + more))
+    for more in ('', ',refine=par')
+  )
+  assert plain['weak'].options == refined['weak'].options
+  assert plain['evaluate'].scores(9).refinement is None
+  assert refined['evaluate'].scores(9).refinement.dilations == (1, 2, 4, 8)
+  for name in ('shapes', 'voc', 'folder'):
+    source = 'source=x,masks=y,' if name == 'folder' else ''
+    config = loading.load(f'u2pl_weak_{name}', f'{source}system=cam,refine=par')
+    assert config.evaluate.cam_refinement == 'par'
+  with pytest.raises(ValueError, match='refine=par: expected system=cam'):
+    loading.load('u2pl_weak_shapes', 'refine=par')
+  config = loading.load('u2pl_weak_shapes', 'system=afa')
+  config.evaluate.cam_refinement = 'par'
+  with pytest.raises(
+    errors.UserError, match='refinement: expected None unless'
+  ):
+    u2pl_main.PROGRAM.build(config)
 
 
 def test_shapes_train_a_classifier_of_either_network():
@@ -199,7 +230,7 @@ def test_two_trainings_are_refused():
 def test_every_command_of_the_tables_is_an_experiment():
   """None of what they need is here: neither data nor weights."""
   rows = tables.read('u2pl_weak_tables.md')
-  assert len(rows) == 11
+  assert len(rows) == 14
   for table, row, command, _ in rows:
     made, cells = tables.cells(command)
     assert len(cells) == 1 and len(made.seeds) == 3, (table, row)

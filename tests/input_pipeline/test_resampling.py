@@ -109,6 +109,65 @@ def test_nearest_equals_pillow_and_opencv():
     np.testing.assert_array_equal(actual[inside], opencv[inside])
 
 
+def test_a_part_equals_that_part_of_the_whole():
+  resizes = (
+    resampling.resize_label_nearest,
+    resampling.resize_label_by_floor,
+    resampling.resize_image_bilinear,
+    resampling.resize_crop_antialiased,
+  )
+  for n, rng in enumerate(images.draws(200)):
+    shape = tuple(rng.integers(1, 70, 2).tolist())
+    factors = (0.5, 2.0, 4.0)[n % 3] if n % 2 else rng.uniform(0.3, 3.0, 2)
+    size = tuple(
+      np.maximum(np.multiply(shape, factors), 1).astype(int).tolist()
+    )
+    part = tuple(
+      slice(*np.sort(rng.choice(side + 1, 2, replace=False)).tolist())
+      for side in size
+    )
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    for resize in resizes:
+      source = image[..., 0] if 'label' in resize.__name__ else image
+      actual = resize(source, size, part).astype(int)
+      # The package of antialiasing rounds positions of a part otherwise.
+      tolerance = int(resize is resampling.resize_crop_antialiased)
+      np.testing.assert_allclose(
+        actual, resize(source, size)[part], atol=tolerance
+      )
+
+
+def test_antialiased_pixels_are_those_of_pillow_but_for_rounding():
+  for rng in images.draws(60):
+    shape, size = rng.integers(1, 200, (2, 2)).tolist()
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    expected = PIL.Image.fromarray(image).resize(
+      size[::-1], PIL.Image.Resampling.BILINEAR
+    )
+    actual = resampling.resize_crop_antialiased(image, tuple(size))
+    np.testing.assert_allclose(actual.astype(int), np.asarray(expected), atol=1)
+
+
+@pytest.mark.parametrize(
+  'resize',
+  [resampling.resize_image_bilinear, resampling.resize_crop_antialiased],
+)
+def test_a_blob_keeps_its_place(resize):
+  at = np.array([70.3, 88.6])  # In pixels, with centers at integers.
+  rows, columns = np.indices((150, 190))
+  distance = (rows - at[0]) ** 2 + (columns - at[1]) ** 2
+  blob = np.rint(250 * np.exp(-distance / (2 * 15.0**2))).astype(np.uint8)
+  image = np.repeat(blob[..., None], 3, axis=2)
+  for size in ((97, 131), (223, 257), (75, 95), (61, 300)):
+    part = slice(1, size[0] - 1), slice(2, size[1] - 3)
+    shown = resize(image, size, part)[..., 0].astype(float)
+    shown[shown < 2] = 0  # Rounded tails.
+    positions = np.indices(shown.shape) + np.array([1.5, 2.5])[:, None, None]
+    center = (positions * shown).sum((1, 2)) / shown.sum()
+    scale = np.array(image.shape[:2]) / size
+    np.testing.assert_allclose(center * scale - 0.5, at, atol=0.01)
+
+
 def test_bilinear_has_half_pixel_centers():
   # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
   actual = resampling.resize_image_bilinear(images.rgb([[0, 100]]), (1, 4))
@@ -141,6 +200,27 @@ def test_size_within_sides(size, sides, expected):
 def test_sides_to_fit_are_checked(sides):
   with pytest.raises(ValueError, match='fit_sides: expected'):
     resampling.check_fit_sides(sides)
+
+
+def test_a_scaled_crop_equals_a_crop_of_the_scaled_image():
+  for rng in images.draws(50):
+    shape, size = rng.integers(4, 60, (2, 2)).tolist()
+    example = {
+      'image': rng.integers(0, 256, (*shape, 3), np.uint8),
+      'label': rng.integers(-1, 3, shape, np.int16),
+      'valid': np.ones(shape, bool),
+    }
+    seed = int(rng.integers(1000))
+    scaled = transforms.RandomCrop(tuple(size), scales=(0.5, 2.0))
+    actual = scaled(example, np.random.default_rng(seed))
+    again = np.random.default_rng(seed)
+    factor = again.uniform(0.5, 2.0)
+    whole = transforms.resize_example(
+      example, tuple(int(factor * side) for side in shape)
+    )
+    expected = transforms.RandomCrop(tuple(size))(whole, again)
+    for name, value in expected.items():
+      np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def test_a_crop_that_fits_and_scales_resizes_once():

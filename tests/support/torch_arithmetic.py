@@ -71,12 +71,14 @@ class Layers:
   """Applies the layers of a state dict by name.
 
   In training, `updated` collects running statistics: 0.9 of the old ones plus
-  0.1 of the batch's, with the biased variance where torch's is unbiased.
+  0.1 of the batch's, with the biased variance where torch's is unbiased. Norms
+  whose names begin with one of `frozen` are not in training.
   """
 
-  def __init__(self, state, train):
+  def __init__(self, state, train, frozen=()):
     self.state = {k: np.asarray(v, np.float64) for k, v in state.items()}
     self.train = train
+    self.frozen = frozen
     self.updated = {}
 
   def conv(self, x, name, **steps):
@@ -88,7 +90,7 @@ class Layers:
       self.state[f'{name}.{leaf}']
       for leaf in ('weight', 'bias', 'running_mean', 'running_var')
     )
-    if self.train:
+    if self.train and not name.startswith(self.frozen):
       batch_mean, batch_var = x.mean((0, 2, 3)), x.var((0, 2, 3))
       self.updated[f'{name}.running_mean'] = 0.9 * mean + 0.1 * batch_mean
       self.updated[f'{name}.running_var'] = 0.9 * var + 0.1 * batch_var

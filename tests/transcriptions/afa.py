@@ -367,7 +367,16 @@ def crf(probs, image, iterations=10):
   return q.reshape(probs.shape)
 
 
-# §6.1
+# §6.1, §6.2
+
+
+def propagated_cam(cam, affinity, grid, radius):
+  """Computes M^c after a random walk, each class between 0 and 1 again."""
+  walked = random_walk(resize(cam, grid), affinity, radius)
+  for c in range(walked.shape[2]):
+    shifted = walked[..., c] - walked[..., c].min()
+    walked[..., c] = shifted / (shifted.max() + 1e-5)
+  return walked
 
 
 def candidates(cam, tags, inside, beta):

@@ -4,8 +4,9 @@ Of semi-supervised training the teacher is reported, after adaptation the
 student, in weak supervision the one network that there is.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from segcore.eval import protocols
 from segcore.experiment import data as data_lib
@@ -21,8 +22,23 @@ _TEACHER = ('teacher_params', 'teacher_batch_stats')
 _TRAININGS = (train.TrainStage, adapt.AdaptStage, weak.WeakStage)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(reporting.EvaluateOptions):
+  """Options of the reported evaluation of U2PL's trainings.
+
+  Attributes:
+    cam_refinement: 'par' to evaluate CAMs after pixel-adaptive refinement, by
+      the options of the labels made from CAMs; None to evaluate them as they
+      are.
+  """
+
+  cam_refinement: Literal['par'] | None = None
+
+
 class EvaluateStage(reporting.EvaluateStage):
   """Evaluates the teacher or, where there is none, the trained network."""
+
+  options: EvaluateOptions
 
   @property
   def trained_by(self) -> str:
@@ -52,7 +68,9 @@ class EvaluateStage(reporting.EvaluateStage):
     """Builds the model whose scores are evaluated."""
     net = self._training_stage.build_network(self.context, num_classes)
     if self.experiment.weak:
-      return afa.build_scores(net, self.experiment.weak.learn)
+      return afa.build_scores(
+        net, self.experiment.weak.learn, self.options.cam_refinement
+      )
     return method.HeadScores(net)
 
   def select_variables(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:

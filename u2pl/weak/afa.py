@@ -6,7 +6,7 @@ Source: Ru et al. 2022 (AFA), Sec. 3, and the U2PL+ paper, Sec. 3.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -21,17 +21,20 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import affinity as affinity_lib
 from segcore.ops import losses as losses_lib
-from segcore.train import method, train_state
+from segcore.train import method
 from segcore.train import update as update_lib
 from segcore.train.method import StepResult
-from u2pl import contrastive_branch
+from u2pl import contrastive_branch, ema
 from u2pl.weak import cam_contrast, cam_labels, cam_scores, losses
 from u2pl.weak import options as options_lib
 
 
 @flax.struct.dataclass
-class State(contrastive_branch.BranchFields, train_state.TrainState):
-  """Training state of a network and its contrastive branch."""
+class State(contrastive_branch.BranchFields, ema.TeacherState):
+  """Training state of a network, its contrastive branch, and an EMA teacher.
+
+  The teacher gives keys and prototypes; there is none unless they are its own.
+  """
 
 
 class StepKeys(NamedTuple):
@@ -56,14 +59,17 @@ class Targets(NamedTuple):
   Attributes:
     segmentation: class of each pixel; negative where unknown.
     refined: labels of the affinity loss; None on masks.
-    cams: multi-scale CAMs; None on masks.
+    maps: M^c of Eqs. 29-31; None on masks.
+    features: representations of keys and prototypes; None for those of the
+      network itself.
     plain: labels of thresholded CAMs, to be shown; None on masks.
     batch_stats: batch statistics after the passes of CAMs; None on masks.
   """
 
   segmentation: Int[Array, 'B H W']
   refined: Int[Array, 'B H W'] | None = None
-  cams: Float[Array, 'B H W C'] | None = None
+  maps: Float[Array, 'B _ _ C'] | None = None
+  features: Float[Array, 'B h w D'] | None = None
   plain: Int[Array, 'B H W'] | None = None
   batch_stats: Any = None
 
@@ -100,6 +106,8 @@ class AFA:
       **vars(fresh),
       bank=branch and branch.bank,
       prototypes=branch and branch.prototypes,
+      teacher_params=fresh.params if self.teacher else None,
+      teacher_batch_stats=fresh.batch_stats if self.teacher else None,
     )
 
   def train_step(self, state: State, batch: Batch) -> StepResult:
@@ -112,6 +120,11 @@ class AFA:
       # CAMs of several scales and flips → refined and propagated labels.
       targets = self.make_labels(state, images, keys.cams)
       state = state.replace(batch_stats=targets.batch_stats)
+      if self.teacher:
+        features, state = cam_contrast.teacher_features(
+          self.teacher, state, images.pixels
+        )
+        targets = targets._replace(features=features)
       scalars = losses.label_scalars(
         targets.plain, targets.segmentation, images.inside, batch.get('label')
       )
@@ -124,6 +137,8 @@ class AFA:
     after = self.update.apply_gradients(state, gradient, batch_stats)
     if branch is not None:
       after = after.replace(**vars(branch))
+    if self.teacher:
+      after = self.teacher.update(state, after)
     return after, {'loss': total, **terms, **scalars}
 
   def make_labels(
@@ -150,7 +165,14 @@ class AFA:
     plain = cam_labels.threshold_cams(
       cams, images, options.plain, options.plain
     )
-    return Targets(segmentation, refined, cams, plain, batch_stats)
+    maps = cams
+    if self.options.propagates_maps:
+      maps = cam_labels.propagate_cams(
+        cams, affinities, self.options.affinity.radius
+      )
+    return Targets(
+      segmentation, refined, maps, plain=plain, batch_stats=batch_stats
+    )
 
   def multi_scale_cams(
     self, state: State, pixels: Float[Array, 'B H W 3'], rng: Array
@@ -224,12 +246,12 @@ class AFA:
     later = self.pixel_losses(outputs, images, targets)
     started = state.step > options.class_steps
     if options.contrast:
-      # L_c: between cells of this pass (Eqs. 29-31).
+      # L_c: anchors are cells of this pass (Eqs. 29-31).
       branch, contrastive = cam_contrast.update_branch_by_cams(
         self.branch,
         state.branch,
-        outputs['rep'],
-        targets.cams,
+        outputs['rep'] if targets.features is None else targets.features,
+        targets.maps,
         images._replace(
           inside=(images.inside | options.contrast.padding) & started
         ),
@@ -289,6 +311,11 @@ class AFA:
     return build_scores(self.segmenter, self.options)
 
   @property
+  def teacher(self) -> ema.EmaTeacher | None:
+    """Returns the EMA teacher of keys and prototypes, if there is one."""
+    return cam_contrast.build_key_teacher(self.segmenter, self.options)
+
+  @property
   def branch(self) -> contrastive_branch.ContrastiveBranch | None:
     """Returns the contrastive branch, if there is contrast."""
     return contrastive_branch.build_contrastive_branch(
@@ -297,12 +324,21 @@ class AFA:
 
 
 def build_scores(
-  segmenter: segmenter_lib.Segmenter, options: options_lib.LearnOptions
+  segmenter: segmenter_lib.Segmenter,
+  options: options_lib.LearnOptions,
+  cam_refinement: Literal['par'] | None = None,
 ) -> method.ScoreModel:
-  """Builds the model that is evaluated: the head `logits`, or CAMs."""
+  """Builds the model that is evaluated: the head `logits`, or CAMs.
+
+  Args:
+    segmenter: the network.
+    options: options of the training.
+    cam_refinement: 'par' to refine CAMs as the labels made from them.
+  """
   if options.segmentation:
     return method.HeadScores(segmenter)
-  return cam_scores.CamScores(segmenter, options.cam.plain)
+  refinement = options.cam.refinement if cam_refinement else None
+  return cam_scores.CamScores(segmenter, options.cam.plain, refinement)
 
 
 def tagged_images(batch: Batch) -> cam_labels.TaggedImages:

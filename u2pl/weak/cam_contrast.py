@@ -9,12 +9,52 @@ loss = branch.loss(features, targets, state)
 import jax
 from jaxtyping import Array, Bool, Float
 
+from input_pipeline import batch as batch_lib
+from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import order_statistics
 from segcore.train import update as update_lib
-from u2pl import contrast, contrastive_branch
+from u2pl import contrast, contrastive_branch, ema
 from u2pl.weak import cam_labels
 from u2pl.weak import options as options_lib
+
+
+def build_key_teacher(
+  segmenter: segmenter_lib.Segmenter, options: options_lib.LearnOptions
+) -> ema.EmaTeacher | None:
+  """Builds the EMA teacher of keys and prototypes; None for the student's.
+
+  It is a copy of the student in the first step with a contrastive loss.
+  """
+  if not options.has_teacher:
+    return None
+  decay = ema.EmaOptions(options.contrast.teacher_decay, copy_epochs=0)
+  first = options.class_steps + 1
+  return ema.EmaTeacher(segmenter, decay, first, steps_per_epoch=1)
+
+
+def teacher_features(
+  teacher: ema.EmaTeacher,
+  state: ema.TeacherState,
+  pixels: Float[Array, 'B H W 3'],
+) -> tuple[Float[Array, 'B h w D'], ema.TeacherState]:
+  """Computes the teacher's representations, without dropout.
+
+  Args:
+    teacher: the teacher of keys.
+    state: training state before the step.
+    pixels: images, 0 to 255.
+
+  Returns:
+    Representations, and the state with the batch statistics of this pass.
+  """
+  outputs, state = teacher.forward(
+    teacher.copy_student(state),
+    batch_lib.batch_images_to_symmetric(pixels),
+    ('rep',),
+    rng=None,
+  )
+  return outputs['rep'], state
 
 
 def cam_candidates(
@@ -30,8 +70,8 @@ def cam_candidates(
   a map below β (Eq. 31). Cells of padding are neither.
 
   Args:
-    cams: multi-scale CAMs at the cells, 0 to 1 whether or not the image shows
-      the class; so a class must be among the tags to have anchors.
+    cams: M^c at the cells, 0 to 1 whether or not the image shows the class; so
+      a class must be among the tags to have anchors.
     tags: classes of each image.
     inside: cells that are no padding.
     options: thresholds.
@@ -79,7 +119,7 @@ def update_branch_by_cams(
   branch: contrastive_branch.ContrastiveBranch,
   state: contrastive_branch.BranchState,
   features: Float[Array, 'B h w D'],
-  cams: Float[Array, 'B H W C'],
+  cams: Float[Array, 'B _ _ C'],
   images: cam_labels.TaggedImages,
   keys: tuple[Array, Array],
 ) -> tuple[
@@ -90,8 +130,8 @@ def update_branch_by_cams(
   Args:
     branch: the contrastive branch, of `CamContrastOptions`.
     state: its state before the step.
-    features: representations of the network; their gradient is stopped.
-    cams: multi-scale CAMs, which are resized to the features' cells.
+    features: representations of keys and prototypes; their gradient is stopped.
+    cams: M^c, CAMs that are resized to the features' cells.
     images: images with their tags; nothing is updated if none is inside.
     keys: keys of the sample of negatives, and of the branch.
   """

@@ -10,6 +10,7 @@ negative where no label is certain, and on padding.
 Source: Ru et al. 2022 (AFA), Secs. 3.3-3.5.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
+from segcore.models import cam
 from segcore.models.layers import resize
 from segcore.ops import affinity as affinity_lib
 from segcore.ops import pixel_adaptive_refinement as refinement_lib
@@ -74,6 +76,33 @@ def threshold_cams(
   return jnp.where(images.inside, labels, batch_lib.IGNORE)
 
 
+def refine_cam_scores(
+  cams: Float[Array, 'B h w C'],
+  images: TaggedImages,
+  thresholds: Sequence[float],
+  options: refinement_lib.PixelAdaptiveOptions,
+) -> Float[Array, 'B H W K_several']:
+  """Computes scores of background and classes that follow the edges of images.
+
+  Probabilities of background and present classes are refined at half the size.
+
+  Args:
+    cams: CAMs, 0 to 1.
+    images: images and their tags.
+    thresholds: scores of the background; for each there are K channels.
+    options: refinement.
+  """
+  scores = resize.resize_bilinear(cams, _half_size(images.pixels.shape[1:3]))
+  probs = [
+    _background_and_class_probs(scores, images, threshold)
+    for threshold in thresholds
+  ]
+  # Channels do not interact: all thresholds share the weights of neighbors.
+  return _refine_at_half_size(
+    jnp.concatenate(probs, axis=-1), images.pixels, options
+  )
+
+
 def refine_cam_labels(
   cams: Float[Array, 'B H W C'],
   images: TaggedImages,
@@ -81,25 +110,36 @@ def refine_cam_labels(
 ) -> Int[Array, 'B H W']:
   """Labels pixels by CAMs that follow the edges of the image.
 
-  Scores of background and present classes are refined at half the size, once
-  with `low` and once with `high` as the score of the background.
+  Scores are refined with `low` and with `high` as the score of the background.
 
   Args:
     cams: multi-scale CAMs, 0 to 1.
     images: images and their tags.
     options: thresholds and refinement.
   """
-  half = _half_size(cams.shape[1:3])
-  scores = resize.resize_bilinear(cams, half)
-  probs = [
-    _background_and_class_probs(scores, images, threshold)
-    for threshold in (options.low, options.high)
-  ]
-  # Channels do not interact: both thresholds share the weights of neighbors.
-  refined = _refine_at_half_size(
-    jnp.concatenate(probs, axis=-1), images.pixels, options.refinement
+  refined = refine_cam_scores(
+    cams, images, (options.low, options.high), options.refinement
   )
   return _label_by_both(refined, images.inside)
+
+
+def propagate_cams(
+  cams: Float[Array, 'B H W C'], affinities: Affinities, radius: int
+) -> Float[Array, 'B h w C']:
+  """Propagates CAMs by a step of a random walk, and scales them to 0…1 again.
+
+  Channels do not interact, so those of absent classes are propagated, too.
+  Source: Eq. 7 of AFA, which has CAMs, not probabilities as its labels have.
+
+  Args:
+    cams: multi-scale CAMs, 0 to 1.
+    affinities: affinities of the cells, without gradient.
+    radius: largest difference of rows, and of columns, of a step.
+  """
+  walked = affinity_lib.propagate_by_affinity(
+    resize.resize_bilinear(cams, affinities.grid), affinities.values, radius
+  )
+  return cam.normalize_cams(walked)
 
 
 def propagate_cam_labels(

@@ -77,6 +77,12 @@ class CamContrastOptions(contrast_lib.PairOptions):
     padding: whether cells of padding may be anchors and negatives.
     keys_per_image: largest number of an image's negatives that are enqueued for
       a class, a uniform sample.
+    maps: M^c of Eqs. 29-31: multi-scale CAMs ('cam'), or these after a step of
+      the random walk by affinities ('propagated'; see `propagate_cams`).
+    key_source: network whose representations are enqueued and averaged to
+      prototypes: the 'student' that is trained, or its EMA 'teacher'.
+    teacher_decay: largest decay of the EMA teacher, which begins as a copy when
+      the contrastive loss does.
   """
 
   first_capacity: int = 0
@@ -85,6 +91,16 @@ class CamContrastOptions(contrast_lib.PairOptions):
   absent_anchors: bool = False
   padding: bool = False
   keys_per_image: AtLeastOne = 256
+  maps: Literal['cam', 'propagated'] = 'cam'
+  key_source: Literal['student', 'teacher'] = 'student'
+  teacher_decay: float = 0.999
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.teacher_decay < 1:
+      raise ValueError(
+        f'teacher_decay: expected 0 <= decay < 1, got {self.teacher_decay}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +149,11 @@ class LearnOptions(contrastive_branch.BranchOptions):
       raise ValueError(
         "segmentation: expected True with supervision='masks', got False"
       )
+    if self.propagates_maps and not self.affinity:
+      raise ValueError(
+        "contrast.maps: expected 'cam' without affinity, which maps are "
+        "propagated by, got 'propagated'"
+      )
     for name in ('affinity', 'energy', 'contrast'):
       if getattr(self, name) is not None and not self.needs_cams:
         raise ValueError(
@@ -144,6 +165,16 @@ class LearnOptions(contrastive_branch.BranchOptions):
   def needs_cams(self) -> bool:
     """Returns whether CAMs are computed in training."""
     return self.segmentation and self.supervision == 'tags'
+
+  @property
+  def propagates_maps(self) -> bool:
+    """Returns whether anchors and negatives are those of propagated CAMs."""
+    return bool(self.contrast) and self.contrast.maps == 'propagated'
+
+  @property
+  def has_teacher(self) -> bool:
+    """Returns whether the state has an EMA teacher, which gives the keys."""
+    return bool(self.contrast) and self.contrast.key_source == 'teacher'
 
   @property
   def needs_representations(self) -> bool:

@@ -43,7 +43,8 @@ class PclOptions(moco.MocoOptions, image_sizes.CenterCropOptions):
     queue: number of keys in the ring, a multiple of the batch size.
     num_images: number of images of the training split.
     clusters: number of clusters of each clustering.
-    negatives: number of prototypes that are drawn as further negatives.
+    negatives: number of prototypes that are drawn as further negatives; of few
+      clusters as many as are left without those of a batch.
     from_step: first step with prototypes.
     every: number of steps between clusterings: those of an epoch.
     iterations: number of iterations of k-means.
@@ -121,12 +122,11 @@ class Pcl(moco.RingObjective):
   def check_batch_size(self, batch_size: int) -> None:
     """Raises ValueError if ring or prototypes are too few for the batch."""
     super().check_batch_size(batch_size)
-    # Otherwise too few prototypes could be nobody's positive.
-    least = self.options.negatives + batch_size
-    if min(self.options.clusters) < least:
+    # Otherwise no prototype could be nobody's positive.
+    if min(self.options.clusters) <= batch_size:
       raise ValueError(
-        f'pcl.clusters: expected at least {least} each, the negatives and the '
-        f'batch, got {self.options.clusters}'
+        f'pcl.clusters: expected more than the batch of {batch_size} images '
+        f'each, got {self.options.clusters}'
       )
 
   def initial_memory(self, rng: Array) -> Memory:
@@ -144,12 +144,13 @@ class Pcl(moco.RingObjective):
     targets = {}
     for i, clustering in enumerate(step.state.memory[self.name].clusterings):
       own = clustering.assignments[step.batch['index']]
+      num_clusters = len(clustering.centroids)
       targets[f'own{i}'] = own
       targets[f'drawn{i}'] = sample_negative_prototypes(
         jax.random.fold_in(step.rng, i),
         own,
-        len(clustering.centroids),
-        self.options.negatives,
+        num_clusters,
+        min(self.options.negatives, num_clusters - len(own)),
       )
     return targets
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -30,6 +31,8 @@ _STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 Kind = Literal['bottleneck', 'basic']
+# First parts of the names of a convolution of the stem and of its norm.
+_STEM_KINDS = ('conv', 'bn')
 # Without bias: a batch norm follows. The fan-in is not needed.
 _conv = functools.partial(
   conv_block.conv,
@@ -178,6 +181,12 @@ class DilatedResNet(network_part.NetworkPart):
     unit: kind of the units; see `ResNetUnit`.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
+    dilates: whether a block that does not stride, for the output stride,
+      dilates instead; otherwise its kernels read closer cells.
+    frozen_blocks: number of blocks that are frozen with the stem: they pass no
+      gradient, their batch statistics are the running ones, which stay as they
+      are, and optimizers leave their parameters out. 0 for the stem alone, None
+      for nothing frozen.
   """
 
   blocks: Sequence[int] = (3, 4, 23, 3)
@@ -187,6 +196,16 @@ class DilatedResNet(network_part.NetworkPart):
   multi_grid: Sequence[int] | None = None
   unit: Kind = 'bottleneck'
   zero_init: bool = True
+  dilates: bool = True
+  frozen_blocks: int | None = None
+
+  @property
+  def frozen_parameters(self) -> tuple[str, ...]:
+    """Returns the names of the modules that are frozen."""
+    if self.frozen_blocks is None:
+      return ()
+    stem = (f'{kind}_{n}' for n, *_ in self._stem_plan for kind in _STEM_KINDS)
+    return (*stem, *(f'block{b + 1}' for b in range(self.frozen_blocks)))
 
   @property
   def size_multiple(self) -> int:
@@ -202,13 +221,15 @@ class DilatedResNet(network_part.NetworkPart):
     """Encodes images; ValueError if the fields contradict each other."""
     # In float32: pixels are rounded to the network's type once, afterwards.
     images = standardize_images(images.astype(jnp.float32))
-    x = self._stem(images.astype(self.dtype), train)
+    x = self._stem(images.astype(self.dtype), train and not self._freezes(0))
+    x = jax.lax.stop_gradient(x) if self._freezes(0) else x
     maps = [features.FeatureMap('stem', 2, x)]
     if self.stem != 'small':
       x = self._pool(x)
     stride = self._stem_stride
     for b, (block_stride, dilations) in enumerate(self._plan()):
       stride *= block_stride
+      frozen = self._freezes(b + 1)
       x = ResNetBlock(
         self.unit,
         dilations,
@@ -218,14 +239,20 @@ class DilatedResNet(network_part.NetworkPart):
         self.dtype,
         self.remat,
         name=f'block{b + 1}',
-      )(x, train)
+      )(x, train and not frozen)
+      x = jax.lax.stop_gradient(x) if frozen else x
       maps.append(features.FeatureMap(f'x{b + 1}', stride, x))
     return features.Features(tuple(maps))
 
-  def _stem(self, x: Images, train: bool) -> Cells:
-    """Applies the convolutions before the pool; the last one is the root."""
+  def _freezes(self, block: int) -> bool:
+    """Returns whether a block is frozen; 0 stands for the stem."""
+    return self.frozen_blocks is not None and block <= self.frozen_blocks
+
+  @property
+  def _stem_plan(self) -> tuple[tuple[str, int, int, int], ...]:
+    """Returns name, channels, kernel and stride of each convolution."""
     width = self.width
-    layers = {
+    return {
       'deep': (
         ('stem1', width, 3, 2),
         ('stem2', width, 3, 1),
@@ -234,7 +261,10 @@ class DilatedResNet(network_part.NetworkPart):
       'plain': (('root', width, 7, 2),),
       'small': (('root', width, 3, 2),),
     }[self.stem]
-    for name, channels, kernel, stride in layers:
+
+  def _stem(self, x: Images, train: bool) -> Cells:
+    """Applies the convolutions before the pool; the last one is the root."""
+    for name, channels, kernel, stride in self._stem_plan:
       x = _conv(
         channels, kernel, dtype=self.dtype, name=f'conv_{name}', stride=stride
       )(x)
@@ -255,11 +285,17 @@ class DilatedResNet(network_part.NetworkPart):
 
   def _plan(self) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
     """Returns the stride of each block, and the dilations of its units."""
+    if not 0 <= (self.frozen_blocks or 0) <= len(self.blocks):
+      raise ValueError(
+        f'frozen_blocks: expected None or 0 to {len(self.blocks)}, got '
+        f'{self.frozen_blocks}'
+      )
     plan, stride, dilation = [], self._stem_stride, 1
     for b, num_units in enumerate(self.blocks):
       block_stride, before = (1 if b == 0 else 2), dilation
       if stride * block_stride > self.output_stride:
-        block_stride, dilation = 1, block_stride * dilation
+        dilation *= block_stride if self.dilates else 1
+        block_stride = 1
       stride *= block_stride
       # torch's `_make_layer`: the first 3x3 of a block that dilates instead of
       # striding has the dilation of the block before.
@@ -273,8 +309,10 @@ class DilatedResNet(network_part.NetworkPart):
     block_stride, dilations = plan[-1]
     factors = self.multi_grid
     if factors is None:
-      dilates = self.output_stride == 8 and self.unit == 'bottleneck'
-      factors = (2, 2, 4) if dilates else (1,) * len(dilations)
+      has_grid = self.output_stride == 8 and self.unit == 'bottleneck'
+      factors = (
+        (2, 2, 4) if has_grid and self.dilates else (1,) * len(dilations)
+      )
     if len(factors) != len(dilations):
       raise ValueError(
         f'multi_grid: expected a factor for each of the {len(dilations)} units '

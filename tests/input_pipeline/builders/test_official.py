@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from input_pipeline import datasets
+from input_pipeline.builders import official_files
 from input_pipeline.sources import audit
 from runtime import errors
 from tests.support import archive_files, official, official_imagenet
@@ -40,6 +41,19 @@ OFFICIAL_COUNTS = {
     **{'val': '12,419', 'test': '27,423'},
   },
 }
+
+
+def test_the_files_of_every_config_are_listed():
+  listed = {
+    '/'.join(filter(None, (name, config)))
+    for name, layouts in official_files.LAYOUTS.items()
+    for config in layouts
+  }
+  # With the names of the data sets that have a default config, or none.
+  defaults = {'pascal_context', 'cityscapes', 'imagenet', 'camvid'}
+  pascal = {'pascal_context/59', 'pascal_context/60'}
+  others = {*OFFICIAL_COUNTS} - {'pascal_context'}
+  assert listed == others | defaults | pascal
 
 
 @dataclasses.dataclass(frozen=True)

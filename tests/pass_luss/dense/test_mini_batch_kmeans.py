@@ -5,9 +5,16 @@ import functools
 import jax
 import numpy as np
 
-from pass_luss.dense import mini_batch_kmeans
+from pass_luss.dense import (
+  fresh_clusters,
+  image_batches,
+  mini_batch_kmeans,
+  pixel_clustering,
+)
+from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import kmeans
 from segcore.distributed import sharding
+from segcore.train import train_state
 from tests.support import meshes
 from tests.transcriptions import luss_dense as reference
 from tests.transcriptions import wsss
@@ -49,6 +56,75 @@ def test_clusters_of_a_stream_on_eight_devices():
   )
   np.testing.assert_allclose(moved.centroids, expected[0], atol=1e-5)
   np.testing.assert_array_equal(moved.counts, expected[1])
+
+
+class PixelMethod(pixel_clustering.PixelClustering):
+  """Features are the normalized pixels; statistics count the batches."""
+
+  def __init__(self):
+    """Has no network."""
+
+  def features(self, variables, view, train):
+    assert train and view.box is None
+    features = view.images * variables['params']['scale']
+    return (
+      embedding_ops.l2_normalize_embeddings(features),
+      {'count': variables['batch_stats']['count'] + 1},
+    )
+
+
+class FixedBatches(image_batches.ImageBatches):
+  """Batches of images in a fixed order."""
+
+  def __init__(self, batches, mesh):
+    object.__setattr__(self, 'batches', batches)
+    object.__setattr__(self, 'mesh', mesh)
+
+  @property
+  def num_whole(self):
+    return len(self.batches)
+
+  def read(self, count, seed):
+    assert (count, seed) == (len(self.batches), 3)
+    return ({'image': jax.device_put(x)} for x in self.batches)
+
+
+def test_fresh_clusters_of_whole_images():
+  rng = np.random.default_rng(2)
+  images = rng.integers(0, 256, (4, BATCH, SIDE, SIDE, 3), np.uint8)
+  scale = np.array([1.0, 2.0, 0.5])
+  state = train_state.TrainState(
+    0,
+    {'scale': scale, 'encoder': {}, 'heads': {'clusters': {}}},
+    {'count': 5},
+    (),
+    0,
+  )
+  new = fresh_clusters.cluster_whole_images(
+    PixelMethod(),
+    state,
+    FixedBatches([*images], meshes.mesh_of(1)),
+    mini_batch_kmeans.KmeansOptions(BATCH, 2, 20),
+    K,
+    3,
+  )
+  batches = [
+    reference.normalize((x / 127.5 - 1) * scale).reshape(BATCH, -1, 3)
+    for x in images
+  ]
+  rows = np.stack(batches[:2], axis=1).reshape(-1, 3)
+  key = jax.random.fold_in(jax.random.PRNGKey(3), 0)
+  first = kmeans.sample_initial_centroids(key, 1, len(rows), K)
+  centroids = wsss.lloyd(rows, rows[np.asarray(first)[0]], 20)
+  counts = np.bincount(wsss.squared_error(rows, centroids)[0], minlength=K)
+  expected, _ = reference.mini_batch_kmeans(
+    [x.reshape(-1, 3) for x in batches[2:]], centroids, counts.astype(float)
+  )
+  head = new.params['heads']['clusters']
+  np.testing.assert_allclose(head['kernel'].T, expected, atol=1e-5)
+  assert not head['bias'].any() and len(head['bias']) == K
+  assert new.batch_stats['count'] == 9
+  assert new.params['scale'] is scale
 
 
 def test_clusters_that_no_pixel_hits_stay():

@@ -67,8 +67,8 @@ def config(tmp_path_factory):
   return path
 
 
-def run(config, method, workdir):
-  process = all_stages.start(f'{config}:method={method}', workdir)
+def run(config, method, workdir, *flags):
+  process = all_stages.start(f'{config}:method={method}', workdir, *flags)
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
 
 
@@ -113,3 +113,24 @@ def test_a_killed_run_equals_an_uninterrupted_one(
     assert 0 < results['other_share_of_border'] <= 1
     log = runs.read_log(whole)
     assert [f'epoch {i}: clustered the pixels of 12' in log for i in (1, 2, 3)]
+    _check_other_classifier(config, method, whole)
+
+
+def _check_other_classifier(config, method, workdir):
+  """Segments a finished run by other centroids, with 'other' by matching."""
+  classifier = {'mdc': 'fresh', 'picie_h': 'view2'}[method]
+  run(
+    config,
+    method,
+    workdir,
+    '--config.segment_pixels.other=match',
+    f'--config.segment_pixels.classifier={classifier}',
+    '--config.segment_pixels.kmeans.batch_size=4',
+    '--config.segment_pixels.kmeans.initial_batches=2',
+  )
+  (folder,) = workdir.glob('segment_pixels-*')
+  results = json.loads((folder / 'results.json').read_text())
+  assert 0 <= results['other_cluster'] < 3
+  assert 0 < results['other_share_of_images'] <= 1
+  assert 'centroids of' in results['protocol']
+  assert 0 <= results['splits']['val']['metrics']['miou'] <= 1

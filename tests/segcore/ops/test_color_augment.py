@@ -98,6 +98,27 @@ def test_jitter_equals_its_definition(seed):
   np.testing.assert_allclose(to_unit_range(augmented), expected, atol=3e-4)
 
 
+def test_padding_has_no_share_in_the_mean_gray_of_the_contrast():
+  """The image in its padding becomes what it would without it."""
+  (image,) = images(1)
+  padded = np.full((8, 12, 3), 0.9, np.float32)
+  padded[1:7, 2:11] = image
+  valid = np.zeros((8, 12), bool)
+  valid[1:7, 2:11] = True
+  order, factors = [0, 1, 2, 3], [0.8, 0.4, 1.2, 0.1]
+  augmented = apply_draws(
+    padded,
+    draws(jitter=True, order=order, factors=factors),
+    color_augment.ColorOptions(jitter=1.0),
+    valid,
+  )
+  np.testing.assert_allclose(
+    to_unit_range(augmented)[1:7, 2:11],
+    jitter(to_unit_range(image), order, factors),
+    atol=3e-4,
+  )
+
+
 def test_image_is_unchanged_where_nothing_is_drawn():
   (image,) = images(1)
   augmented = apply_draws(image, draws(), ALL)

@@ -10,9 +10,18 @@ import pytest
 from tests.support import meshes
 from tests.u2pl import inputs
 from tests.u2pl.weak import tiny
+from u2pl import ema
+from u2pl.weak import cam_contrast
 from u2pl.weak import options as options_lib
 
 PLUS = dataclasses.replace(tiny.AFA, contrast=tiny.CONTRAST)
+# What the paper leaves open, by the other of two readings.
+READINGS = dataclasses.replace(
+  tiny.AFA,
+  contrast=dataclasses.replace(
+    tiny.CONTRAST, maps='propagated', key_source='teacher', teacher_decay=0.9
+  ),
+)
 REFINED = dataclasses.replace(tiny.AFA, affinity=None, energy=None)
 CAM = options_lib.LearnOptions(segmentation=False, affinity=None)
 MASKS = options_lib.LearnOptions(supervision='masks', affinity=None)
@@ -25,12 +34,12 @@ MASKS = options_lib.LearnOptions(supervision='masks', affinity=None)
     (MASKS, {'segmentation'}, set()),
     (REFINED, {'class', 'segmentation'}, {'labeled_share', 'cam_accuracy'}),
     (
-      PLUS,
+      READINGS,
       {'class', 'segmentation', 'affinity', 'energy', 'contrast'},
       {'pseudo_label_accuracy', 'bank_fill/3', 'contrasted_share'},
     ),
   ],
-  ids=['cam', 'masks', 'refined', 'plus'],
+  ids=['cam', 'masks', 'refined', 'readings'],
 )
 def test_systems_are_options_of_the_method(options, terms, scalars):
   trained, batch = tiny.make_method(options, jnp.float32), tiny.draw_batch()
@@ -42,6 +51,7 @@ def test_systems_are_options_of_the_method(options, terms, scalars):
   )
   assert {*state.params['heads']} == {*options.heads}
   assert (state.bank is None) == (options.contrast is None)
+  assert (state.teacher_params is None) == (options is not READINGS)
   after, logged = jax.eval_shape(trained.train_step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
   found = {name for name in logged if name.startswith('loss')}
@@ -50,6 +60,21 @@ def test_systems_are_options_of_the_method(options, terms, scalars):
   images = jnp.zeros((2, 32, 32, 3))
   scores = jax.eval_shape(trained.predict, state, images)
   assert scores.shape == (2, *((4, 4) if options is CAM else (8, 8)), 5)
+
+
+def test_a_teacher_of_keys_starts_with_the_contrast():
+  """Its decay is 1 before, and 0 in the first step: a copy."""
+  teacher = cam_contrast.build_key_teacher(
+    tiny.make_network(READINGS), READINGS
+  )
+  compute = jax.vmap(
+    lambda step: ema.ema_decay_at_step(
+      step - teacher.warmup_steps, teacher.options, teacher.steps_per_epoch
+    )
+  )
+  decays = jax.jit(compute)(np.array([0, 2, 3, 4, 5, 90], np.int32))
+  np.testing.assert_allclose(decays, [1, 1, 0, 1 / 2, 2 / 3, 0.9], rtol=1e-6)
+  assert cam_contrast.build_key_teacher(teacher.segmenter, PLUS) is None
 
 
 @pytest.fixture(scope='module')

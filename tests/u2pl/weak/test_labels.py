@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from segcore.models import heads as heads_lib
+from segcore.models import segmenter
 from segcore.ops import pixel_adaptive_refinement
+from segcore.train import train_state
 from tests.transcriptions import afa as reference
-from u2pl.weak import cam_contrast, cam_labels, losses
+from u2pl.weak import cam_contrast, cam_labels, cam_scores, losses
 from u2pl.weak import options as options_lib
 
 SIZE, CLASSES, GRID, RADIUS = (12, 14), 4, (3, 4), 1
@@ -52,6 +56,7 @@ def labels(inputs):
       cam_labels.refine_cam_labels(cams, images, OPTIONS),
       cam_labels.propagate_cam_labels(cams, images, grid, RADIUS, OPTIONS),
       cam_labels.propagate_cam_labels(cams, images, grid, RADIUS, whole),
+      cam_labels.propagate_cams(cams, grid, RADIUS),
     )
 
   with jax.enable_x64():
@@ -97,6 +102,37 @@ def test_propagated_labels(inputs, labels, reads):
     expected = np.where(images.inside[b], expected, -1)
     np.testing.assert_array_equal(actual[b], expected)
   assert len(np.unique(actual)) > 2
+
+
+def test_refined_cams_are_evaluated(inputs, monkeypatch):
+  """Compares classes that are predicted; all pixels have one."""
+  cams, _, images = inputs
+  logits = np.where(images.tags, 0.5, -0.5)
+  outputs = {'tags': heads_lib.TagScores(logits, cams)}
+  monkeypatch.setattr(segmenter.Segmenter, 'apply', lambda *_, **__: outputs)
+  network = segmenter.Segmenter(nn.Module(), None, {})
+  scores = cam_scores.CamScores(network, 0.45, OPTIONS.refinement)
+  state = train_state.TrainState(0, {}, {}, (), None)
+  with jax.enable_x64():
+    symmetric = images.pixels / 127.5 - 1
+    actual = jax.jit(lambda x: scores.predict(state, x))(symmetric)
+  normalized = np.stack(
+    [reference.multi_scale_cam([(x, x[:, ::-1])], SIZE) for x in cams]
+  )
+  for b, scored in enumerate(np.argmax(actual, axis=-1)):
+    whole = (0, SIZE[0], 0, SIZE[1])
+    expected = reference.refined_labels(
+      normalized[b],
+      *(images.tags[b], images.pixels[b], whole, 0.45, 0.45, DILATIONS),
+    )
+    np.testing.assert_array_equal(scored, expected)
+
+
+def test_propagated_cams(inputs, labels):
+  cams, affinities, _ = inputs
+  for b in range(3):
+    expected = reference.propagated_cam(cams[b], affinities[b], GRID, RADIUS)
+    np.testing.assert_allclose(labels[4][b], expected, rtol=1e-12)
 
 
 def test_balanced_cross_entropy_and_its_gradient():
@@ -151,6 +187,13 @@ def test_candidates_of_the_contrastive_loss():
     (
       {'supervision': 'masks', 'affinity': None, 'segmentation': False},
       "segmentation: expected True with supervision='masks'",
+    ),
+    (
+      {
+        'affinity': None,
+        'contrast': options_lib.CamContrastOptions(maps='propagated'),
+      },
+      "contrast.maps: expected 'cam' without affinity",
     ),
     (
       {'supervision': 'masks'},

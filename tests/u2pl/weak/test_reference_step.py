@@ -28,6 +28,12 @@ SHAPE, CELLS, FINE = (tiny.SIZE, tiny.SIZE), (4, 4), (8, 8)
 SCALES = (1.0, 0.5, 1.5)
 BOXES = ((0, 23, 5, 32), (0, 32, 0, 32))
 PLUS = dataclasses.replace(tiny.AFA, contrast=tiny.CONTRAST)
+READINGS = dataclasses.replace(
+  tiny.AFA,
+  contrast=dataclasses.replace(
+    tiny.CONTRAST, maps='propagated', key_source='teacher', teacher_decay=0.9
+  ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +43,9 @@ def _in_float64():
 
 
 @functools.cache
-def method_and_step(has_contrast):
+def method_and_step(options):
   """Returns a method and its compiled step, which tests share."""
-  trained = tiny.make_method(PLUS if has_contrast else tiny.AFA)
+  trained = tiny.make_method(options)
   return trained, jax.jit(trained.train_step)
 
 
@@ -171,7 +177,7 @@ def state_at(trained, step):
 @pytest.mark.parametrize('step', [2, 3, 5])
 def test_a_step_of_afa_and_its_update(step):
   """The class loss alone; then with refined, then with propagated labels."""
-  trained, train_step = method_and_step(False)
+  trained, train_step = method_and_step(tiny.AFA)
   state, batch = state_at(trained, step), tiny.draw_batch(4)
   keys = afa.StepKeys(*jax.random.split(jax.random.fold_in(state.rng, step), 4))
   images = to_symmetric(batch['image'])
@@ -262,12 +268,12 @@ def assert_updated(state, after, gradient, step):
   assert count > 30
 
 
-def contrast_masks(cams, batch, rng):
+def contrast_masks(maps, batch, rng):
   """Computes anchors and negatives, of which each image has a sample."""
   inside = u2pl_reference.nearest(batch['valid'], FINE)
   each = [
     reference.candidates(
-      reference.resize(cams[b], FINE), batch['tags'][b, 1:], inside[b], 0.45
+      reference.resize(maps[b], FINE), batch['tags'][b, 1:], inside[b], 0.45
     )
     for b in range(tiny.BATCH)
   ]
@@ -285,9 +291,13 @@ def contrast_masks(cams, batch, rng):
 
 
 @pytest.mark.slow
-def test_losses_of_a_step_of_u2pl_plus():
-  """Anchors, prototypes and negatives of Eqs. 29-31."""
-  trained, train_step = method_and_step(True)
+@pytest.mark.parametrize('options', [PLUS, READINGS], ids=['plus', 'readings'])
+def test_losses_of_a_step_of_u2pl_plus(options):
+  """Anchors, prototypes and negatives of Eqs. 29-31.
+
+  Then by propagated CAMs, with keys and prototypes of an EMA teacher.
+  """
+  trained, train_step = method_and_step(options)
   step = 5
   state, batch = state_at(trained, step), tiny.draw_batch(4)
   known = contrast_reference.Prototypes(
@@ -302,17 +312,28 @@ def test_losses_of_a_step_of_u2pl_plus():
   )
   keys = afa.StepKeys(*jax.random.split(jax.random.fold_in(state.rng, step), 4))
   images = to_symmetric(batch['image'])
-  cams, _, stats = numpy_cams(trained, state, images, keys.cams)
+  maps, affinities, stats = numpy_cams(trained, state, images, keys.cams)
   outputs, _ = forward(
     trained, state.params, stats, images, keys.network, trained.options.heads
   )
-  features = np.asarray(outputs['rep'])
-  masks = contrast_masks(cams, batch, keys.sample)
+  student = features = np.asarray(outputs['rep'])
+  if options is READINGS:
+    maps = [
+      reference.propagated_cam(*each, (6, 6), tiny.RADIUS)
+      for each in zip(maps, affinities, strict=True)
+    ]
+    teacher = jax.tree.map(lambda x: 1.1 * x + 0.01, state.params)
+    state = state.replace(teacher_params=teacher)
+    outputs, _ = forward(
+      *(trained, teacher, state.batch_stats, images, None, ('rep',))
+    )
+    features = np.asarray(outputs['rep'])
+  masks = contrast_masks(maps, batch, keys.sample)
   bank = contrast_reference.Bank([80] * tiny.CLASSES)
   result = numpy_contrast.step(
     masks,
     features,
-    features,
+    student,
     known,
     bank,
     keys.branch,
@@ -335,6 +356,17 @@ def test_losses_of_a_step_of_u2pl_plus():
   )
   for c in range(tiny.CLASSES):
     assert int(after.bank.count[c]) == bank.size(c) > 0
+  if options is READINGS:
+    # The teacher's third step: its decay is 1 - 1/3.
+    assert trained.options.class_steps + 3 == step
+    jax.tree.map(
+      lambda new, old, trained: np.testing.assert_allclose(
+        new, (2 * old + trained) / 3, rtol=1e-6, atol=1e-9
+      ),
+      after.teacher_params,
+      teacher,
+      after.params,
+    )
 
 
 def test_images_are_scaled_as_by_the_transcription():

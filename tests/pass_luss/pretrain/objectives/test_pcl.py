@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 REQUIRED = {'num_images': 9, 'from_step': 4, 'every': 2}
 OPTIONS = pcl.PclOptions(
-  queue=6, clusters=(5, 7), negatives=2, size=4, **REQUIRED
+  queue=6, clusters=(5, 7), negatives=4, size=4, **REQUIRED
 )
 
 
@@ -139,6 +139,8 @@ def test_objective(is_clustered):
     own = each.assignments[index]
     np.testing.assert_array_equal(targets[f'own{i}'], own)
     drawn = np.asarray(targets[f'drawn{i}'])
+    # Four, or as many as five clusters leave to two images.
+    assert len({*drawn}) == (3, 4)[i] and not {*drawn} & {*own}
     clusterings.append((each.centroids, each.densities, own, drawn))
   rows = memory.ring.rows.T
   expected = luss_comparators.info_nce(q[:, 0], k[:, 0], rows, 0.2)
@@ -169,5 +171,5 @@ def test_refusals(fields, message):
 
 def test_a_batch_that_leaves_too_few_prototypes_is_refused():
   pcl.Pcl(OPTIONS).check_batch_size(3)
-  with pytest.raises(ValueError, match='expected at least 8 each'):
+  with pytest.raises(ValueError, match='more than the batch of 6 images each'):
     pcl.Pcl(OPTIONS).check_batch_size(6)

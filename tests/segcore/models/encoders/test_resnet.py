@@ -142,6 +142,53 @@ def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
   )
 
 
+def test_frozen_blocks_and_blocks_that_do_not_dilate():
+  """Stem and two blocks have running statistics, and no gradient."""
+  state = torch_arithmetic.resnet_state((1, 1, 1), stem='plain', unit='basic')
+  module = DilatedResNet(
+    (1, 1, 1),
+    4,
+    'plain',
+    8,
+    unit='basic',
+    dilates=False,
+    frozen_blocks=2,
+  )
+  frozen = ('conv_root', 'bn_root', 'block1', 'block2')
+  assert module.frozen_parameters == frozen
+  translated = torchvision.translate_torchvision_weights(state)
+  variables = {kind: tree['encoder'] for kind, tree in translated.items()}
+  rng = np.random.default_rng(1)
+  images = jax.device_put(np.float32(rng.uniform(-1, 1, (2, 32, 49, 3))))
+
+  def total(params):
+    maps, updated = module.apply(
+      {**variables, 'params': params},
+      images,
+      True,
+      mutable=['batch_stats'],
+    )
+    return jnp.sum(jnp.square(maps.deepest.array)), (maps, updated)
+
+  gradient, (maps, updated) = jax.device_get(
+    jax.jit(jax.grad(total, has_aux=True))(variables['params'])
+  )
+  layers = torch_arithmetic.Layers(state, True, ('bn1', 'layer1', 'layer2'))
+  plan = [[_ONE], [_DOWN], [_ONE]]
+  expected = _reference(images, layers, plan, 'plain')
+  for x in maps.maps:
+    np.testing.assert_allclose(
+      np.transpose(x.array, (0, 3, 1, 2)), expected[x.name], atol=2e-4
+    )
+  assert all(name.startswith('layer3') for name in layers.updated)
+  for name, tree in updated['batch_stats'].items():
+    same = jax.tree.map(np.array_equal, tree, variables['batch_stats'][name])
+    assert {*jax.tree.leaves(same)} == {name in frozen}, name
+  for name, tree in gradient.items():
+    zero = [not x.any() for x in jax.tree.leaves(tree)]
+    assert {*zero} == {name in frozen}, name
+
+
 def _count_by_hand(blocks, stem, unit='bottleneck', width=64):
   """Counts kernels without biases, and a scale and an offset a channel."""
   w = width
@@ -281,6 +328,10 @@ def test_contradicting_fields_are_refused():
   start(blocks=(1, 2), output_stride=8, multi_grid=(1, 1))
   # The default grid is that of bottlenecks.
   start(blocks=(1, 2), output_stride=8, unit='basic')
+  with pytest.raises(
+    ValueError, match='frozen_blocks: expected None or 0 to 2'
+  ):
+    start(blocks=(1, 1), frozen_blocks=3)
   with pytest.raises(ValueError, match=r'expected the stride 16, .* got 32'):
     start(blocks=(1, 1, 1, 1), output_stride=32, stem='small')
 

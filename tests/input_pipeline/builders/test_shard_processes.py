@@ -1,0 +1,94 @@
+"""Shards written by several processes are those of one."""
+
+import pytest
+
+from input_pipeline import prepare, report
+from input_pipeline.builders import shard_processes, shards
+from runtime import errors
+from tests.support import archive_files, official, slow_writer
+from tests.support import official_cases as cases
+
+
+@pytest.mark.parametrize(
+  ('writer', 'expected', 'message'),
+  [
+    ({'failures': {'b': ZeroDivisionError('of b')}}, ZeroDivisionError, 'of b'),
+    ({'killed': 'b'}, errors.UserError, 'ended with status -9.*fewer jobs'),
+  ],
+)
+def test_a_failure_of_a_process_is_raised(tmp_path, writer, expected, message):
+  writer = slow_writer.SlowWriter(tmp_path, **writer)
+  counts = []
+  with pytest.raises(expected, match=message) as raised:
+    shard_processes.write_shards(writer, ('a', 'b', 'c'), 1, counts.append)
+  assert [path.name for path in tmp_path.iterdir()] == ['a']
+  assert sum(counts) == 3
+  if expected is ZeroDivisionError:
+    assert 'in write_shard' in raised.value.__notes__[0]
+
+
+def test_an_interruption_leaves_no_part_of_a_shard(tmp_path):
+  def interrupt(num_images):
+    if num_images:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    shard_processes.write_shards(
+      slow_writer.SlowWriter(tmp_path), ('a', 'b', 'c'), 1, interrupt
+    )
+  assert not [path for path in tmp_path.iterdir() if path.suffix]
+  assert not (tmp_path / 'c').exists()
+
+
+def scenes(source):
+  """Writes five images of train and two of val."""
+  splits = {
+    split: {
+      f'ADE_{split}_{i:08}': (cases.photo([[i, 0]], 9 * count + i), [[i, 0]])
+      for i in range(1, count + 1)
+    }
+    for split, count in (('train', 5), ('val', 2))
+  }
+  official.ade20k(source / 'zip', splits)
+  archive_files.extract(source / 'zip', source / 'files')
+  return source / 'files'
+
+
+def test_records_and_messages_do_not_depend_on_the_number_of_jobs(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.delenv('SEG_DATA_DIR', raising=False)
+  monkeypatch.setattr(shards, 'IMAGES_PER_SHARD', 2)
+  monkeypatch.setattr(shards, 'IMAGES_PER_PROCESS', 1)
+  monkeypatch.setattr(
+    report, 'draw_dataset_report', lambda path, *_: path.touch()
+  )
+  source = scenes(tmp_path)
+  [mask] = source.rglob('ADE_train_00000003.png')
+  whole = mask.read_bytes()
+  outputs, contents = {}, {}
+  for jobs in ('1', '2'):
+    folder = tmp_path / 'records'
+    command = ['ade20k', f'--source={source}', f'--data_dir={folder}']
+    # Written again by the second call: a shard of five.
+    mask.write_bytes(official.gray_png([[151, 0]]))
+    assert prepare.main([*command, f'--jobs={jobs}']) == 2
+    assert not list(folder.rglob('*.array_record.*'))
+    mask.write_bytes(whole)
+    assert prepare.main([*command, f'--jobs={jobs}']) == 0
+    outputs[jobs] = capsys.readouterr()
+    contents[jobs] = {
+      path.relative_to(folder): path.read_bytes()
+      for path in (folder / 'ade20k').rglob('*')
+      if path.is_file()
+    }
+    folder.rename(tmp_path / f'records-{jobs}')
+  assert f'error: {mask}: expected values 1…150' in outputs['1'].err
+  assert outputs['2'] == outputs['1']
+  assert contents['2'] == contents['1']
+  assert len(contents['1']) > 4
+
+
+def test_a_number_of_jobs_below_one_is_refused(capsys):
+  assert prepare.main(['shapes/scenes', '--jobs=0']) == 2
+  assert capsys.readouterr().err == 'error: jobs: expected 1 or more, got 0\n'
