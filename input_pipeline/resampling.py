@@ -8,10 +8,17 @@ Each function can compute a part of its output alone, as for a crop, at the same
 positions in the input.
 """
 
+import functools
+import importlib.util
+
 import cv2
 import numpy as np
 import PIL.Image
+from etils import epy
 from jaxtyping import Shaped, UInt8
+
+with epy.lazy_imports():
+  import cykooz_resizer  # An extra: not all platforms have a wheel of it.
 
 # Rows and columns of an output, each from `start` to `stop`.
 Part = tuple[slice, slice]
@@ -115,7 +122,6 @@ def resize_image_bilinear(
 def resize_image_antialiased(
   image: UInt8[np.ndarray, 'H W 3'],
   size: tuple[int, int],
-  part: Part | None = None,
   *,
   bicubic: bool = False,
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -124,13 +130,75 @@ def resize_image_antialiased(
   Args:
     image: RGB image.
     size: (height, width) of the output in pixels.
-    part: part of the output to return; None for all of it.
     bicubic: whether the filter is bicubic, not bilinear.
   """
   filters = PIL.Image.Resampling
   resampling = filters.BICUBIC if bicubic else filters.BILINEAR
-  resized = PIL.Image.fromarray(image).resize(size[::-1], resampling)
-  return np.asarray(resized)[part or _whole(size)]
+  return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], resampling))
+
+
+def resize_crop_antialiased(
+  image: UInt8[np.ndarray, 'H W 3'],
+  size: tuple[int, int],
+  part: Part | None = None,
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Resizes an image bilinearly, antialiased where it shrinks, for training.
+
+  The package cykooz-resizer does it in a fifth of Pillow's time. Its values are
+  the same on all processors, and at most 1 from those of Pillow, which does it
+  where the package is not installed.
+
+  Args:
+    image: RGB image.
+    size: (height, width) of the output in pixels.
+    part: part of the output to compute, up to rounding as in the whole; None
+      for all of it.
+  """
+  part = part or _whole(size)
+  if _has_resizer():
+    return _resize_by_package(image, size, part)
+  return resize_image_antialiased(image, size)[part]
+
+
+@functools.cache
+def _has_resizer() -> bool:
+  """Returns whether the package is installed."""
+  return importlib.util.find_spec('cykooz_resizer') is not None
+
+
+def _resize_by_package(
+  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int], part: Part
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Resizes an image by the package; computes the part alone."""
+  (height, top, rows), (width, left, columns) = (
+    (kept.stop - kept.start, kept.start * old / new, kept.stop * old / new)
+    for old, new, kept in zip(image.shape[:2], size, part, strict=True)
+  )
+  # Quotients are rounded: the box must not reach beyond the image.
+  box = cykooz_resizer.CropBox(
+    left,
+    top,
+    min(columns, image.shape[1]) - left,
+    min(rows, image.shape[0]) - top,
+  )
+  bilinear = cykooz_resizer.ResizeAlg.convolution(
+    cykooz_resizer.FilterType.bilinear
+  )
+  kind = cykooz_resizer.PixelType.U8x3
+  source = cykooz_resizer.ImageData(
+    image.shape[1], image.shape[0], kind, image.tobytes()
+  )
+  resized = cykooz_resizer.ImageData(width, height, kind)
+  # A resizer of its own: threads cannot share one.
+  cykooz_resizer.Resizer().resize(
+    source,
+    resized,
+    cykooz_resizer.ResizeOptions(
+      resize_alg=bilinear, crop_box=box, use_alpha=False
+    ),
+  )
+  pixels = np.frombuffer(resized.get_buffer(), np.uint8)
+  return pixels.reshape(height, width, 3)
 
 
 def size_within_sides(

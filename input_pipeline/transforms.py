@@ -131,7 +131,7 @@ def resize_example(
     return example
   functions = dict.fromkeys(_PIXEL_MAPS, LABEL_RULES[label_resize])
   functions['image'] = (
-    resampling.resize_image_antialiased
+    resampling.resize_crop_antialiased
     if antialias
     else resampling.resize_image_bilinear
   )

@@ -8,10 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from input_pipeline import loader as loader_lib
 from pass_luss.dense import (
   image_batches,
   losses,
@@ -21,7 +19,6 @@ from pass_luss.dense import (
 from runtime import console
 from segcore.distributed import sharding
 from segcore.train import train_state
-from segcore.train import workspace as workspace_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,23 +27,17 @@ class EpochClusters:
 
   Attributes:
     method: MDC or PiCIE.
-    stream: base images with their indices.
+    images: base images with their indices.
     options: options of k-means.
     every: number of steps of an epoch.
     seed: seed of the order of the images.
-    mesh: the devices.
-    reading: threads and worker processes of the input pipeline.
-    workspace: workspace of the stage.
   """
 
   method: pixel_clustering.PixelClustering
-  stream: loader_lib.Stream
+  images: image_batches.ImageBatches
   options: mini_batch_kmeans.KmeansOptions
   every: int
   seed: int
-  mesh: Mesh
-  reading: loader_lib.ReadOptions
-  workspace: workspace_lib.Workspace
 
   def __call__(self, state: pixel_clustering.State) -> pixel_clustering.State:
     """Returns the state at the start of an epoch.
@@ -73,8 +64,8 @@ class EpochClusters:
     }
     largest = max(float(jnp.max(x.weights)) for x in clusterings.values())
     console.print_line(
-      f'epoch {epoch + 1}: clustered the pixels of {len(self.stream.records):,}'
-      f' images; the largest cluster has {largest:.0%}'
+      f'epoch {epoch + 1}: clustered the pixels of {self.images.num_images:,} '
+      f'images; the largest cluster has {largest:.0%}'
     )
     begin = jax.jit(self.method.begin_epoch, out_shardings=shardings)
     return begin(state, clusterings)
@@ -90,7 +81,7 @@ class EpochClusters:
       Batch statistics, and centroids by the name of the clustering.
     """
     specs = [spec for spec in self.method.specs if spec.view == view]
-    images, stats = self._images, state.batch_stats
+    images, stats = self.images, state.batch_stats
     seed = np.random.SeedSequence((self.seed, epoch, view)).generate_state(1)
 
     def feature_batches() -> Iterator[Float[Array, 'B h w D']]:
@@ -106,7 +97,7 @@ class EpochClusters:
       min(self.options.initial_batches, images.num_whole),
       self.options.iterations,
       state.view_key,
-      self.mesh,
+      images.mesh,
     )
     names = [spec.name for spec in specs]
     return stats, dict(zip(names, centroids, strict=True))
@@ -118,31 +109,20 @@ class EpochClusters:
   ) -> dict[str, Float[Array, 'K']]:
     """Counts the pixels of each cluster, over the views of all images."""
     variables = train_state.train_state_variables(state)
-    count = -(-len(self.stream.records) // self.options.batch_size)
+    count = -(-self.images.num_images // self.images.batch_size)
     totals = {name: jnp.zeros(len(each)) for name, each in centroids.items()}
     # The first N images of a stream of N are all of them.
-    for i, batch in enumerate(self._images.read(count, self.seed)):
+    for i, batch in enumerate(self.images.read(count, self.seed)):
       totals = self._count(
         totals, variables, dict(centroids), state.view_key, batch, i
       )
     return totals
 
-  @property
-  def _images(self) -> image_batches.ImageBatches:
-    """Returns the batches of the images."""
-    return image_batches.ImageBatches(
-      self.stream,
-      self.options.batch_size,
-      self.mesh,
-      self.reading,
-      self.workspace,
-    )
-
   @functools.cached_property
   def _features(self) -> dict[int, Callable[..., Any]]:
     """Returns the jitted features of each view, in training mode."""
-    rows = sharding.batch_sharding(self.mesh)
-    whole = sharding.replicated_sharding(self.mesh)
+    rows = sharding.batch_sharding(self.images.mesh)
+    whole = sharding.replicated_sharding(self.images.mesh)
 
     def build(place: int) -> Callable[..., Any]:
       def features(variables, key, batch):
@@ -161,7 +141,7 @@ class EpochClusters:
       views = self.method.views(batch, key)
       labels = self.method.label_views(variables, centroids, views)
       row = number * len(batch['index']) + jnp.arange(len(batch['index']))
-      valid = (row < len(self.stream.records))[:, None, None]
+      valid = (row < self.images.num_images)[:, None, None]
       return {
         name: totals[name]
         + mini_batch_kmeans.count_pixels(

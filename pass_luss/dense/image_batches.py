@@ -31,12 +31,17 @@ class ImageBatches:
   workspace: workspace_lib.Workspace
 
   @property
+  def num_images(self) -> int:
+    """Returns the number of images."""
+    return len(self.stream.records)
+
+  @property
   def num_whole(self) -> int:
     """Returns the number of batches without the last, partial one, at least 1.
 
     A partial batch would have other batch statistics.
     """
-    return max(len(self.stream.records) // self.batch_size, 1)
+    return max(self.num_images // self.batch_size, 1)
 
   def read(self, count: int, seed: int) -> Iterator[Mapping[str, Array]]:
     """Yields the first batches of the images in a random order.

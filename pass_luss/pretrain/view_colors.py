@@ -1,6 +1,7 @@
 """Color augmentation of views, on the device (spec §2.2)."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,18 @@ from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import view_axis
-from segcore.ops import color_augment
+from segcore.ops import color_augment, tensorflow_color
 from segcore.train import update as update_lib
 
 # Mean and standard deviation of ImageNet's red channel, in [0, 1].
 _RED_MEAN, _RED_DEVIATION = 0.485, 0.229
+
+
+_RULES = {
+  'torchvision': color_augment.TORCHVISION,
+  'simclr': tensorflow_color.SIMCLR,
+  'byol': tensorflow_color.BYOL,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +32,14 @@ class ViewColors:
     small: augmentation of all small views.
     red_deviation: standard deviation that red is divided by. SwAV's code has
       0.228 where ImageNet's is 0.229, and PASS inherits it (spec §2.2).
+    rules: rules of jitter and blur: those of torchvision, or of the released
+      code of SimCLR or BYOL.
   """
 
   large: tuple[color_augment.ColorOptions, ...]
   small: color_augment.ColorOptions = color_augment.ColorOptions()
   red_deviation: float = _RED_DEVIATION
+  rules: Literal['torchvision', 'simclr', 'byol'] = 'torchvision'
 
   def __post_init__(self):
     if len(self.large) != 2:
@@ -78,7 +89,10 @@ def augment_view_colors(
       count = part.shape[1]
       part_keys = view_axis.merge_view_axis(_view_keys(keys, number, count))
       rows = color_augment.augment_colors(
-        view_axis.merge_view_axis(part), part_keys, part_options
+        view_axis.merge_view_axis(part),
+        part_keys,
+        part_options,
+        rules=_RULES[colors.rules],
       )
       augmented.append(view_axis.split_view_axis(rows, len(images)))
       number += count

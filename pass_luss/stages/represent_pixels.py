@@ -13,6 +13,7 @@ from pass_luss.dense import (
   base_image,
   cluster_head,
   epoch_clusters,
+  image_batches,
   methods,
   mini_batch_kmeans,
   pixel_clustering,
@@ -130,15 +131,15 @@ class RepresentPixelsStage(base.ImagesStage):
     """Returns the clustering at the start of each epoch."""
     recipe, stream = self.options.recipe, streams['']
     every = max(len(stream.split) // recipe.batch_size, 1)
-    clusters = epoch_clusters.EpochClusters(
-      trained,
+    images = image_batches.ImageBatches(
       stream.open(),
-      self.options.kmeans,
-      every,
-      recipe.seed,
+      self.options.kmeans.batch_size,
       self.context.mesh,
       self.context.operation.reading,
       workspace,
+    )
+    clusters = epoch_clusters.EpochClusters(
+      trained, images, self.options.kmeans, every, recipe.seed
     )
     return callbacks.Refresh(0, every, clusters)
 

@@ -24,6 +24,8 @@ LIBRARIES = (
   'grain',
   'numpy',
 )
+# Extras that change values of pixels by rounding: all hosts have it, or none.
+EXTRAS = ('cykooz-resizer',)
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PROJECT = 'label-efficient-segmentation'
@@ -45,7 +47,7 @@ def shared_host_settings(config: Any, **more: Any) -> dict[str, Any]:
     **more,
     # Equal configs on unequal code trace different programs all the same.
     'code': _code_version(),
-    **{name: _package_version(name) for name in LIBRARIES},
+    **{name: _package_version(name) for name in (*LIBRARIES, *EXTRAS)},
   }
 
 

@@ -108,6 +108,22 @@ class ColorDraws(NamedTuple):
   solarize: Bool[Array, '']
 
 
+class Rules(NamedTuple):
+  """The operations that differ between libraries; torchvision's by default.
+
+  Attributes:
+    change: function of (image, kind, factor) that changes brightness, contrast
+      or saturation; None for `blend_color`.
+    blur: function of (image, sigma, largest sigma); None for `gaussian_blur`.
+  """
+
+  change: Callable[..., Image] | None = None
+  blur: Callable[..., Image] | None = None
+
+
+TORCHVISION = Rules()
+
+
 def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> ColorDraws:
   """Draws the random values of one example.
 
@@ -148,6 +164,7 @@ def apply_color_draws(
   draws: ColorDraws,
   options: ColorOptions,
   valid: Bool[Array, 'H W'] | None = None,
+  rules: Rules = TORCHVISION,
 ) -> Image:
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
 
@@ -158,18 +175,18 @@ def apply_color_draws(
     draws: random values of the image.
     options: options with which they were drawn.
     valid: pixels of the image without its padding, of which the mean gray value
-      for the contrast is; None for all.
+      for the contrast is; None for all. Only torchvision's rules read it.
+    rules: operations of another library.
   """
-  change = functools.partial(blend_color, valid=valid)
+  change = rules.change or functools.partial(blend_color, valid=valid)
+  blur = rules.blur or gaussian_blur
   x = 0.5 * (image + 1.0)  # In [0, 1], where the operations are defined.
   if options.jitter:
     x = jnp.where(draws.jitter, jitter_color(x, draws, change), x)
   if options.gray:
     x = jnp.where(draws.gray, _to_gray(x), x)
   if options.blur:
-    x = jnp.where(
-      draws.blur, gaussian_blur(x, draws.sigma, options.sigma[1]), x
-    )
+    x = jnp.where(draws.blur, blur(x, draws.sigma, options.sigma[1]), x)
   if options.solarize:
     x = jnp.where(draws.solarize, dm_pix.solarize(x, options.threshold), x)
   return 2.0 * x - 1.0
@@ -180,6 +197,7 @@ def augment_colors(
   keys: ExampleKeys,
   options: ColorOptions,
   valid: Bool[Array, 'B H W'] | None = None,
+  rules: Rules = TORCHVISION,
 ) -> Images:
   """Augments each image of a batch in [-1, 1], with its own key.
 
@@ -187,12 +205,14 @@ def augment_colors(
     images: images in [-1, 1].
     keys: key of each image.
     options: probabilities and ranges.
-    valid: pixels that are no padding; None for all.
+    valid: pixels that are no padding; None for all. Only torchvision's rules
+      read it.
+    rules: operations of another library.
   """
 
   def augment_one(image, key, valid):
     draws = sample_color_draws(key, options)
-    return apply_color_draws(image, draws, options, valid)
+    return apply_color_draws(image, draws, options, valid, rules)
 
   return jax.vmap(augment_one)(images, keys, valid)
 
@@ -280,7 +300,9 @@ def blur_axes(
 
 
 def blur_matrix(
-  weights: Float[Array, 'taps'], side: int, border: Literal['edge', 'reflect']
+  weights: Float[Array, 'taps'],
+  side: int,
+  border: Literal['edge', 'reflect', 'zero'],
 ) -> Float[Array, 'side side']:
   """Returns the weight of each pixel (column) in each blurred pixel (row).
 
@@ -288,20 +310,23 @@ def blur_matrix(
     weights: weights of the kernel, an odd number; they are normalized here.
     side: number of pixels of the axis, above half of the taps for 'reflect'.
     border: what the kernel reads outside of the image: the edge pixel repeated,
-      or the image reflected at it, without repeating it.
+      the image reflected at it, without repeating it, or zeros.
   """
   radius = len(weights) // 2
   offsets = jnp.arange(-radius, radius + 1)
   weights /= jnp.sum(weights)
   rows = jnp.arange(side)[:, None]
   columns = rows + offsets
-  if border == 'edge':
+  weights = weights[None]
+  if border == 'zero':
+    weights = jnp.where((columns >= 0) & (columns < side), weights, 0.0)
+  if border in ('edge', 'zero'):
     columns = jnp.clip(columns, 0, side - 1)
   else:
     columns = side - 1 - jnp.abs(side - 1 - jnp.abs(columns))
   # Weights that read one pixel add up.
   matrix = jnp.zeros((side, side), weights.dtype)
-  return matrix.at[rows, columns].add(weights[None])
+  return matrix.at[rows, columns].add(weights)
 
 
 def _to_gray(image: Image) -> Image:

@@ -129,6 +129,9 @@ def test_settings_of_the_authors(name, batch_size, epochs, rate):
     assert optimizer.weight_decay == 1e-4
   if name == 'adco':
     assert not block.learn.adco.symmetric
+  own = name if name in ('simclr', 'byol') else 'torchvision'
+  assert block.colors.get('rules', 'torchvision') == own
+  assert represent(name, '').colors.get('rules', 'torchvision') == 'torchvision'
 
 
 def test_sizes_of_data_sets():

@@ -114,7 +114,7 @@ def test_a_part_equals_that_part_of_the_whole():
     resampling.resize_label_nearest,
     resampling.resize_label_by_floor,
     resampling.resize_image_bilinear,
-    resampling.resize_image_antialiased,
+    resampling.resize_crop_antialiased,
   )
   for n, rng in enumerate(images.draws(200)):
     shape = tuple(rng.integers(1, 70, 2).tolist())
@@ -129,9 +129,43 @@ def test_a_part_equals_that_part_of_the_whole():
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     for resize in resizes:
       source = image[..., 0] if 'label' in resize.__name__ else image
-      np.testing.assert_array_equal(
-        resize(source, size, part), resize(source, size)[part]
+      actual = resize(source, size, part).astype(int)
+      # The package of antialiasing rounds positions of a part otherwise.
+      tolerance = int(resize is resampling.resize_crop_antialiased)
+      np.testing.assert_allclose(
+        actual, resize(source, size)[part], atol=tolerance
       )
+
+
+def test_antialiased_pixels_are_those_of_pillow_but_for_rounding():
+  for rng in images.draws(60):
+    shape, size = rng.integers(1, 200, (2, 2)).tolist()
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    expected = PIL.Image.fromarray(image).resize(
+      size[::-1], PIL.Image.Resampling.BILINEAR
+    )
+    actual = resampling.resize_crop_antialiased(image, tuple(size))
+    np.testing.assert_allclose(actual.astype(int), np.asarray(expected), atol=1)
+
+
+@pytest.mark.parametrize(
+  'resize',
+  [resampling.resize_image_bilinear, resampling.resize_crop_antialiased],
+)
+def test_a_blob_keeps_its_place(resize):
+  at = np.array([70.3, 88.6])  # In pixels, with centers at integers.
+  rows, columns = np.indices((150, 190))
+  distance = (rows - at[0]) ** 2 + (columns - at[1]) ** 2
+  blob = np.rint(250 * np.exp(-distance / (2 * 15.0**2))).astype(np.uint8)
+  image = np.repeat(blob[..., None], 3, axis=2)
+  for size in ((97, 131), (223, 257), (75, 95), (61, 300)):
+    part = slice(1, size[0] - 1), slice(2, size[1] - 3)
+    shown = resize(image, size, part)[..., 0].astype(float)
+    shown[shown < 2] = 0  # Rounded tails.
+    positions = np.indices(shown.shape) + np.array([1.5, 2.5])[:, None, None]
+    center = (positions * shown).sum((1, 2)) / shown.sum()
+    scale = np.array(image.shape[:2]) / size
+    np.testing.assert_allclose(center * scale - 0.5, at, atol=0.01)
 
 
 def test_bilinear_has_half_pixel_centers():

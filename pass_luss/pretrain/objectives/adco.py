@@ -10,8 +10,9 @@ Hu et al., arXiv:2011.08435 (spec §2.4):
 
 Symmetric: both views through both networks; L and g are means of the two.
 
-Before that, K / B steps store their keys in W: each is InfoNCE against W alone,
-and after the last the momentum encoder is made equal to the encoder.
+Before that, K / B steps store the keys of view 2 in W: each is InfoNCE of view
+1 against W alone, and after the last the momentum encoder is made equal to the
+encoder.
 """
 
 import dataclasses
@@ -111,19 +112,21 @@ class Adco(moco.KeyObjective):
     return self.options.negatives // len(step.outputs[self.name]['queries'])
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes the loss L, the mean over pairs of views."""
+    """Computes the loss L, the mean over pairs; at first of the first one."""
     negatives = step.state.memory[self.name].rows
+    is_initial = self._is_initial(step)
     terms = [
       adco_loss(
         queries,
         keys,
         negatives,
         self.options.temperature,
-        ~self._is_initial(step),
+        ~is_initial,
       )
       for queries, keys in self._pairs(step)
     ]
-    return objective.LossTerms({'loss_adco': sum(terms) / len(terms)}, {})
+    loss = jnp.where(is_initial, terms[0], sum(terms) / len(terms))
+    return objective.LossTerms({'loss_adco': loss}, {})
 
   def after_update(
     self, step: objective.Step, new: objective.State

@@ -11,6 +11,7 @@ from input_pipeline import loader, transforms
 from pass_luss.dense import (
   base_image,
   epoch_clusters,
+  image_batches,
   mini_batch_kmeans,
   pixel_clustering,
 )
@@ -159,15 +160,16 @@ class Epoch:
       sharding.replicated_sharding(mesh),
     )
     self.state = state.replace(step=state.step + 3)
-    self.begin = epoch_clusters.EpochClusters(
-      self.trained,
+    images = image_batches.ImageBatches(
       stream.open(),
-      mini_batch_kmeans.KmeansOptions(batch_size, initial_batches=1),
-      3,
-      0,
+      batch_size,
       mesh,
       loader.ReadOptions(1, 1),
       workspace_lib.Workspace(folder, {}, ''),
+    )
+    options = mini_batch_kmeans.KmeansOptions(batch_size, initial_batches=1)
+    self.begin = epoch_clusters.EpochClusters(
+      self.trained, images, options, 3, 0
     )
 
   def labels(self, state):

@@ -86,10 +86,16 @@ def make_objective(symmetric=False):
   return adco.Adco(adco.AdcoOptions(negatives=6, size=4, symmetric=symmetric))
 
 
-def test_first_steps_fill_the_negatives():
-  objective = make_objective()
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_first_steps_fill_the_negatives(symmetric):
+  """Queries are of view 1 and keys of view 2 alone."""
+  objective = make_objective(symmetric)
+  q, k = Q[:, None], K[:, None]
+  if symmetric:
+    q = np.stack([Q, arrays.normalized(3, 4, seed=4)], axis=1)
+    k = np.stack([arrays.normalized(3, 4, seed=5), K], axis=1)
   for number in (0, 1):
-    loss, new = after_step(objective, number, Q[:, None], K[:, None])
+    loss, new = after_step(objective, number, q, k)
     expected = TABLE.copy()
     expected[3 * number : 3 * number + 3] = K
     arrays.assert_close(new.memory['adco'].rows, expected)
