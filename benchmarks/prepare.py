@@ -1,15 +1,14 @@
 """Compares preparing records with only decoding their files.
 
-  python benchmarks/prepare.py [--images=1000] [--rounds=3] [--out=FILE.json]
+  python benchmarks/prepare.py [--images=2000] [--rounds=3] [--out=FILE.json]
 
 JPEG files of 500 x 375 pixels are drawn, with palette masks like those of
-Pascal VOC. Two sides alternate on as many threads as there are cores: preparing
-the records (list, read, decode, check, fingerprint, encode, write), and cv2
-that only decodes image and mask of the same files. Then each part is timed on
-one thread.
+Pascal VOC. Two sides alternate on as many processes or threads as there are
+cores: preparing the records (list, read, decode, check, fingerprint, encode,
+write), and cv2 that only decodes image and mask of the same files. Then each
+part is timed on one thread.
 """
 
-import os
 import pathlib
 import shutil
 import statistics
@@ -65,7 +64,9 @@ def builder(folder: pathlib.Path) -> base.Builder:
 
 def prepare(folder: pathlib.Path) -> None:
   """Prepares all records as the command line does, without its report."""
-  builder(folder).download_and_prepare()
+  made = builder(folder)
+  made.jobs = threads.count_usable_cpus()
+  made.download_and_prepare()
 
 
 def decode(folder: pathlib.Path) -> None:
@@ -130,7 +131,7 @@ def timed(part: Callable[[int], object], count: int) -> float:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  arguments = command_line.parse(argv, __doc__, images=1000, rounds=3)
+  arguments = command_line.parse(argv, __doc__, images=2000, rounds=3)
   cv2.setNumThreads(0)
   logging.set_verbosity(logging.ERROR)  # TFDS logs each of its steps.
   rows = []
@@ -165,7 +166,7 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
   """Computes the medians of the rounds and their range."""
   share = [row['prepare'] / row['bare'] for row in rows]
   return {
-    'threads': os.cpu_count(),
+    'threads': threads.count_usable_cpus(),
     'rounds': list(rows),
     'images_a_second': statistics.median(row['prepare'] for row in rows),
     'share_of_bare_decoding': statistics.median(share),

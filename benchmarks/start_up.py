@@ -20,6 +20,7 @@ import command_line
 
 IMPORT_JAX = ('-c', 'import jax')
 _PASCAL = '--config=configs/ddep_pascal.py'
+_MISSPELT = '--config.netwrok.dtype=bfloat16'
 COMMANDS = {
   'ddep.main --help': ('-m', 'ddep.main', '--help'),
   'u2pl.main --help': ('-m', 'u2pl.main', '--help'),
@@ -30,11 +31,15 @@ COMMANDS = {
   'launch --help': ('-m', 'launch', '--help'),
   'ddep.main, unknown flag': ('-m', 'ddep.main', '--confg=x'),
   'ddep.main, misspelt option': ('-m', 'ddep.main', f'{_PASCAL}:fractoin=1'),
-  'ddep.main, misspelt field': (
-    *('-m', 'ddep.main', _PASCAL),
-    '--config.netwrok.dtype=bfloat16',
-  ),
-  'ddep.main, missing files': ('-m', 'ddep.main', _PASCAL),
+  **{
+    f'{program}, {case}': ('-m', program, f'--config=configs/{name}.py', *flags)
+    for program, name in (
+      ('ddep.main', 'ddep_pascal'),
+      ('u2pl.main', 'u2pl_voc'),
+      ('pass_luss.main', 'pass_imagenet_s50'),
+    )
+    for case, flags in (('misspelt field', (_MISSPELT,)), ('missing files', ()))
+  },
   'input_pipeline.prepare, missing files': (
     *('-m', 'input_pipeline.prepare', 'camvid'),
     '--source=/nowhere',

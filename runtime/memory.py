@@ -1,7 +1,10 @@
-"""Memory of the process that the allocator keeps for reuse."""
+"""Memory of the process: blocks kept for reuse, and garbage collection."""
 
+import contextlib
 import ctypes
 import functools
+import gc
+from collections.abc import Iterator
 
 # Parameters of mallopt in glibc's malloc.h, and their values in bytes: freed
 # memory up to the first is kept, and blocks up to the second come from it.
@@ -23,3 +26,19 @@ def keep_freed_memory() -> None:
     return
   mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
   mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+  """Collects no garbage until the context ends.
+
+  Imports allocate many objects that stay: searching them for garbage again and
+  again takes an eighth of the time of a start.
+  """
+  enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if enabled:
+      gc.enable()

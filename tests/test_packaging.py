@@ -203,3 +203,50 @@ cli.run_command_line(main.PROGRAM, ['main', '--help'])
 cli.run_command_line(main.PROGRAM, ['main', *sys.argv[1:]])
 print(json.dumps([x for x in {} if x in sys.modules]))
 """
+
+
+# Runs a module with the arguments of a command line that is refused, and prints
+# which of the libraries are imported by then.
+_REFUSE_AND_LIST = """
+import json, runpy, sys
+
+libraries = sys.argv[1].split()
+sys.argv = sys.argv[2:]
+try:
+  runpy.run_module(sys.argv[0], run_name='__main__')
+except SystemExit as error:
+  assert error.code == 2, error.code
+print(json.dumps([x for x in libraries if x in sys.modules]))
+"""
+
+
+@pytest.mark.parametrize(
+  ('command', 'absent'),
+  [
+    (
+      ('input_pipeline.prepare', 'camvid', '--source=/nowhere'),
+      ('jax', 'flax', 'optax', 'scipy', *SLOW_LIBRARIES),
+    ),
+    (
+      ('ddep.main', '--config=configs/ddep_pascal.py', '--workdir=/nowhere'),
+      ('optax', *SLOW_LIBRARIES),
+    ),
+  ],
+)
+def test_missing_files_are_reported_without_slow_libraries(
+  command, absent, tmp_path
+):
+  absent = {*absent}
+  if command[0] == 'input_pipeline.prepare':
+    absent -= {'tensorflow_datasets'}  # Its builders list the files.
+  places = {'SEG_DATA_DIR': str(tmp_path), 'TFDS_DATA_DIR': str(tmp_path)}
+  done = subprocess.run(
+    [sys.executable, '-c', _REFUSE_AND_LIST, ' '.join(absent), *command],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT), **places},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert json.loads(done.stdout.splitlines()[-1]) == []
+  assert 'source: expected a folder or an archive' in done.stderr

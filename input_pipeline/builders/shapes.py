@@ -215,7 +215,7 @@ def _configs(size: int, suffix: str = '') -> list[ShapesConfig]:
     'size': size,
     'frequencies': RARE_CLASSES,
     'num_images': {'train': 2000, 'val': 400, 'test': 400},
-    'version': tfds.core.Version('1.2.0'),
+    'version': tfds.core.Version('1.3.0'),
   }
   return [
     ShapesConfig(f'scenes{suffix}', size=size, num_images=scenes),

@@ -59,17 +59,14 @@ class Rendering:
 
 
 DAY = Rendering()
+# The background is that of the day: only the light differs, so that labels of
+# the target can be learned from as well as those of the source.
 DUSK = Rendering(
-  clutter=(12, 20),
-  texture=0.16,
-  cells=(10, 40),
   camera=shapes_camera.SceneCameraRanges(
-    light=(0.55, 0.8),
-    shade=(0.2, 0.5),
-    cast=(0.15, 0.3),
-    contrast=(0.6, 0.8),
-    blur=(0.6, 0.9),
-    noise=(0.03, 0.06),
+    light=(0.35, 0.6),
+    shade=(0.3, 0.6),
+    cast=(0.3, 0.6),
+    contrast=(0.5, 0.7),
   ),
 )
 

@@ -5,12 +5,15 @@ Source: Van Gansbeke et al. 2021, arXiv:2102.06191 (spec comparators §3.6).
 
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jaxtyping import Array, Bool, Float
 
 from pass_luss.pretrain import embedding_ops
 from segcore.ops import losses
 from segcore.types import Scalar
+
+with epy.lazy_imports():
+  import optax
 
 # Added to the share of an image's pixels, in the logarithm of its weight.
 _SHARE_OFFSET = 1.02

@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jaxtyping import Array
 
 from pass_luss.dense import cluster_head, losses, pixel_clustering
 from runtime.option_ranges import Positive
 from segcore import types
+
+with epy.lazy_imports():
+  import optax
 
 _NAME = 'view1'
 
@@ -54,7 +57,7 @@ class Mdc(pixel_clustering.PixelClustering):
     return (pixel_clustering.ClusteringSpec(_NAME, 0, self.num_clusters),)
 
   @property
-  def _optimizer(self) -> optax.GradientTransformation:
+  def _optimizer(self) -> 'optax.GradientTransformation':
     return optax.adam(self.options.classifier_rate)
 
   def loss(self, head, features, clusters):

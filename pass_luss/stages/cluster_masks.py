@@ -16,6 +16,7 @@ from pass_luss.stages import cluster, represent_masks, segment
 from runtime import console, errors, files
 from runtime.option_ranges import AtLeastOne
 from segcore.eval import short_side
+from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
 
 # Whitening of the descriptors, in the folder of `cluster_masks`.
@@ -27,19 +28,21 @@ class ClusterMasksOptions(image_sizes.WholeImageOptions):
   """Options of clusters of masks.
 
   Attributes:
+    split: split whose masks are clustered; '' for the training images.
     rows_per_batch: number of images of a batch of mini-batch k-means.
     batch_size: global number of images of a batch of the network; does not
       change the result.
     seed: seed of k-means.
   """
 
+  split: str = ''
   rows_per_batch: AtLeastOne = 1000
   batch_size: AtLeastOne = 16
   seed: int = 0
 
 
 class ClusterMasksStage(cluster.ClusteredStage):
-  """Clusters the training images by the descriptors of their masks."""
+  """Clusters images by the descriptors of their masks."""
 
   name = 'cluster_masks'
   options: ClusterMasksOptions
@@ -51,9 +54,13 @@ class ClusterMasksStage(cluster.ClusteredStage):
       self.experiment, self.exact_context
     )
 
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the images whose masks are clustered."""
+    return experiment_stage.Inputs((self.image_input(self.options.split),))
+
   def check_data(self) -> None:
     """Raises UserError if there are fewer images than clusters."""
-    split = self.open_images()
+    split = self.open_images(self.options.split)
     count = len(split.classes) - 1
     if len(split) < count:
       raise errors.UserError(
@@ -64,7 +71,8 @@ class ClusterMasksStage(cluster.ClusteredStage):
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes the whitening and the centroids."""
-    block, context, split = self.options, self.context, self.open_images()
+    block, context = self.options, self.context
+    split = self.open_images(block.split)
     rows = features.extract_clustering_features(
       split,
       self.predictor(mask_clusters.descriptor_function(self.build_network())),

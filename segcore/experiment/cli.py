@@ -21,7 +21,7 @@ import ml_collections
 from absl import logging
 from etils import epy
 
-from runtime import console, errors, exit_status, files
+from runtime import console, errors, exit_status, files, memory
 from segcore.experiment import command, config_file
 
 with epy.lazy_imports():
@@ -84,7 +84,8 @@ def run_command_line(program: Program, argv: Sequence[str]) -> int:
   """
   parsed = None
   try:
-    parsed = command.parse_command(argv)
+    with memory.without_garbage_collection():
+      parsed = command.parse_command(argv)
     if parsed is None:
       return 0
     if parsed.topology:

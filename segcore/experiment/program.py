@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from etils import epy
 
-from runtime import errors, files
+from runtime import errors, files, memory
 
 with epy.lazy_imports():
   from runtime import options as options_lib
@@ -127,10 +127,11 @@ class Program:
       UserError: a field or a stage is wrong, or settings do not fit each other.
       MissingInput: a data set or a weight file of the run is missing.
     """
-    stages = tuple(self.build(config, devices).values())
-    if workdir is not None:
-      # Before the networks are traced, which takes seconds.
-      input_checks.require_stage_files(stages, workdir)
+    with memory.without_garbage_collection():
+      stages = tuple(self.build(config, devices).values())
+      if workdir is not None:
+        # Before the networks are traced, which takes seconds.
+        input_checks.require_stage_files(stages, workdir)
     return [each.describe(stages) for each in stages]
 
   def load_model(

@@ -12,11 +12,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jaxtyping import Array, Bool, Float, Int
 
 from segcore.ops import order_statistics
 from segcore.types import Scalar
+
+with epy.lazy_imports():
+  import optax
 
 
 def cross_entropy(

@@ -4,15 +4,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jaxtyping import Array
 
 from segcore.train import tree_paths
 
+with epy.lazy_imports():
+  import optax
+
 
 def scale_by_larc(
   trust_coefficient: float, eps: float, weight_decay: Callable[[str], float]
-) -> optax.GradientTransformation:
+) -> 'optax.GradientTransformation':
   """Builds LARC: gradients with norms in proportion to those of parameters.
 
   g becomes trust·|w|·(g + λw) / (|g| + λ|w| + ε), where λ is the weight decay.
@@ -48,7 +51,7 @@ def scale_by_larc(
 
 def scale_by_lars(
   trust_coefficient: float, eps: float
-) -> optax.GradientTransformation:
+) -> 'optax.GradientTransformation':
   """Builds LARS: the decayed gradient g becomes trust·|w|·g / (|g| + ε).
 
   If w or g is zero, g is unchanged; so it is for parameters of fewer than two

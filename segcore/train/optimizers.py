@@ -14,11 +14,14 @@ import math
 import re
 
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jaxtyping import Array, Float
 
 from segcore.train import field_checks, layer_adaptation, tree_paths
 from segcore.types import Params
+
+with epy.lazy_imports():
+  import optax
 
 # (pattern of paths, learning-rate factor, weight-decay factor).
 ParamGroup = tuple[str, float, float]
@@ -225,7 +228,7 @@ def find_parameter_group(
 
 def learning_rate_schedule(
   options: OptimizerOptions, num_steps: int
-) -> optax.Schedule:
+) -> 'optax.Schedule':
   """Builds the schedule: learning rate, float32, by step counted from 0.
 
   With a warm-up of w steps the rate is `warmup_start` x peak at step 0, the
@@ -300,7 +303,7 @@ def has_same_learning_rates(
 
 def build_optimizer(
   options: OptimizerOptions, num_steps: int, params: Params
-) -> optax.GradientTransformation:
+) -> 'optax.GradientTransformation':
   """Builds the optimizer.
 
   Args:
@@ -413,7 +416,7 @@ def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
 
 def _add_decayed_weights(
   options: OptimizerOptions,
-) -> optax.GradientTransformation:
+) -> 'optax.GradientTransformation':
   """Builds optax.add_decayed_weights with the factor of each group."""
 
   def decay(updates, params):
@@ -436,7 +439,7 @@ def _add_decayed_weights(
 
 def _scale_by_rate(
   options: OptimizerOptions, num_steps: int, paths: list[str]
-) -> optax.GradientTransformation:
+) -> 'optax.GradientTransformation':
   """Builds the multiplication by minus the learning rate.
 
   Raises:
@@ -459,7 +462,9 @@ def _scale_by_rate(
   )
 
 
-def _scale_by_group(options: OptimizerOptions) -> optax.GradientTransformation:
+def _scale_by_group(
+  options: OptimizerOptions,
+) -> 'optax.GradientTransformation':
   return optax.stateless(
     lambda updates, _: tree_paths.map_with_paths(
       lambda path, update: options.factors(path)[0] * update, updates

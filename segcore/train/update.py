@@ -8,7 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -18,6 +18,9 @@ from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore import types
 from segcore.distributed import sharding
 from segcore.train import optimizers, train_state
+
+with epy.lazy_imports():
+  import optax
 
 
 class LossOutput(NamedTuple):
@@ -295,7 +298,7 @@ class Update:
   def _trained(self, params: types.Params) -> types.Params:
     return {name: params[name] for name in self.trained}
 
-  def _transformation(self, params) -> optax.GradientTransformation:
+  def _transformation(self, params) -> 'optax.GradientTransformation':
     return optimizers.build_optimizer(
       self.optimizer, self.num_steps, self._trained(params)
     )

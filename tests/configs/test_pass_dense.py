@@ -84,6 +84,11 @@ def test_numbers_of_maskcontrast():
     .segmenter.encoder
   )
   assert encoder.output_stride == 8
+  masks = stages['cluster_masks']
+  assert masks.inputs().splits[0].split == 'train'
+  config.cluster_masks.split = 'val'
+  masks = main.PROGRAM.build(config)['cluster_masks']
+  assert masks.inputs().splits[0].split == 'val'
   masks = stages['salient_masks'].options
   assert (masks.threshold, masks.min_share) == (0.5, 0.01)
   # Layers 3 and 4 dilate as torchvision's.

@@ -1,8 +1,10 @@
-"""Freed memory is kept for the next arrays."""
+"""Freed memory is kept for the next arrays; collections wait for the end."""
 
+import gc
 import subprocess
 import sys
 
+from runtime import memory
 from tests.support import runs
 
 # Prints the page faults of 50 arrays of 16 MiB, after the first one.
@@ -32,3 +34,12 @@ def test_arrays_reuse_the_memory_of_freed_ones():
     check=True,
   )
   assert int(done.stdout) < 4096  # The pages of one array.
+
+
+def test_garbage_is_collected_after_the_context_as_before():
+  with memory.without_garbage_collection():
+    assert not gc.isenabled()
+    with memory.without_garbage_collection():
+      assert not gc.isenabled()
+    assert not gc.isenabled()
+  assert gc.isenabled()

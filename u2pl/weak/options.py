@@ -93,13 +93,13 @@ class CamContrastOptions(contrast_lib.PairOptions):
   keys_per_image: AtLeastOne = 256
   maps: Literal['cam', 'propagated'] = 'cam'
   key_source: Literal['student', 'teacher'] = 'student'
-  teacher_decay: float = 0.999
+  teacher_decay: UnitInterval = 0.999
 
   def __post_init__(self):
     super().__post_init__()
-    if not 0 <= self.teacher_decay < 1:
+    if self.teacher_decay == 1:
       raise ValueError(
-        f'teacher_decay: expected 0 <= decay < 1, got {self.teacher_decay}'
+        'teacher_decay: expected less than 1, got 1, with which it never learns'
       )
 
 

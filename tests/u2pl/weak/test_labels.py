@@ -214,3 +214,5 @@ def test_contradicting_options_are_refused(fields, message):
     options_lib.LearnOptions(**fields)
   with pytest.raises(ValueError, match='low and high: expected low <= high'):
     options_lib.CamOptions(low=0.6)
+  with pytest.raises(ValueError, match='teacher_decay: expected less than 1'):
+    options_lib.CamContrastOptions(teacher_decay=1.0)
