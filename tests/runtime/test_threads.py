@@ -1,6 +1,5 @@
 """Results of threads come in order, bounded ahead, with their errors."""
 
-import os
 import threading
 
 import pytest
@@ -17,7 +16,7 @@ def test_results_are_in_the_order_of_the_items():
     released.set()
     return i * i
 
-  if (os.cpu_count() or 1) == 1:
+  if threads.count_usable_cpus() == 1:
     released.set()
   assert list(threads.map_in_threads(function, range(40))) == [
     i * i for i in range(40)
@@ -34,7 +33,7 @@ def test_few_results_are_computed_ahead():
 
   results = threads.map_in_threads(lambda i: i, items())
   assert [next(results) for _ in range(3)] == [0, 1, 2]
-  assert len(begun) <= 3 + 4 * (os.cpu_count() or 1) + 1
+  assert len(begun) <= 3 + 4 * threads.count_usable_cpus() + 1
   results.close()
 
 

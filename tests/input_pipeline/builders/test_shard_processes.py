@@ -40,20 +40,6 @@ def test_an_interruption_leaves_no_part_of_a_shard(tmp_path):
   assert not (tmp_path / 'c').exists()
 
 
-def scenes(source):
-  """Writes five images of train and two of val."""
-  splits = {
-    split: {
-      f'ADE_{split}_{i:08}': (cases.photo([[i, 0]], 9 * count + i), [[i, 0]])
-      for i in range(1, count + 1)
-    }
-    for split, count in (('train', 5), ('val', 2))
-  }
-  official.ade20k(source / 'zip', splits)
-  archive_files.extract(source / 'zip', source / 'files')
-  return source / 'files'
-
-
 def test_records_and_messages_do_not_depend_on_the_number_of_jobs(
   tmp_path, monkeypatch, capsys
 ):
@@ -63,14 +49,14 @@ def test_records_and_messages_do_not_depend_on_the_number_of_jobs(
   monkeypatch.setattr(
     report, 'draw_dataset_report', lambda path, *_: path.touch()
   )
-  source = scenes(tmp_path)
+  source = tmp_path / 'files'
+  archive_files.extract(cases.ten_scenes(tmp_path / 'zip'), source)
   [mask] = source.rglob('ADE_train_00000003.png')
   whole = mask.read_bytes()
   outputs, contents = {}, {}
   for jobs in ('1', '2'):
     folder = tmp_path / 'records'
     command = ['ade20k', f'--source={source}', f'--data_dir={folder}']
-    # Written again by the second call: a shard of five.
     mask.write_bytes(official.gray_png([[151, 0]]))
     assert prepare.main([*command, f'--jobs={jobs}']) == 2
     assert not list(folder.rglob('*.array_record.*'))

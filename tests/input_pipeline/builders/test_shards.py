@@ -16,19 +16,6 @@ def no_source(monkeypatch):
   monkeypatch.delenv('SEG_DATA_DIR', raising=False)
 
 
-def ten_scenes(source):
-  """Writes seven images of train and three of val."""
-  splits = {
-    split: {
-      f'ADE_{split}_{i:08}': (cases.photo([[i, 0]], 10 * count + i), [[i, 0]])
-      for i in range(1, count + 1)
-    }
-    for split, count in (('train', 7), ('val', 3))
-  }
-  official.ade20k(source, splits)
-  return source
-
-
 def ten_streets(source):
   """Writes ten images, of which 3, 4 and 8 have masks of another size."""
   examples = cases.streets({f'{i:05}': [[6 + i, 0]] for i in range(1, 11)})
@@ -80,7 +67,7 @@ def files_below(folder):
 @pytest.mark.parametrize(
   ('name', 'write', 'lengths'),
   [
-    ('ade20k', ten_scenes, {'train': [1, 2, 2, 2], 'val': [1, 2]}),
+    ('ade20k', cases.ten_scenes, {'train': [1, 2, 2, 2], 'val': [1, 2]}),
     # The second of five shards has no record, the fourth has one.
     ('gta5', ten_streets, {'train': [2, 2, 1, 2]}),
   ],
@@ -123,7 +110,7 @@ def test_shard_subsets_write_the_same_files_as_one_process(
 def test_rerunning_a_shard_subset_reads_nothing(
   tmp_path, small_shards, read, capsys
 ):
-  source = ten_scenes(tmp_path / 'source')
+  source = cases.ten_scenes(tmp_path / 'source')
   for _ in range(2):
     assert run('ade20k', source, tmp_path / 'records', '--shard=1/3') == 0
     assert capsys.readouterr().out.startswith('2 of 6 shards are written')
@@ -148,7 +135,7 @@ def sigterm():
 def test_an_interrupted_run_continues(
   flags, stop, tmp_path, small_shards, read, monkeypatch, capsys
 ):
-  source = ten_scenes(tmp_path / 'source')
+  source = cases.ten_scenes(tmp_path / 'source')
   assert run('ade20k', source, tmp_path / 'whole') == 0
   read.clear()
   counted = files.FileBuilder.read_sample
@@ -186,7 +173,7 @@ def test_an_interrupted_run_continues(
 def test_an_interrupted_check_writes_nothing(
   stop, tmp_path, monkeypatch, capsys
 ):
-  source = ten_scenes(tmp_path / 'source')
+  source = cases.ten_scenes(tmp_path / 'source')
   monkeypatch.setattr(files.FileBuilder, 'read_sample', lambda *_: stop())
   before = signal.getsignal(signal.SIGTERM)
   assert run('ade20k', source, tmp_path / 'records', '--check') == 75
@@ -203,7 +190,10 @@ def test_check_refuses_a_shard_subset(tmp_path, capsys):
 
 
 def test_prepared_files_are_not_read_again(tmp_path, read, capsys):
-  source, records_dir = ten_scenes(tmp_path / 'source'), tmp_path / 'records'
+  source, records_dir = (
+    cases.ten_scenes(tmp_path / 'source'),
+    tmp_path / 'records',
+  )
   assert run('ade20k', source, records_dir) == 0
   folder = records_dir / 'ade20k' / '1.0.0'
   audited = (folder / 'audit.txt').read_text()
@@ -221,7 +211,7 @@ def test_prepared_files_are_not_read_again(tmp_path, read, capsys):
 def test_shards_of_changed_files_are_written_again(
   tmp_path, small_shards, read
 ):
-  archive_files.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
+  archive_files.extract(cases.ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
   records_dir = tmp_path / 'records'
   assert run('ade20k', tmp_path / 'source', records_dir, '--shard=0/2') == 0
   root = tmp_path / 'source' / 'ADEChallengeData2016'
@@ -241,7 +231,7 @@ def test_shards_of_changed_files_are_written_again(
 def test_a_bad_file_of_another_shard_subset_is_reported_at_the_end(
   tmp_path, small_shards, read, capsys
 ):
-  archive_files.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
+  archive_files.extract(cases.ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
   arguments = ('ade20k', tmp_path / 'source', tmp_path / 'records')
   root = tmp_path / 'source' / 'ADEChallengeData2016'
   mask = root / 'annotations/training/ADE_train_00000003.png'
