@@ -7,9 +7,10 @@ transforms of each method, these sides alternate on the same number of threads:
 cv2 that decodes the same bytes from memory, the loader of training (read,
 decode, transform, batch) and, where they are installed, torch's DataLoader of
 as many processes, with data sets that do the same work by cv2 and by
-torchvision (see `input_alternatives`). Then each part is timed on one thread,
-and memory is recorded over 5,000 batches. `--only=PART` selects methods by a
-part of their names.
+torchvision (see `input_alternatives`). CPU time, of this process and its
+workers, is measured beside the rate, as it depends less on what else the
+machine does. Then each part is timed on one thread, and memory is recorded over
+5,000 batches. `--only=PART` selects methods by a part of their names.
 """
 
 import concurrent.futures
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import command_line
 import cv2
@@ -47,6 +49,18 @@ PASS = {
     views.ViewGroup('large', 2, (224, 224), area=(0.08, 1.0), antialias=True),
   ),
 }
+
+
+class Speed(NamedTuple):
+  """Speed of one side.
+
+  Attributes:
+    rate: images per second.
+    cpu: milliseconds of CPU time an image.
+  """
+
+  rate: float
+  cpu: float
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -139,18 +153,18 @@ def loader_speed(
   transform: transforms.Transform,
   threads: int,
   seconds: float,
-) -> float:
-  """Measures the images/s of the loader."""
+) -> Speed:
+  """Measures the loader."""
   with batches_of(split, transform, threads) as batches:
-    for _ in range(5):
+    for _ in range(15):  # Until memory is allocated, which is kept.
       next(batches)
-    return rate(lambda: len(next(batches)['mask']), seconds)
+    return measure(lambda: len(next(batches)['mask']), seconds)
 
 
 def bare_speed(
   records: Sequence, names: Sequence[str], threads: int, seconds: float
-) -> float:
-  """Measures the images/s of cv2 that decodes bytes in memory.
+) -> Speed:
+  """Measures cv2 that decodes bytes in memory.
 
   Args:
     records: encoded images and masks.
@@ -166,11 +180,11 @@ def bare_speed(
     return 1
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    return rate(lambda: sum(pool.map(decode, records)), seconds)
+    return measure(lambda: sum(pool.map(decode, records)), seconds)
 
 
-def torch_speed(examples: Sequence, threads: int, seconds: float) -> float:
-  """Measures the images/s of torch's DataLoader with as many processes."""
+def torch_speed(examples: Sequence, threads: int, seconds: float) -> Speed:
+  """Measures torch's DataLoader with as many processes."""
   from torch.utils import data
 
   loading = data.DataLoader(
@@ -186,20 +200,28 @@ def torch_speed(examples: Sequence, threads: int, seconds: float) -> float:
     return BATCH_SIZE * sum(1 for _ in loading)
 
   epoch()
-  return rate(epoch, seconds)
+  return measure(epoch, seconds)
 
 
-def rate(work: Callable[[], int], seconds: float) -> float:
-  """Measures the sum of what `work` returns, per second.
+def measure(work: Callable[[], int], seconds: float) -> Speed:
+  """Measures the speed of a function.
 
   Args:
-    work: function that is called repeatedly, and returns a count.
+    work: function that is called repeatedly, and returns a number of images.
     seconds: duration of the measurement.
   """
-  start, count = time.perf_counter(), 0
+  start, cpu, count = time.perf_counter(), cpu_seconds(), 0
   while time.perf_counter() - start < seconds:
     count += work()
-  return count / (time.perf_counter() - start)
+  elapsed, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+  return Speed(count / elapsed, 1000 * cpu / count)
+
+
+def cpu_seconds() -> float:
+  """Returns the CPU time of this process and of its workers."""
+  process = psutil.Process()
+  times = [each.cpu_times() for each in (process, *process.children())]
+  return sum(each.user + each.system for each in times)
 
 
 def parts(split: datasets.Split) -> dict[str, float]:
@@ -297,9 +319,13 @@ def main(argv: Sequence[str]) -> None:
           for library, examples in alternatives(records, name).items():
             row[library] = torch_speed(examples, *given)
         rows.append(row)
-        shown = '  '.join(f'{n} {v:.0f}' for n, v in row.items() if v)
+        shown = '  '.join(
+          f'{side} {speed.rate:.0f}, {speed.cpu:.2f}'
+          for side, speed in row.items()
+        )
         print(
-          f'{name}: round {number + 1}/{arguments.rounds}, images/s: {shown}'
+          f'{name}: round {number + 1}/{arguments.rounds}, images/s and ms of '
+          f'CPU time an image: {shown}'
         )
       result['methods'][name] = summary(rows)
     result['milliseconds_an_image'] = parts(split)
@@ -313,8 +339,8 @@ def main(argv: Sequence[str]) -> None:
       f'input, {name}',
       f'{method["images_a_second"]:.0f} images/s',
       *(
-        ('torch DataLoader', 1 / method['ratio_to_torch'])
-        if 'ratio_to_torch' in method
+        ('torch DataLoader', 1 / method['ratio_to_torchvision'])
+        if 'ratio_to_torchvision' in method
         else ('cv2 decoding alone', 1 / method['share_of_bare_decoding'])
       ),
     )
@@ -323,20 +349,32 @@ def main(argv: Sequence[str]) -> None:
   command_line.write_results(arguments.out, result, lines)
 
 
-def summary(rows: Sequence[dict[str, float | None]]) -> dict:
+def summary(rows: Sequence[dict[str, Speed]]) -> dict:
   """Computes the medians of the rounds and their range."""
-  share = [row['loader'] / row['bare'] for row in rows]
+  share = [row['loader'].rate / row['bare'].rate for row in rows]
   result = {
-    'rounds': list(rows),
-    'images_a_second': statistics.median(row['loader'] for row in rows),
+    'rounds': [
+      {side: speed._asdict() for side, speed in row.items()} for row in rows
+    ],
+    'images_a_second': statistics.median(row['loader'].rate for row in rows),
     'share_of_bare_decoding': statistics.median(share),
     'least_and_most': (min(share), max(share)),
+    # Of CPU time: above 1 where the loader needs less of it.
+    'cpu_ratios': {
+      side: cpu_ratios(rows, side) for side in rows[0] if side != 'loader'
+    },
   }
   for name in ('cv2', 'torchvision'):
     if name in rows[0]:
-      ratios = [row['loader'] / row[name] for row in rows]
+      ratios = [row['loader'].rate / row[name].rate for row in rows]
       result[f'ratio_to_{name}'] = statistics.median(ratios)
   return result
+
+
+def cpu_ratios(rows: Sequence[dict[str, Speed]], side: str) -> list[float]:
+  """Computes least, median and largest ratio of a side's CPU time."""
+  ratios = sorted(row[side].cpu / row['loader'].cpu for row in rows)
+  return [ratios[0], statistics.median(ratios), ratios[-1]]
 
 
 def sentence(result: dict) -> str:
@@ -346,9 +384,14 @@ def sentence(result: dict) -> str:
     for name in ('cv2', 'torchvision')
     if f'ratio_to_{name}' in result
   ]
+  cpu = [
+    f'{low:.2f} to {high:.2f} of {side}'
+    for side, (low, _, high) in result['cpu_ratios'].items()
+  ]
   return (
     f'{result["images_a_second"]:.0f} images/s, '
-    f'{", ".join([command_line.format_decoding_share(result), *ratios])}'
+    f'{", ".join([command_line.format_decoding_share(result), *ratios])}; '
+    f'by CPU time {", ".join(cpu)}'
   )
 
 

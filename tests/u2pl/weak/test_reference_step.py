@@ -290,6 +290,29 @@ def contrast_masks(maps, batch, rng):
   return contrast_reference.ContrastMasks(anchors, anchors, np.asarray(sampled))
 
 
+def state_with_prototypes(trained, step, known):
+  """Returns a state with an empty bank and known prototypes."""
+  state = state_at(trained, step)
+  return state.replace(
+    bank=trained.branch.init().bank,
+    prototypes=state.prototypes.replace(
+      vectors=jnp.asarray(known.values), updates=jnp.asarray(known.updates)
+    ),
+  )
+
+
+def assert_teacher_is_averaged(before, after):
+  """Asserts the teacher's third step, in which its decay is 1 - 1/3."""
+  jax.tree.map(
+    lambda new, old, trained: np.testing.assert_allclose(
+      new, (2 * old + trained) / 3, rtol=1e-6, atol=1e-9
+    ),
+    after.teacher_params,
+    before,
+    after.params,
+  )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [PLUS, READINGS], ids=['plus', 'readings'])
 def test_losses_of_a_step_of_u2pl_plus(options):
@@ -299,17 +322,12 @@ def test_losses_of_a_step_of_u2pl_plus(options):
   """
   trained, train_step = method_and_step(options)
   step = 5
-  state, batch = state_at(trained, step), tiny.draw_batch(4)
+  batch = tiny.draw_batch(4)
   known = contrast_reference.Prototypes(
     np.random.default_rng(5).normal(size=(tiny.CLASSES, 8)),
     np.array([2, 1, 0, 3]),
   )
-  state = state.replace(
-    bank=trained.branch.init().bank,
-    prototypes=state.prototypes.replace(
-      vectors=jnp.asarray(known.values), updates=jnp.asarray(known.updates)
-    ),
-  )
+  state = state_with_prototypes(trained, step, known)
   keys = afa.StepKeys(*jax.random.split(jax.random.fold_in(state.rng, step), 4))
   images = to_symmetric(batch['image'])
   maps, affinities, stats = numpy_cams(trained, state, images, keys.cams)
@@ -331,14 +349,7 @@ def test_losses_of_a_step_of_u2pl_plus(options):
   masks = contrast_masks(maps, batch, keys.sample)
   bank = contrast_reference.Bank([80] * tiny.CLASSES)
   result = numpy_contrast.step(
-    masks,
-    features,
-    student,
-    known,
-    bank,
-    keys.branch,
-    tiny.CONTRAST,
-    0.999,
+    *(masks, features, student, known, bank, keys.branch, tiny.CONTRAST, 0.999)
   )
   after, scalars = train_step(state, batch)
   assert result.loss > 0
@@ -357,16 +368,8 @@ def test_losses_of_a_step_of_u2pl_plus(options):
   for c in range(tiny.CLASSES):
     assert int(after.bank.count[c]) == bank.size(c) > 0
   if options is READINGS:
-    # The teacher's third step: its decay is 1 - 1/3.
     assert trained.options.class_steps + 3 == step
-    jax.tree.map(
-      lambda new, old, trained: np.testing.assert_allclose(
-        new, (2 * old + trained) / 3, rtol=1e-6, atol=1e-9
-      ),
-      after.teacher_params,
-      teacher,
-      after.params,
-    )
+    assert_teacher_is_averaged(teacher, after)
 
 
 def test_images_are_scaled_as_by_the_transcription():
