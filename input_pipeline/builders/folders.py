@@ -299,7 +299,7 @@ class ImageMaskFolder(ImageFolder):
       return super().read_sample(source)
     stored: list[masks.StoredMask] = []
 
-    def read_mask(file: archives.File) -> Int16[np.ndarray, 'H W']:
+    def read_mask(file: archives.File) -> Any:
       stored.append(self._mask_reader.read_stored(file))
       return self._mask_reader.class_ids(stored[0])
 
