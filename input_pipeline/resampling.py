@@ -94,7 +94,8 @@ def resize_image_bilinear(
 ) -> Shaped[np.ndarray, 'h w 3']:
   """Resizes an image bilinearly, without antialiasing.
 
-  A part of the output equals that part of the whole exactly.
+  A part of the output equals that part of the whole exactly if the image has
+  bytes, and up to rounding if it has floats.
 
   Args:
     image: image of bytes or floats; the centers of pixels are at half-integers.
