@@ -20,7 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Int16, Int64
 
 from input_pipeline import batch
 from runtime import errors
@@ -91,6 +91,8 @@ class Sample:
     label: class id of each pixel, negative where ignored; None without a mask.
     tags: class ids of the whole image.
     traits: traits of its files; None if it is not read from files.
+    class_pixels: number of pixels of each class id in `label`; None if they are
+      not counted yet.
   """
 
   id: str
@@ -99,6 +101,7 @@ class Sample:
   label: Int16[np.ndarray, 'H W'] | None = None
   tags: Sequence[int] = ()
   traits: Traits | None = None
+  class_pixels: Int64[np.ndarray, 'C'] | None = None
 
 
 def record_label_dtype(num_classes: int) -> type[np.unsignedinteger]:
