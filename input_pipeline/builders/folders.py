@@ -18,6 +18,7 @@ one that was moved, copied or renamed is the same, however its path is spelled.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -281,22 +282,29 @@ class ImageMaskFolder(ImageFolder):
     """Returns warnings, and notes on a class list of another format."""
     return [*self.builder_config.classes.notes, *super().warnings()]
 
-  def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """Reads class ids by the class list."""
-    reader = self.builder_config.classes.reader(
+  @functools.cached_property
+  def _mask_reader(self) -> mask_reader.MaskReader:
+    return self.builder_config.classes.reader(
       self._options.mask_codes, self._options.reading.follow_exif
     )
-    return reader.read(file)
+
+  def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
+    """Reads class ids by the class list."""
+    return self._mask_reader.read(file)
 
   def read_sample(self, source: pairing.Example) -> records.Sample:
     """Reads image and mask, and the colors of a palette that do not count."""
-    sample = super().read_sample(source)
     classes = self.builder_config.classes
     if source.mask is None or classes.colors:
-      return sample
-    palette = masks.read_mask_palette(source.mask)
-    values = [classes.values[i] for i in sample.tags]
-    colors = {value: palette[value] for value in values if value in palette}
+      return super().read_sample(source)
+    stored: list[masks.StoredMask] = []
+
+    def read_mask(file: archives.File) -> Any:
+      stored.append(self._mask_reader.read_stored(file))
+      return self._mask_reader.class_ids(stored[0])
+
+    sample = audit.read_image_example(source, read_mask, self.image_options)
+    colors = stored[0].palette_colors(classes.values[i] for i in sample.tags)
     traits = dataclasses.replace(sample.traits, palette=colors)
     return dataclasses.replace(sample, traits=traits)
 

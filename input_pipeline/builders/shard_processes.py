@@ -8,12 +8,13 @@ writer pickled. Signals are handled by the caller's process, which asks them to
 stop; they abandon the shard that they are writing.
 """
 
+import contextlib
 import multiprocessing
 import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -95,15 +96,30 @@ def write_shards(
   ]
   started = []
   try:
-    for process in processes:
-      process.start()
-      started.append(process)
+    with _interrupts_blocked():
+      for process in processes:
+        process.start()
+        started.append(process)
     _await(started, shared, advance)
   finally:
     # Without an error they have ended.
     shared.stop.set()
     for process in started:
       process.join()
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+  """Blocks Ctrl-C until the context ends; it is handled then.
+
+  Processes that are started inherit that: those that are still importing would
+  print tracebacks.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _await(
@@ -113,19 +129,20 @@ def _await(
   num_reported, running = 0, list(processes)
   while running:
     connection.wait([process.sentinel for process in running], _INTERVAL)
+    # Before the failures: a process that has ended has put its own by then.
+    running = [process for process in running if process.exitcode is None]
     num_images = shared.num_images.value
     advance(num_images - num_reported)
     num_reported = num_images
     if not shared.failures.empty():
       raise shared.failures.get()
-    for process in running:
+    for process in processes:
       if process.exitcode:
         raise errors.UserError(
           f'jobs: a process ended with status {process.exitcode}, as it does '
           'when memory is short: run the same command with fewer jobs, '
           'finished shards are kept'
         )
-    running = [process for process in running if process.exitcode is None]
 
 
 def _work(
@@ -161,4 +178,25 @@ def _work(
     if not isinstance(error, errors.UserError | OSError):
       # The traceback of another process is not pickled.
       error.add_note(traceback.format_exc())
-    shared.failures.put(error)
+    shared.failures.put(make_picklable_error(error))
+
+
+def make_picklable_error(error: Exception) -> Exception:
+  """Returns an error that another process can raise.
+
+  Args:
+    error: any error.
+
+  Returns:
+    The error itself if it can be pickled; else a RuntimeError with its class,
+    message and notes. An error whose class takes other arguments than those it
+    passes on cannot.
+  """
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    replacement = RuntimeError(f'{type(error).__name__}: {error}')
+    for note in getattr(error, '__notes__', ()):
+      replacement.add_note(note)
+    return replacement
+  return error

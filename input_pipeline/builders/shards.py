@@ -155,6 +155,7 @@ class ShardWriter:
     self._builder = builder
     self._images_per_shard = images_per_shard or IMAGES_PER_SHARD
     self._shards = tuple(_divide(builder.sources(), self._images_per_shard))
+    self._num_classes = len(builder.schema().classes)
     self._plans: dict[str, str] = {}
 
   def __reduce__(self):
@@ -215,13 +216,12 @@ class ShardWriter:
       UserError: a file is bad and must not be skipped, or a split has no usable
         image.
     """
-    num_classes = len(self._builder.schema().classes)
     accumulators, bad = {}, []
     traits = file_traits.TraitCounter()
     for shard in self._shards:
       about = self._read_about(shard)
       accumulator = accumulators.setdefault(
-        shard.split, class_counts.CountAccumulator(num_classes)
+        shard.split, class_counts.CountAccumulator(self._num_classes)
       )
       accumulator.merge(class_counts.ClassCounts.from_json(about['counts']))
       bad += [errors.BadFile(*problem) for problem in about['bad']]
@@ -303,7 +303,7 @@ class ShardWriter:
       OSError: the disk cannot be written to.
     """
     shard = next(shard for shard in self._shards if shard.name == name)
-    content = _Content(len(self._builder.schema().classes))
+    content = _Content(self._num_classes)
     partial = self._path(shard, f'.array_record.{os.getpid()}')
     # One record per group: random access decompresses no neighbors.
     writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
@@ -355,7 +355,7 @@ class ShardWriter:
       sample,
       self._builder.encode(sample),
       fingerprints.ImageIndex.from_sample(sample),
-      class_counts.count_sample(sample, len(self._builder.schema().classes)),
+      class_counts.count_sample(sample, self._num_classes),
     )
 
   def _path(self, shard: Shard, suffix: str) -> pathlib.Path:

@@ -230,16 +230,16 @@ def read_image_example(
       raise errors.BadFile(
         example.mask, _size_mismatch(label.shape, image, image_options)
       )
+  # np.unique would sort the pixels, which takes as long as decoding.
+  pixels = None if label is None else label_pixels.count_label_pixels(label)
   tags = example.tags
   if tags is None:
-    # np.unique would sort the pixels, which takes as long as decoding.
-    present = () if label is None else label_pixels.count_label_pixels(label)
-    tags = np.flatnonzero(present).tolist()
+    tags = [] if pixels is None else np.flatnonzero(pixels).tolist()
   traits = records.Traits(
     image.orientation, image.depth, image.peak, image.as_stored
   )
   return records.Sample(
-    example.id, image.encoded, image.pixels, label, tags, traits
+    example.id, image.encoded, image.pixels, label, tags, traits, pixels
   )
 
 

@@ -95,7 +95,11 @@ def count_sample(sample: records.Sample, num_classes: int) -> ClassCounts:
   if sample.label is None:
     images = tuple(present.astype(int).tolist())
     return ClassCounts(1, (0,) * num_classes, images)
-  pixels = label_pixels.count_label_pixels(sample.label, num_classes)
+  counted = sample.class_pixels
+  if counted is None:
+    counted = label_pixels.count_label_pixels(sample.label)
+  pixels = np.zeros(num_classes, np.int64)
+  pixels[: len(counted)] = counted
   shares = object_sizes.object_shares(sample.label)
   return ClassCounts(
     num_images=1,

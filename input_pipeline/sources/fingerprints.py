@@ -53,7 +53,8 @@ def perceptual_hash(pixels: UInt8[np.ndarray, 'H W 3']) -> int:
   )
   transform = cv2.dct(small.astype(np.float32))
   low = transform[:_FREQUENCIES, :_FREQUENCIES].ravel()
-  bits = low > np.median(low[1:])  # The first is the mean brightness.
+  # The first is the mean brightness; the others are compared with their median.
+  bits = low > np.sort(low[1:])[(len(low) - 1) // 2]
   return int.from_bytes(np.packbits(bits).tobytes(), 'little')
 
 

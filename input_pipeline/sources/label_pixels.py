@@ -20,14 +20,18 @@ def count_label_pixels(
   >>> count_label_pixels(np.array([[0, 2, 2, -1]]))
   array([1, 0, 2])
   """
-  # NumPy takes several times as long to count, and to select pixels.
-  shifted = np.maximum(label, -1).astype(np.int16) + 1
-  length = max(int(shifted.max(initial=0)), num_classes) + 1
-  shifted = shifted.astype(np.uint8 if length <= 256 else np.uint16)
+  if label.dtype != np.int16:
+    label = np.maximum(label, -1).astype(np.int16)
+  length = max(int(label.max(initial=-1)) + 1, num_classes)
   counts = np.zeros(length, np.int64)
+  if not length:
+    return counts
+  # Negative ids are above the range of the histogram without their sign. NumPy
+  # takes several times as long to count, and to select pixels.
+  ids = label.view(np.uint16)
   rows = max(_MAX_COUNT // max(label.shape[1], 1), 1)
   for start in range(0, label.shape[0], rows):
-    block = shifted[start : start + rows]
+    block = ids[start : start + rows]
     histogram = cv2.calcHist([block], [0], None, [length], [0, length])
     counts += histogram.ravel().astype(np.int64)
-  return counts[1:]
+  return counts

@@ -7,6 +7,7 @@ the list; if both hold and differ, the mask is refused.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,7 +53,22 @@ class MaskReader:
       UserError: the mask is damaged, has other values or colors, or its values
         and colors contradict each other; the message does not name the file.
     """
-    mask = masks.read_stored_mask(file, follow_exif=self.follow_exif)
+    return self.class_ids(self.read_stored(file))
+
+  def read_stored(self, file: archives.File) -> masks.StoredMask:
+    """Reads the values that a mask file stores.
+
+    Raises:
+      UserError: the mask is damaged; the message does not name the file.
+    """
+    return masks.read_stored_mask(file, follow_exif=self.follow_exif)
+
+  def class_ids(self, mask: masks.StoredMask) -> Int16[np.ndarray, 'H W']:
+    """Returns the class ids of a mask, -1 where ignored.
+
+    Raises:
+      UserError: as `read`, but for damage.
+    """
     if mask.palette is None:
       if not self.colors:
         raise errors.UserError(
@@ -67,11 +83,11 @@ class MaskReader:
       return self._apply_gray(mask)
     return self._apply_palette(mask)
 
-  @property
+  @functools.cached_property
   def _by_value(self) -> masks.CodeTable:
     return masks.make_code_table(self.values, self.ignored_values)
 
-  @property
+  @functools.cached_property
   def _by_color(self) -> masks.CodeTable:
     return masks.make_code_table(
       map(masks.encode_mask_color, self.colors),

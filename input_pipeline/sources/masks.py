@@ -66,13 +66,8 @@ class CodeTable:
         'expected numbers in rows and columns, got '
         f'{codes.dtype} values of shape {codes.shape}'
       )
-    keys = np.array(sorted(self.ids), np.int64)
-    ids = np.array([self.ids[int(key)] for key in keys], np.int16)
-    ids = np.where(ids < 0, batch.IGNORE, ids).astype(np.int16)
-    if keys[-1] < _DENSE:
-      # The last element stands for all codes that are negative or too large.
-      table = np.full(_DENSE + 1, _UNKNOWN, np.int16)
-      table[keys] = ids
+    keys, ids, table = self._arrays
+    if table is not None:
       if codes.dtype == np.uint8:
         result = cv2.LUT(codes, table[:256])  # Faster than NumPy.
       else:
@@ -85,6 +80,22 @@ class CodeTable:
     if result.min(initial=0) == _UNKNOWN:
       raise errors.UserError(self._describe_unknown(codes[result == _UNKNOWN]))
     return result
+
+  @functools.cached_property
+  def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Returns the codes, sorted, their ids, and the ids of all small codes.
+
+    The last element of these stands for all codes that are negative or too
+    large. They are None if a code is too large for a dense array.
+    """
+    keys = np.array(sorted(self.ids), np.int64)
+    ids = np.array([self.ids[int(key)] for key in keys], np.int16)
+    ids = np.where(ids < 0, batch.IGNORE, ids).astype(np.int16)
+    if keys[-1] >= _DENSE:
+      return keys, ids, None
+    table = np.full(_DENSE + 1, _UNKNOWN, np.int16)
+    table[keys] = ids
+    return keys, ids, table
 
   def _describe_unknown(self, codes: np.ndarray) -> str:
     """Describes the allowed codes and the most frequent of the unknown ones."""
@@ -201,6 +212,16 @@ class StoredMask:
     # np.unique would sort the pixels.
     return np.flatnonzero(np.bincount(self.pixels.ravel()))
 
+  def palette_colors(self, values: Iterable[int]) -> Mapping[int, int]:
+    """Returns the color of each value of a palette mask; empty for others.
+
+    Values without a color are omitted.
+    """
+    if self.palette is None or self.is_gray:
+      return {}
+    colors = self.palette.tolist()
+    return {value: colors[value] for value in values if value < len(colors)}
+
   def turned(self, orientation: int) -> 'StoredMask':
     """Returns the mask turned by an EXIF orientation."""
     pixels = image_files.turn_by_exif(self.pixels, orientation)
@@ -252,19 +273,6 @@ def read_stored_mask(
     )
   mask = _stored(decoded, data)
   return mask.turned(decoded.orientation) if follow_exif else mask
-
-
-def read_mask_palette(file: archives.File) -> Mapping[int, int]:
-  """Returns the color of each value of a palette mask; empty for other masks.
-
-  Raises:
-    UserError: the file is damaged; the message does not name it.
-  """
-  image = image_files.open_image_header(file.read_bytes(), FORMATS)
-  if image.mode != 'P':
-    return {}
-  colors = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
-  return dict(enumerate(encode_mask_colors(colors).tolist()))
 
 
 def _stored(decoded: image_files.Decoded, data: bytes) -> StoredMask:

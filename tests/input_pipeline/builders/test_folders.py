@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import shutil
@@ -6,10 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 
 from input_pipeline import datasets
 from input_pipeline.builders import folders
-from input_pipeline.sources import file_digests, records
+from input_pipeline.sources import file_digests, masks, records
 from tests.input_pipeline.builders.support import (
   DECODERS,
   ids,
@@ -116,6 +118,37 @@ def test_masks_of_every_kind_are_prepared_pixel_by_pixel(
   assert builder.schema() == records.Schema(
     ('sky', 'main road', 'car'), (SKY, ROAD, CAR), labels=True, tags=True
   )
+
+
+@pytest.mark.parametrize('label', [None, np.array(IDS, np.int16)])
+def test_records_are_encoded_as_by_tfds(tmp_path, label):
+  options = make(tmp_path / 'roads')
+  builder = mask_folder(tmp_path, **options, ignore=255)
+  sample = records.Sample('a/ä', b'jpeg', np.zeros((5, 4, 3)), label, [0, 2])
+  for tags in ([0, 2], []):
+    sample = dataclasses.replace(sample, tags=tags)
+    png = b'' if label is None else records.encode_record_label(label, 3)
+    fields = {'image': b'jpeg', 'id': 'a/ä', 'label': png, 'tags': tags}
+    features = builder.info.features
+    example = example_serializer.ExampleSerializer(
+      features.get_serialized_info()
+    ).get_tf_example(features.encode_example(fields))
+    expected = example.SerializeToString(deterministic=True)
+    assert builder.encode(sample) == expected
+
+
+def test_palettes_are_those_of_values_that_occur(tmp_path):
+  options = make(tmp_path / 'roads', ['a'], palette_mask, 'sky\nroad\ncar\n')
+  builder = mask_folder(tmp_path, **options, ignore=255)
+  [source] = builder.sources()['train']
+  sample = builder.read_sample(source)
+  palette = PIL.Image.open(source.mask).getpalette()
+  assert dict(sample.traits.palette) == {
+    i: masks.encode_mask_color(tuple(palette[3 * i : 3 * i + 3]))
+    for i in sample.tags
+  }
+  expected = [int((sample.label == i).sum()) for i in range(3)]
+  assert sample.class_pixels.tolist() == expected
 
 
 def test_more_classes_than_8_bits_are_stored_in_16(tmp_path):

@@ -27,6 +27,24 @@ def test_a_failure_of_a_process_is_raised(tmp_path, writer, expected, message):
     assert 'in write_shard' in raised.value.__notes__[0]
 
 
+class _TwoParts(Exception):
+  """Cannot be pickled: it is created of two arguments, and has one."""
+
+  def __init__(self, first, second):
+    super().__init__(f'{first} and {second}')
+
+
+def test_an_error_that_cannot_be_pickled_is_described():
+  error = _TwoParts('a', 'b')
+  error.add_note('where')
+  actual = shard_processes.make_picklable_error(error)
+  assert isinstance(actual, RuntimeError)
+  assert str(actual) == '_TwoParts: a and b'
+  assert actual.__notes__ == ['where']
+  error = ZeroDivisionError('of b')
+  assert shard_processes.make_picklable_error(error) is error
+
+
 def test_an_interruption_leaves_no_part_of_a_shard(tmp_path):
   def interrupt(num_images):
     if num_images:

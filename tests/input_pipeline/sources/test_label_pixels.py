@@ -16,6 +16,17 @@ def test_counts_are_those_of_each_class(classes, length):
   assert actual.tolist() == expected
 
 
+@pytest.mark.parametrize('dtype', [np.int8, np.int32, np.int64])
+def test_label_maps_of_any_integers_and_layout_are_counted(dtype):
+  label = (np.arange(60).reshape(6, 10) % 7).astype(dtype)
+  expected = [int((label[::2, 1:] == i).sum()) for i in range(7)]
+  for view in (label[::2, 1:], np.asfortranarray(label[::2, 1:])):
+    assert label_pixels.count_label_pixels(view).tolist() == expected
+    ids = view.astype(np.int16, order='K')
+    assert label_pixels.count_label_pixels(ids).tolist() == expected
+  assert label_pixels.count_label_pixels(label[:0], 2).tolist() == [0, 0]
+
+
 def test_counts_of_large_maps_are_exact(monkeypatch):
   monkeypatch.setattr(label_pixels, '_MAX_COUNT', 64)
   label = np.arange(300, dtype=np.int16).reshape(30, 10) % 4 - 1
