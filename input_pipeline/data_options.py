@@ -81,7 +81,8 @@ class DataOptions:
     name, slash, config = self.name.partition('/')
     if name not in BUILDERS or (slash and not config):
       raise errors.UserError(
-        f'name: expected a data set of {", ".join(BUILDERS)}, got {self.name!r}'
+        f'name: expected a data set of {", ".join(BUILDERS)}, got '
+        f'{self.name!r}{options_lib.suggest_name(name, BUILDERS)}'
       )
     unread = folder_options.list_unread_fields(name)
     for field in dataclasses.fields(self):

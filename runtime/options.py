@@ -16,7 +16,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epy
@@ -320,9 +320,18 @@ def omit_option_fields(options: Any, *names: str) -> dict[str, Any]:
 
 def describe_unknown_name(name: str, allowed: list[str]) -> str:
   """Describes, for a message, that a name is not among those allowed."""
-  close = difflib.get_close_matches(name, allowed, 1)
-  hint = f', did you mean {close[0]}?' if close else '.'
+  hint = suggest_name(name, allowed) or '.'
   return f'unknown name{hint} Allowed: {", ".join(allowed)}'
+
+
+def suggest_name(name: str, allowed: Iterable[str]) -> str:
+  """Returns the end of a message with the nearest name; '' if none is near.
+
+  >>> suggest_name('camvd', ['camvid', 'shapes'])
+  ', did you mean camvid?'
+  """
+  close = difflib.get_close_matches(name, allowed, 1)
+  return f', did you mean {close[0]}?' if close else ''
 
 
 @functools.cache

@@ -104,8 +104,7 @@ def write_shards(
   finally:
     # Without an error they have ended.
     shared.stop.set()
-    for process in started:
-      process.join()
+    _join(started, shared)
 
 
 @contextlib.contextmanager
@@ -143,6 +142,15 @@ def _await(
           'when memory is short: run the same command with fewer jobs, '
           'finished shards are kept'
         )
+
+
+def _join(processes: Sequence[Any], shared: _Shared) -> None:
+  """Waits until the processes that were asked to stop have ended."""
+  while running := [each for each in processes if each.exitcode is None]:
+    connection.wait([process.sentinel for process in running], _INTERVAL)
+    # A process whose failure does not fit into the queue would wait forever.
+    while not shared.failures.empty():
+      shared.failures.get()
 
 
 def _work(

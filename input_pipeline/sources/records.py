@@ -28,7 +28,7 @@ from runtime import errors
 Record = Mapping[str, Any]
 
 # Without the filters of PNG, which are for photographs, labels are smaller, and
-# decoded in a sixth to a quarter of the time.
+# decoded in a sixth to a third of the time.
 _LABEL_PNG = (
   *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
   *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),

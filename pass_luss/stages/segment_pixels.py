@@ -94,9 +94,10 @@ class OtherCluster(NamedTuple):
 
   Attributes:
     index: number of the cluster.
-    share: share of `of` that it covers, or in which it occurs.
-    of: 'border', of the training images, or 'images', of the split on which
-      clusters are matched.
+    share: share of the border that it covers, or of the images in which it
+      occurs.
+    of: what the share is of: the 'border' of the training images, or the
+      'images' of the split on which clusters are matched.
   """
 
   index: int
@@ -119,7 +120,12 @@ class SegmentPixelsStage(segment.LussSegmentationStage):
   trainer = represent_pixels.RepresentPixelsStage
 
   def check(self) -> None:
-    """Checks batches, and that the trained method has the classifier."""
+    """Checks batches, and that the trained method has the classifier.
+
+    Raises:
+      UserError: the classifier is that of a view which the method lacks, or the
+        devices do not divide a batch.
+    """
     super().check()
     block, learn = self.options, self.trained_by.options.learn
     if block.classifier == 'view2' and learn.name != 'picie':

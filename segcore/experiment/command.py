@@ -340,7 +340,10 @@ def default_workdir(config: str) -> str:
 
 def _one_line(error: Exception) -> str:
   # The text of an AttributeError may be quoted, with its line breaks escaped.
-  text = ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
+  text = str(error)
+  if text[:1] in ('"', "'") and text[-1:] == text[:1]:
+    text = text[1:-1]
+  text = ' '.join(text.replace('\\n', ' ').split())
   known = (flags.Error, ValueError, errors.UserError)
   if isinstance(error, known):
     return text

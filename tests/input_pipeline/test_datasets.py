@@ -195,13 +195,22 @@ def test_require_labels_names_the_missing_kind():
 
 
 @pytest.mark.parametrize(
-  'name', ['ade', '', 'camvid/', 'image_folder/', 'Shapes/scenes']
+  ('name', 'nearest'),
+  [
+    ('ade', 'ade20k'),
+    ('', ''),
+    ('coco', ''),
+    ('camvid/', 'camvid'),
+    ('image_folder/', 'image_folder'),
+    ('Shapes/scenes', 'shapes'),
+  ],
 )
-def test_an_unknown_data_set_is_refused(name):
+def test_an_unknown_data_set_is_refused(name, nearest):
+  hint = f', did you mean {nearest}?' if nearest else ''
   assert messages.message_of(lambda: datasets.DataOptions(name)) == (
     'name: expected a data set of shapes, camvid, voc2012, pascal_context, '
     'ade20k, cityscapes, gta5, synthia, imagenet, imagenet_s, image_folder, '
-    f'image_mask_folder, image_tag_folder, got {name!r}'
+    f'image_mask_folder, image_tag_folder, got {name!r}{hint}'
   )
 
 

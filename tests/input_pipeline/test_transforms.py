@@ -258,6 +258,7 @@ def test_a_scaled_crop_is_antialiased_as_by_pillow():
   expected = PIL.Image.fromarray(image).resize(
     (6, 4), PIL.Image.Resampling.BILINEAR
   )
+  # The package that resizes crops, if it is installed, rounds otherwise.
   np.testing.assert_allclose(actual.astype(int), np.asarray(expected), atol=1)
 
 

@@ -22,9 +22,11 @@ from u2pl.weak import options as options_lib
 def build_key_teacher(
   segmenter: segmenter_lib.Segmenter, options: options_lib.LearnOptions
 ) -> ema.EmaTeacher | None:
-  """Builds the EMA teacher of keys and prototypes; None for the student's.
+  """Builds the EMA teacher of keys and prototypes.
 
-  It is a copy of the student in the first step with a contrastive loss.
+  Returns:
+    The teacher, which is a copy of the student in the first step with a
+    contrastive loss; None if keys are the student's.
   """
   if not options.has_teacher:
     return None

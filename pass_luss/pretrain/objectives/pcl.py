@@ -122,7 +122,7 @@ class Pcl(moco.RingObjective):
   def check_batch_size(self, batch_size: int) -> None:
     """Raises ValueError if ring or prototypes are too few for the batch."""
     super().check_batch_size(batch_size)
-    # Otherwise no prototype could be nobody's positive.
+    # Negatives are prototypes to which no image of the batch belongs.
     if min(self.options.clusters) <= batch_size:
       raise ValueError(
         f'pcl.clusters: expected more than the batch of {batch_size} images '

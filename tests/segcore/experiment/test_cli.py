@@ -43,6 +43,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ([], '--config: expected a file such as'),
     (['--config=nowhere.py'], 'nowhere.py'),
     ([SHAPES, '--confg=3'], "Unknown command line flag 'confg'"),
+    ([SHAPES, '--data_dir=x'], "Unknown command line flag 'data_dir'"),
     ([SHAPES, 'rest'], "expected --name=value, got 'rest'"),
     ([f'{SHAPES}:init=dddep'], 'init=dddep: expected one of ddep, dep'),
     (
