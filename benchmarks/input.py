@@ -154,7 +154,14 @@ def loader_speed(
   threads: int,
   seconds: float,
 ) -> Speed:
-  """Measures the loader."""
+  """Measures how fast the loader of training yields examples, once it is warm.
+
+  Args:
+    split: images to read.
+    transform: transform of the training.
+    threads: number of threads.
+    seconds: duration of the measurement.
+  """
   with batches_of(split, transform, threads) as batches:
     for _ in range(15):  # Until memory is allocated, which is kept.
       next(batches)

@@ -34,7 +34,7 @@ class Writer(Protocol):
   def write_shard(
     self, name: str, advance: Callable[[], Any], num_threads: int
   ) -> None:
-    """Writes a shard.
+    """Reads the images of a shard and writes their records to its file.
 
     Args:
       name: name of the shard.

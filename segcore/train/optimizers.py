@@ -304,7 +304,7 @@ def has_same_learning_rates(
 def build_optimizer(
   options: OptimizerOptions, num_steps: int, params: Params
 ) -> 'optax.GradientTransformation':
-  """Builds the optimizer.
+  """Builds gradient clipping, update rule, decay and rates of all groups.
 
   Args:
     options: options of the optimizer.

@@ -54,7 +54,7 @@ class StepKeys(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What a step trains on.
+  """Holds the pseudo-labels and maps that the losses of a step compare with.
 
   Attributes:
     segmentation: class of each pixel; negative where unknown.

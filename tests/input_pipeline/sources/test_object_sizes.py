@@ -68,5 +68,5 @@ def test_quantiles_are_those_of_the_shares_to_half_an_octave():
   counts = object_sizes.object_share_histogram(shares)
   assert counts.sum() == 2000
   for fraction in (0.1, 0.25, 0.5, 0.9):
-    found = object_sizes.object_share_quantile(counts, fraction)
-    assert abs(np.log2(found / np.quantile(shares, fraction))) <= 0.5
+    quantile = object_sizes.object_share_quantile(counts, fraction)
+    assert abs(np.log2(quantile / np.quantile(shares, fraction))) <= 0.5

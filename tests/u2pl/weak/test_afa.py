@@ -54,8 +54,8 @@ def test_systems_are_options_of_the_method(options, terms, scalars):
   assert (state.teacher_params is None) == (options is not READINGS)
   after, logged = jax.eval_shape(trained.train_step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
-  found = {name for name in logged if name.startswith('loss')}
-  assert found == {'loss', *(f'loss_{term}' for term in terms)}
+  losses = {name for name in logged if name.startswith('loss')}
+  assert losses == {'loss', *(f'loss_{term}' for term in terms)}
   assert scalars <= {*logged}
   images = jnp.zeros((2, 32, 32, 3))
   scores = jax.eval_shape(trained.predict, state, images)
