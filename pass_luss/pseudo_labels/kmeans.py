@@ -7,8 +7,9 @@
   clustering = kmeans.fit_kmeans(rows, initial, num_iterations=20)
 
 Lloyd's algorithm on squared Euclidean distances, like Faiss' flat L2 clustering
-(spec §3.2): each iteration uses all rows, and centroids are not normalized. The
-memory of distances is bounded by a block of rows.
+(spec §3.2): each iteration uses all rows, and centroids are not normalized.
+Iterations end early where they no longer move a centroid. The memory of
+distances is bounded by a block of rows.
 """
 
 import functools
@@ -140,7 +141,8 @@ def fit_kmeans(
   Args:
     rows: features to cluster.
     initial: indices of the rows that are the centroids a restart begins with.
-    num_iterations: number of assignments and updates, all of which run.
+    num_iterations: number of assignments and updates. Those after which no
+      centroid of any restart moves are left out: they would change nothing.
     block_rows: number of rows of a block on each device; changes the result
       only by the rounding of sums.
     progress: function of the finished restarts and the lowest objective so far.
@@ -431,12 +433,20 @@ def _lloyd(
       count=_local_count(values, count, mesh),
       block_rows=block_rows,
     )
-    centroids = jax.lax.fori_loop(
-      0,
-      num_iterations,
-      lambda _, centroids: _update(fold, centroids, mesh),
-      _select_rows(values, initial, mesh),
-    )
+
+    def is_moving(state: Any) -> Array:
+      iteration, centroids, previous = state
+      # Equal on all devices, as sums over the mesh are, so that all of them
+      # end together. NaN counts as moving.
+      moved = (iteration == 0) | jnp.any(centroids != previous)
+      return moved & (iteration < num_iterations)
+
+    def update(state: Any) -> Any:
+      iteration, centroids, _ = state
+      return iteration + 1, _update(fold, centroids, mesh), centroids
+
+    first = _select_rows(values, initial, mesh)
+    _, centroids, _ = jax.lax.while_loop(is_moving, update, (0, first, first))
     return centroids, _objectives(fold, centroids, mesh)
 
   replicated = PartitionSpec()

@@ -47,8 +47,13 @@ def shared_host_settings(config: Any, **more: Any) -> dict[str, Any]:
     **more,
     # Equal configs on unequal code trace different programs all the same.
     'code': _code_version(),
-    **{name: _package_version(name) for name in (*LIBRARIES, *EXTRAS)},
+    **library_versions(),
   }
+
+
+def library_versions() -> dict[str, str]:
+  """Returns the versions of the libraries on which values depend, by name."""
+  return {name: _package_version(name) for name in (*LIBRARIES, *EXTRAS)}
 
 
 def _code_version() -> str:

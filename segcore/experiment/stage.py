@@ -15,11 +15,14 @@ from jax.experimental import multihost_utils
 
 from runtime import console, errors, files, json_files, options, progress
 from segcore.cost import topology as topology_lib
+from segcore.distributed import host_settings
 from segcore.experiment import placement as placement_lib
 from segcore.train import workspace as workspace_lib
 
 # Digests of the files that a stage reads, in its folder.
 CONTENT_FILE = 'data.json'
+# Versions of the libraries that a stage was started with, in its folder.
+LIBRARIES_FILE = 'libraries.json'
 
 # (compile too, devices to compile for) -> lines.
 DryRun = Callable[[bool, topology_lib.Topology | None], Iterable[str]]
@@ -251,8 +254,25 @@ def _prepare(placed: placement_lib.Placement) -> None:
   """Prepares the folder of a stage, on host 0, while the others wait."""
   if jax.process_index() == 0:
     placed.prepare()
+    _record_libraries(placed.directory)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{placed.directory.name} prepared')
+
+
+def _record_libraries(directory: files.Path) -> None:
+  """Records the versions of libraries, or warns of those that have changed."""
+  path = directory / LIBRARIES_FILE
+  installed = host_settings.library_versions()
+  if not path.exists():
+    json_files.write_json(path, installed)
+    return
+  changes = options.option_differences(json_files.read_json(path), installed)
+  if changes:
+    console.print_line(
+      f'warning: {directory} was started with other libraries '
+      f'({"; ".join(changes)}): it goes on, but values may differ in rounding; '
+      'install the former ones to continue bit by bit'
+    )
 
 
 def _remove_unused_settings(directory: files.Path) -> None:
@@ -262,7 +282,8 @@ def _remove_unused_settings(directory: files.Path) -> None:
   """
   if jax.process_index() != 0:
     return
-  own = {directory / placement_lib.SETTINGS_FILE, directory / CONTENT_FILE}
+  names = placement_lib.SETTINGS_FILE, CONTENT_FILE, LIBRARIES_FILE
+  own = {directory / name for name in names}
   made = {*directory.iterdir()}
   if made <= own:
     for path in made:

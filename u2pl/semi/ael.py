@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl.semi import equalization, equalization_options, equalized_images
 
 

@@ -25,8 +25,7 @@ from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
-from segcore.train.method import StepResult
-from segcore.train.train_state import TrainState
+from segcore.train.train_state import StepResult, TrainState
 from u2pl import pseudo_labels
 from u2pl.semi import cct_perturbations, losses, method, student
 from u2pl.semi import options as options_lib

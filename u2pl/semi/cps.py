@@ -20,7 +20,7 @@ from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import box_masks, mixing, pseudo_labels
 from u2pl.semi import losses, method, two_networks
 from u2pl.semi import options as options_lib

@@ -17,7 +17,7 @@ from input_pipeline.batch import Batch
 from runtime.option_ranges import NonNegative, Positive, UnitInterval
 from segcore import types
 from segcore.ops import losses as pixel_losses
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import pseudo_labels
 from u2pl.semi import (
   flaw_detector,

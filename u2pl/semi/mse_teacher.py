@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
 from runtime.option_ranges import NonNegative, Positive
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import ema, pseudo_labels
 from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib

@@ -21,8 +21,7 @@ from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
-from segcore.train.train_state import TrainState
+from segcore.train.train_state import StepResult, TrainState
 from u2pl import pseudo_labels
 from u2pl.semi import cutout_views, losses, method, student
 from u2pl.semi import options as options_lib

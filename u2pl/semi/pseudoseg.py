@@ -21,8 +21,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
-from segcore.train.train_state import TrainState
+from segcore.train.train_state import StepResult, TrainState
 from segcore.types import Images, PixelMask
 from u2pl.semi import cutout_views, grad_cam, losses, method, student
 from u2pl.semi import options as options_lib

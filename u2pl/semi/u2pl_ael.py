@@ -21,7 +21,7 @@ from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, pseudo_labels
 from u2pl.semi import equalization, equalization_options, equalized_images

@@ -12,8 +12,7 @@ import jax
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
 from runtime.option_ranges import NonNegative
-from segcore.train.method import StepResult
-from segcore.train.train_state import TrainState
+from segcore.train.train_state import StepResult, TrainState
 from u2pl.semi import losses, method, perturbations, strong_views, student
 
 

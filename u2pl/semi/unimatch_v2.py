@@ -11,7 +11,7 @@ import jax
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import ema
 from u2pl.semi import method, perturbations, strong_views, student
 

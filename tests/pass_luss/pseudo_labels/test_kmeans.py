@@ -146,6 +146,18 @@ def test_no_iteration_raises_the_objective():
   assert objectives[-1] < 0.9 * objectives[0]
 
 
+def test_iterations_end_when_no_centroid_moves():
+  features = mixture(600, 10, parts=12)
+  rows = placed(features)
+  initial = np.arange(24).reshape(2, 12)
+  many = kmeans.fit_kmeans(rows, initial, 100)
+  # So many iterations would take hours.
+  endless = kmeans.fit_kmeans(rows, initial, 10**9)
+  np.testing.assert_array_equal(endless.centroids, many.centroids)
+  few = kmeans.fit_kmeans(rows, initial, 1)
+  assert np.any(np.asarray(few.centroids) != np.asarray(many.centroids))
+
+
 def test_padding_does_not_change_the_result():
   features = mixture(96, 8, parts=4)
   initial = np.array([[1, 20, 40], [90, 3, 60]])

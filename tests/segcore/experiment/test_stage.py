@@ -49,6 +49,33 @@ def test_an_interrupted_stage_runs_again_and_the_next_follows(tmp_path):
   assert log == ['a', 'b']
 
 
+def test_changed_libraries_are_reported_and_the_stage_goes_on(
+  tmp_path, monkeypatch, capsys
+):
+  def start(breaks, **versions):
+    monkeypatch.setattr(
+      stage.host_settings, 'library_versions', lambda: versions
+    )
+
+    def run(place):
+      if breaks:
+        raise KeyboardInterrupt
+      return []
+
+    stage.run_stages([stage.Stage('a', {}, run)], tmp_path)
+    return capsys.readouterr().out
+
+  for _ in range(2):
+    with pytest.raises(KeyboardInterrupt):
+      start(True, numpy='2.0', resizer='not installed')
+  assert 'warning' not in capsys.readouterr().out
+  line = start(False, numpy='2.0', resizer='4.0')
+  assert 'a was started with other libraries' in line
+  assert 'resizer: not installed -> 4.0' in line
+  assert 'numpy' not in line
+  assert (tmp_path / 'a' / 'DONE.json').exists()
+
+
 def test_other_settings_are_refused_also_further_down(tmp_path):
   stage.run_stages(chain([]), tmp_path)
   with pytest.raises(errors.UserError) as caught:
