@@ -19,17 +19,12 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from etils import epy
-
 from runtime import errors
-
-with epy.lazy_imports():
-  import flax.linen as nn
 
 T = TypeVar('T')
 
 # Fields that flax adds to every module; configs do not set them.
-_FLAX = ('parent', 'name')
+_FLAX = {'parent', 'name'}
 # Key of the metadata of a field that is a location.
 _LOCATION = 'location'
 
@@ -54,10 +49,11 @@ def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
     raise errors.UserError(f'{path}: expected a block of fields, got {block!r}')
   given = dict(block.items())
   fields = {
-    field.name: field
-    for field in dataclasses.fields(cls)
-    if field.init and not (issubclass(cls, nn.Module) and field.name in _FLAX)
+    field.name: field for field in dataclasses.fields(cls) if field.init
   }
+  # Only modules have both. To ask flax itself, it would have to be imported.
+  if fields.keys() >= _FLAX:
+    fields = {name: fields[name] for name in fields if name not in _FLAX}
   for name in given:
     if name in fixed:
       raise errors.UserError(f'{path}.{name}: set elsewhere, remove it here')

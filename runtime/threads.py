@@ -31,9 +31,13 @@ def map_in_threads(
     function: function of one item, called in a thread; an exception that it
       raises is raised again by this iterator.
     items: the items, which are read in the thread of the caller.
-    num_threads: number of threads; None for one per usable processor.
+    num_threads: number of threads; None for one per usable processor. One is
+      that of the caller, which computes nothing ahead.
   """
   threads = num_threads or count_usable_cpus()
+  if threads == 1:
+    yield from map(function, items)
+    return
   pending = collections.deque()
   # Threads suffice: PIL, OpenCV and NumPy release the GIL in their C code.
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:

@@ -4,20 +4,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from etils import epy
+
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets
 from runtime import errors
 from segcore import types
-from segcore.eval import evaluator, inference, metrics
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
-from segcore.models import heads
-from segcore.ops import losses
-from segcore.train import loop
+from segcore.experiment import experiment_stage
 from segcore.train import method as method_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from segcore.eval import evaluator, inference, metrics
+  from segcore.experiment import evaluation
+  from segcore.models import heads
+  from segcore.ops import losses
+  from segcore.train import loop
 
 # Images whose number of tags is checked before training.
 _NUM_CHECKED = 100
@@ -125,7 +130,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
 
   def evaluation(
     self, trained: Classify, streams: data_lib.Streams
-  ) -> loop.EvaluateFn:
+  ) -> 'loop.EvaluateFn':
     """Builds the evaluation of the accuracy on the validation split."""
     block = self.options
     val = self.context.open(block.data, block.val_split, 'tags', self.name)

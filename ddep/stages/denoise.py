@@ -8,28 +8,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epy
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from ddep import decoder_report
 from ddep import noise as noise_lib
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets
 from runtime import console, files
 from segcore import types
-from segcore.distributed import sharding
-from segcore.eval import panels
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import heads
-from segcore.ops import losses
-from segcore.train import loop, tensorboard, train_state
 from segcore.train import method as method_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from segcore.weights import load
+
+with epy.lazy_imports():
+  from ddep import decoder_report
+  from segcore.distributed import sharding
+  from segcore.eval import panels
+  from segcore.experiment import evaluation
+  from segcore.models import heads
+  from segcore.ops import losses
+  from segcore.train import loop, tensorboard, train_state
+  from segcore.weights import load
 
 # Images of the validation split that are denoised during training.
 _NUM_EVALUATED = 32
@@ -118,7 +122,7 @@ class Denoise(method_lib.SingleLossMethod):
 
   def predict(
     self,
-    state: train_state.TrainState,
+    state: 'train_state.TrainState',
     images: Float[Array, 'B H W 3'],
     gamma: Float[Array, 'B'] | None = None,
   ) -> Float[Array, 'B H W 3']:
@@ -176,7 +180,7 @@ class DenoiseStage(experiment_stage.TrainingStage):
 
   def evaluation(
     self, trained: Denoise, streams: data_lib.Streams
-  ) -> loop.EvaluateFn:
+  ) -> 'loop.EvaluateFn':
     """Builds the evaluation on fixed noisy images of the validation split."""
     return DenoisingPanels(
       trained,
@@ -248,7 +252,9 @@ class DenoisingPanels:
   num_rows: int
   mesh: Mesh
 
-  def __call__(self, state: train_state.TrainState) -> tensorboard.Summaries:
+  def __call__(
+    self, state: 'train_state.TrainState'
+  ) -> 'tensorboard.Summaries':
     """Computes the loss and draws the panel; the same on every host."""
     loss, trivial, noisy, denoised = jax.device_get(
       self._denoise(state, self.images)

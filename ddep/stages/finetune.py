@@ -4,21 +4,26 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epy
+
 from input_pipeline import batch as batch_lib
 from runtime import files
 from segcore import types
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import heads
-from segcore.models.layers import resize
 from segcore.ops import class_weights as class_weights_lib
-from segcore.ops import losses
-from segcore.train import loop
 from segcore.train import method as method_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from segcore.experiment import evaluation
+  from segcore.models import heads
+  from segcore.models.layers import resize
+  from segcore.ops import losses
+  from segcore.train import loop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +141,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
 
   def evaluation(
     self, trained: Finetune, streams: data_lib.Streams
-  ) -> loop.EvaluateFn:
+  ) -> 'loop.EvaluateFn':
     """Builds the evaluation of `val_split` and `follow` during training."""
     del streams
     return evaluation.build_training_stage_evaluation(

@@ -215,7 +215,8 @@ def decode_stored_image(
     _check_frames(image)
     depth = _depth(image, data)
     orientation = _orientation(image)
-    if kind != 'JPEG' or not _is_complete_jpeg(data):
+    is_complete = kind == 'JPEG' and _is_complete_jpeg(data)
+    if not is_complete:
       image.load()
     if kind == 'PNG':  # Decoding does not verify its checksums.
       open_image_header(data, ('PNG',)).verify()
@@ -230,7 +231,7 @@ def decode_stored_image(
       errors.format_on_one_line(f'cannot be decoded: {error}')
     ) from error
   # PIL accepts a download that was truncated and padded with zeros.
-  if kind == 'JPEG' and not _has_end_marker(data):
+  if kind == 'JPEG' and not is_complete and not _has_end_marker(data):
     raise errors.UserError('cannot be decoded: the JPEG has no end, truncated?')
   if kind == 'TIFF' and orientation != UPRIGHT:  # PIL has turned it.
     image = image.transpose(_TURNS[_INVERSE.get(orientation, orientation)])

@@ -10,7 +10,7 @@ import PIL.Image
 from jaxtyping import Int16, Int32, Integer, UInt8, UInt16
 
 from input_pipeline import batch
-from input_pipeline.sources import archives, image_files
+from input_pipeline.sources import archives, image_files, plain_png
 from runtime import errors
 
 Color = tuple[int, int, int]
@@ -262,6 +262,12 @@ def read_stored_mask(
       message does not name the file.
   """
   data = file.read_bytes()
+  # Tried whatever the formats are: all of them contain PNG.
+  plain = plain_png.decode_plain_png(data, image_files.MAX_MEGAPIXELS)
+  if plain is not None:
+    if plain.palette is None:
+      return StoredMask(plain.values, _gray_palette(8), is_gray=True)
+    return StoredMask(plain.values, encode_mask_colors(plain.palette))
   # Lossy formats are decoded to be refused with the reason.
   lossy = _LOSSY if len(formats) > 1 else ()
   decoded = image_files.decode_stored_image(data, (*formats, *lossy))

@@ -123,13 +123,11 @@ def encode_record_label(label: np.ndarray, num_classes: int) -> bytes:
     raise ValueError(
       f'label: expected class ids below {num_classes}, got {label.max()}'
     )
-  # Wraps around: all negative ids are -1 by then, and stored as 0.
-  shifted = np.add(
-    np.maximum(label.astype(np.int16, copy=False), -1),
-    1,
-    dtype=record_label_dtype(num_classes),
-    casting='unsafe',
-  )
+  if label.min(initial=0) < batch.IGNORE:
+    label = np.maximum(label, batch.IGNORE)
+  # Without its sign, -1 is the largest value, from which 1 leads to 0.
+  shifted = label.astype(record_label_dtype(num_classes))
+  shifted += 1
   _, png = cv2.imencode('.png', shifted, _LABEL_PNG)
   return png.tobytes()
 

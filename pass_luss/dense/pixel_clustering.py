@@ -25,7 +25,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 
 S = TypeVar('S', bound=train_state.TrainState)
 

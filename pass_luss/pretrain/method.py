@@ -24,7 +24,7 @@ from segcore.models import features as features_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 
 # Numbers of the keys of memories, of targets, and of dropout in both networks,
 # folded into those of a run and of a step, from which rows of a batch have the

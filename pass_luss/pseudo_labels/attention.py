@@ -22,7 +22,7 @@ from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 
 # Parameter group of the optimizer that freezes the pretrained projection head:
 # pattern, learning rate factor, weight decay factor.

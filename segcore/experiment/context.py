@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epy
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
@@ -13,10 +14,13 @@ from input_pipeline import datasets, splits
 from input_pipeline.sources import fingerprints
 from runtime import errors
 from segcore.experiment import data as data_lib
-from segcore.models import heads as heads_lib
-from segcore.models import network as network_lib
-from segcore.models import segmenter
-from segcore.train import loop
+from segcore.models import network_options
+from segcore.train import operation as operation_lib
+
+with epy.lazy_imports():
+  from segcore.models import heads as heads_lib
+  from segcore.models import network as network_lib
+  from segcore.models import segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Context:
     opened: splits that were opened before, by data set and name.
   """
 
-  network: network_lib.NetworkOptions
+  network: network_options.NetworkOptions
   data_dir: str
-  operation: loop.OperationOptions
+  operation: operation_lib.OperationOptions
   mesh: Mesh
   stages: tuple[str, ...] = ()
   opened: dict[tuple[datasets.DataOptions, str], datasets.Split] = (
@@ -61,13 +65,13 @@ class Context:
       return self
     return self.with_network(encoder={**self.network.encoder, **given})
 
-  def fitted(self, size: tuple[int, int]) -> network_lib.NetworkOptions:
+  def fitted(self, size: tuple[int, int]) -> network_options.NetworkOptions:
     """Returns the network options for images of this (height, width)."""
     return network_lib.with_position_grid(self.network, size, 'config.network')
 
   def build(
     self, heads: Mapping[str, Any], size: tuple[int, int]
-  ) -> segmenter.Segmenter:
+  ) -> 'segmenter.Segmenter':
     """Builds the network with these heads for images of this size."""
     return network_lib.build_network(self.fitted(size), heads, 'config.network')
 

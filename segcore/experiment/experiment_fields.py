@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from segcore.models import network
-from segcore.train import loop
+from segcore.models import network_options
+from segcore.train import operation as operation_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Experiment:
   program: str
   stages: tuple[str, ...]
   data_dir: str = ''
-  network: network.NetworkOptions
-  operation: loop.OperationOptions = loop.OperationOptions()
+  network: network_options.NetworkOptions
+  operation: operation_lib.OperationOptions = operation_lib.OperationOptions()
   without_files: str = ''
   notes: tuple[str, ...] = ()

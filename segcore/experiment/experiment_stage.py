@@ -17,28 +17,25 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+from etils import epy
 from jax.sharding import Mesh
 
 from input_pipeline import datasets, loader, transforms
 from runtime import errors, files, json_files, options
 from segcore import types
-from segcore.cost import topology as topology_lib
 from segcore.distributed import collectives
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import (
-  dry_run,
-  extension,
-  fitting,
-  input_checks,
-  placement,
-  stage,
-)
+from segcore.experiment import input_checks, placement, stage
 from segcore.experiment import start as start_lib
-from segcore.models import network as network_lib
-from segcore.train import callbacks, loop, optimizers
-from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from segcore.cost import topology as topology_lib
+  from segcore.experiment import dry_run, extension, fitting
+  from segcore.models import network as network_lib
+  from segcore.train import callbacks, loop, optimizers
+  from segcore.train import method as method_lib
 
 # Number of classes assumed in a dry run where only the files of a data set tell
 # how many there are.
@@ -196,7 +193,7 @@ class ExperimentStage(abc.ABC):
 
   @abc.abstractmethod
   def dry_run(
-    self, compiles: bool, topology: topology_lib.Topology | None
+    self, compiles: bool, topology: 'topology_lib.Topology | None'
   ) -> Iterable[str]:
     """Reports in lines what the stage would compute and cost.
 
@@ -300,7 +297,7 @@ class TrainingStage(ExperimentStage):
   @abc.abstractmethod
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> method_lib.Method:
+  ) -> 'method_lib.Method':
     """Builds the method that the stage trains.
 
     Args:
@@ -315,15 +312,15 @@ class TrainingStage(ExperimentStage):
 
   def trained_method(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> method_lib.Method:
+  ) -> 'method_lib.Method':
     """Builds the method, with what it takes from the training data."""
     del workspace
     first = next(iter(streams.values()))
     return self.method(self.context, len(first.split.classes))
 
   def evaluation(
-    self, trained: method_lib.Method, streams: data_lib.Streams
-  ) -> loop.EvaluateFn | None:
+    self, trained: 'method_lib.Method', streams: data_lib.Streams
+  ) -> 'loop.EvaluateFn | None':
     """Builds the evaluation during training; returns None without one.
 
     Args:
@@ -335,10 +332,10 @@ class TrainingStage(ExperimentStage):
 
   def refresh(
     self,
-    trained: method_lib.Method,
+    trained: 'method_lib.Method',
     streams: data_lib.Streams,
     workspace: workspace_lib.Workspace,
-  ) -> callbacks.Refresh | None:
+  ) -> 'callbacks.Refresh | None':
     """Returns the part of the state computed anew between steps, or None."""
     del trained, streams, workspace
     return None
@@ -424,7 +421,7 @@ class TrainingStage(ExperimentStage):
     outputs = [workspace.directory / name for name in names]
     return [*outputs, *self.write_outputs(workspace, streams)]
 
-  def workload(self) -> dry_run.Workload:
+  def workload(self) -> 'dry_run.Workload':
     """Describes the training, as far as the config decides it without data."""
     recipe, data = self.options.recipe, self.num_classes_from
     notes = fitting.describe_fitted_crop(self.options, self.size)
@@ -450,7 +447,7 @@ class TrainingStage(ExperimentStage):
     )
 
   def dry_run(
-    self, compiles: bool, topology: topology_lib.Topology | None
+    self, compiles: bool, topology: 'topology_lib.Topology | None'
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
     return dry_run.report_dry_run(self.workload(), compiles, topology)

@@ -6,20 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from etils import epy
 
-from input_pipeline import crop_scale, transforms
+from input_pipeline import transforms
 from runtime import console, errors, files, json_files, options
-from segcore.cost import topology as topology_lib
-from segcore.distributed import sharding
-from segcore.eval import class_report, metrics, predict, protocols
-from segcore.eval import evaluator as evaluator_lib
-from segcore.eval import results as results_lib
+from segcore.eval import metrics, protocols
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage, stage
-from segcore.ops import dense_crf
-from segcore.train import method, train_state
+from segcore.experiment import experiment_stage, stage
 from segcore.train import workspace as workspace_lib
-from segcore.weights import checkpoint_reader
+
+with epy.lazy_imports():
+  from input_pipeline import crop_scale
+  from segcore.cost import topology as topology_lib
+  from segcore.distributed import sharding
+  from segcore.eval import class_report, predict
+  from segcore.eval import evaluator as evaluator_lib
+  from segcore.eval import results as results_lib
+  from segcore.experiment import evaluation
+  from segcore.ops import dense_crf
+  from segcore.train import method, train_state
+  from segcore.weights import checkpoint_reader
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     return self.options.protocol_after(crop)
 
   @abc.abstractmethod
-  def scores(self, num_classes: int) -> method.ScoreModel:
+  def scores(self, num_classes: int) -> 'method.ScoreModel':
     """Builds the network whose scores are evaluated."""
 
   def select_variables(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -227,7 +233,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       protocol=self.protocol.describe(), which=block.which, step=step
     )
 
-  def load_model(self, workdir: files.Path) -> predict.Model:
+  def load_model(self, workdir: files.Path) -> 'predict.Model':
     """Loads the trained network of a run.
 
     Raises:
@@ -256,7 +262,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     )
 
   def dry_run(
-    self, compiles: bool, topology: topology_lib.Topology | None
+    self, compiles: bool, topology: 'topology_lib.Topology | None'
   ) -> Iterable[str]:
     """Reports the protocol in words; only the data tell the images' sizes."""
     del compiles, topology
@@ -281,7 +287,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   def _read_state(
     self, folder: files.Path
-  ) -> tuple[int, train_state.TrainState]:
+  ) -> 'tuple[int, train_state.TrainState]':
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
     if kept == 'best' and not any((folder / kept).glob('[0-9]*')):

@@ -4,10 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epy
+
 from runtime import console, errors, files, options
-from segcore.models import segmenter
 from segcore.train import workspace as workspace_lib
-from segcore.weights import load, packages
+
+with epy.lazy_imports():
+  from segcore.models import segmenter
+  from segcore.weights import load, packages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Start:
   def read(
     self,
     workspace: workspace_lib.Workspace,
-    net: segmenter.Segmenter,
+    net: 'segmenter.Segmenter',
     size: tuple[int, int],
   ) -> dict[str, Any] | None:
     """Reads the parameters; returns None for random values.

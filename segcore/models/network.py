@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,6 +28,7 @@ from segcore.models.encoders import (
   vit,
 )
 from segcore.models.encoders import resnet as resnet_lib
+from segcore.models.network_options import NetworkOptions
 
 ENCODERS = {
   'resnet': resnet_gn.ResNet,
@@ -51,25 +51,6 @@ DECODERS = {
 
 # Side in pixels of images that encoders of any stride accept.
 _SIDE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOptions:
-  """A network without its heads, which belong to a training stage.
-
-  Attributes:
-    encoder: name (see `ENCODERS`) and fields of the module; a `grid` of (0, 0)
-      stands for that of the training images (see `with_position_grid`).
-    decoder: name (see `DECODERS`) and fields of the module; None where all
-      heads read the encoder.
-    dtype: dtype of the activations; parameters are always float32.
-    remat: whether blocks are recomputed in the backward pass, to save memory.
-  """
-
-  encoder: Mapping[str, Any]
-  decoder: Mapping[str, Any] | None = None
-  dtype: Literal['float32', 'bfloat16'] = 'float32'
-  remat: bool = False
 
 
 def with_position_grid(

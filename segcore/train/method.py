@@ -4,19 +4,19 @@ import contextlib
 import dataclasses
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
+from etils import epy
 from jaxtyping import Array, Float
 
 from input_pipeline.batch import Batch
 from segcore import types
-from segcore.models import segmenter as segmenter_lib
-from segcore.train import train_state
 from segcore.train import update as update_lib
-from segcore.train.train_state import TrainState
 
-# The state after a step, and scalars to log.
-StepResult = tuple[TrainState, types.Metrics]
+with epy.lazy_imports():
+  import flax.linen as nn
+
+  from segcore.models import segmenter as segmenter_lib
+  from segcore.train import train_state
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Method(Protocol):
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> TrainState:
+  ) -> 'train_state.TrainState':
     """Initializes the state at step 0.
 
     Args:
@@ -35,7 +35,9 @@ class Method(Protocol):
         None.
     """
 
-  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
+  def train_step(
+    self, state: 'train_state.TrainState', batch: Batch
+  ) -> 'train_state.StepResult':
     """Computes one step.
 
     Returns:
@@ -43,7 +45,7 @@ class Method(Protocol):
     """
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: 'train_state.TrainState', images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Predicts class scores at the network's output resolution.
 
@@ -58,7 +60,7 @@ class ScoreModel(Protocol):
   """Interface of a model that predicts scores: what evaluation needs."""
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: 'train_state.TrainState', images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Predicts scores of images in [-1, 1], as `Method.predict` does."""
 
@@ -72,11 +74,11 @@ class HeadScores:
     name: name of the head.
   """
 
-  segmenter: segmenter_lib.Segmenter
+  segmenter: 'segmenter_lib.Segmenter'
   name: str = 'logits'
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: 'train_state.TrainState', images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Predicts scores of images in [-1, 1], in evaluation mode."""
     outputs = self.segmenter.apply(
@@ -111,16 +113,16 @@ def initial_parameters(
 
 
 def training_forward_pass(
-  segmenter: segmenter_lib.Segmenter,
+  segmenter: 'segmenter_lib.Segmenter',
   params: types.Params,
   batch_stats: types.Params,
   images: Float[Array, 'B H W 3'],
   *,
   heads: tuple[str, ...],
-  train: tuple[str, ...] = segmenter_lib.SUBMODULES,
+  train: bool | tuple[str, ...] = True,
   rng: Array | None,
   condition: Float[Array, 'B'] | None = None,
-  perturb: segmenter_lib.Perturbation | None = None,
+  perturb: 'segmenter_lib.Perturbation | None' = None,
 ) -> tuple[dict[str, Any], types.Params]:
   """Applies the network in training mode.
 
@@ -130,8 +132,8 @@ def training_forward_pass(
     batch_stats: all of its batch statistics.
     images: images in [-1, 1].
     heads: names of the heads to compute.
-    train: parts in training mode (dropout, batch statistics); the others run in
-      evaluation mode.
+    train: parts in training mode (dropout, batch statistics), True for all; the
+      others run in evaluation mode.
     rng: PRNG key of dropout and stochastic depth; None to leave both out, so
       that only batch norms are in training mode.
     condition: noise level of each image, for a conditional decoder.
@@ -175,7 +177,7 @@ class SingleLossMethod:
     update: trained parts, optimizer and gradient accumulation.
   """
 
-  segmenter: segmenter_lib.Segmenter
+  segmenter: 'segmenter_lib.Segmenter'
   update: update_lib.Update
 
   # Head whose scores are predicted.
@@ -183,12 +185,14 @@ class SingleLossMethod:
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> TrainState:
+  ) -> 'train_state.TrainState':
     """Initializes the network and the optimizer."""
     shape = batch_spec['image'].shape
     return self.update.init(self.segmenter, rng, shape, loaded)
 
-  def train_step(self, state: TrainState, batch: Batch) -> StepResult:
+  def train_step(
+    self, state: 'train_state.TrainState', batch: Batch
+  ) -> 'train_state.StepResult':
     """Computes one step; the metric 'loss' is the mean over the count."""
     return self.update(self.loss, state, batch)
 
@@ -203,7 +207,7 @@ class SingleLossMethod:
     raise NotImplementedError
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: 'train_state.TrainState', images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Computes the scores of the head at its own resolution."""
     return self.apply(state, images, self.head)
@@ -236,7 +240,7 @@ class SingleLossMethod:
 
   def apply(
     self,
-    state: TrainState,
+    state: 'train_state.TrainState',
     images: Array,
     head: str,
     condition: Float[Array, 'B'] | None = None,

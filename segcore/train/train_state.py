@@ -37,6 +37,10 @@ class TrainState:
   rng: Any
 
 
+# The state after a step, and scalars to log.
+StepResult = tuple[TrainState, types.Metrics]
+
+
 def train_state_variables(state: TrainState) -> dict[str, types.Params]:
   """Returns parameters and batch statistics as `Segmenter.apply` takes them."""
   return {'params': state.params, 'batch_stats': state.batch_stats}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from etils import epy
@@ -17,10 +16,13 @@ from runtime import errors
 from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore import types
 from segcore.distributed import sharding
-from segcore.train import optimizers, train_state
+from segcore.train import optimizers
 
 with epy.lazy_imports():
+  import flax.linen as nn
   import optax
+
+  from segcore.train import train_state
 
 
 class LossOutput(NamedTuple):
@@ -166,11 +168,11 @@ class Update:
 
   def init(
     self,
-    segmenter: nn.Module,
+    segmenter: 'nn.Module',
     rng: Array,
     image_shape: tuple[int, ...],
     loaded: types.Params | None,
-  ) -> train_state.TrainState:
+  ) -> 'train_state.TrainState':
     """Initializes the state at step 0, and replaces the parts that were loaded.
 
     Args:
@@ -197,8 +199,8 @@ class Update:
     )
 
   def __call__(
-    self, loss: Loss, state: train_state.TrainState, batch: batch_lib.Batch
-  ) -> tuple[train_state.TrainState, types.Metrics]:
+    self, loss: Loss, state: 'train_state.TrainState', batch: batch_lib.Batch
+  ) -> 'tuple[train_state.TrainState, types.Metrics]':
     """Computes one training step.
 
     Sums and counts are accumulated over the microbatches and divided once. So
@@ -271,10 +273,10 @@ class Update:
 
   def apply_gradients(
     self,
-    state: train_state.TrainState,
+    state: 'train_state.TrainState',
     gradient: types.Params,
     batch_stats: types.Params,
-  ) -> train_state.TrainState:
+  ) -> 'train_state.TrainState':
     """Applies the optimizer to a gradient; returns the state one step later.
 
     For methods that compute the gradient themselves.

@@ -18,7 +18,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.train import method, train_state
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import panels, pseudo_labels
 from u2pl.adapt import losses, target_teacher
 from u2pl.adapt import options as options_lib

@@ -18,7 +18,7 @@ from segcore import types
 from segcore.ops import color_augment, photometric_distortion
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import contrastive_branch, ema, mixing, pseudo_labels
 from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib

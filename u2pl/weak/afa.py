@@ -23,7 +23,7 @@ from segcore.ops import affinity as affinity_lib
 from segcore.ops import losses as losses_lib
 from segcore.train import method
 from segcore.train import update as update_lib
-from segcore.train.method import StepResult
+from segcore.train.train_state import StepResult
 from u2pl import contrastive_branch, ema
 from u2pl.weak import cam_contrast, cam_labels, cam_scores, losses
 from u2pl.weak import options as options_lib
