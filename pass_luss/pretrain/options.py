@@ -92,11 +92,23 @@ class ObjectiveOptions:
         'shallow.stages: expected () without clusters, whose targets they '
         f'need, got {self.shallow.stages}'
       )
+    self._check_multi_crop()
     if not self.clusters and self.alignment and self.alignment.needs_prototypes:
       raise ValueError(
         'alignment.kind: expected one without prototypes, as clusters is None, '
         f'got {self.alignment.kind!r}'
       )
+
+  def _check_multi_crop(self) -> None:
+    """Raises ValueError if others read the views of AdCo's multi-crop."""
+    if not self.adco or self.adco.variant != 'multi_crop':
+      return
+    for name in ('clusters', 'alignment'):
+      if getattr(self, name):
+        raise ValueError(
+          f'{name}: expected None with adco.variant=multi_crop, whose encoder '
+          'has one of the two large views alone, got options'
+        )
 
 
 def build_objectives(

@@ -11,7 +11,7 @@ from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
 from tests.transcriptions import u2pl as reference
 from tests.u2pl import inputs
-from u2pl import ema
+from u2pl import ema, ema_options
 
 WARM_UP, EPOCH = 4, 2
 
@@ -28,7 +28,9 @@ def teacher_of(**options):
     deeplabv3plus.DeepLabV3Plus(width=8),
     {'logits': heads_lib.ConvHead(2)},
   )
-  return ema.EmaTeacher(unused, ema.EmaOptions(**options), WARM_UP, EPOCH)
+  return ema.EmaTeacher(
+    unused, ema_options.EmaOptions(**options), WARM_UP, EPOCH
+  )
 
 
 def state_of(step, student=1.0, teacher=3.0):
@@ -107,11 +109,11 @@ def test_the_student_is_reported_until_the_first_step_after_the_warm_up():
 )
 def test_options_out_of_range_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    ema.EmaOptions(**options)
+    ema_options.EmaOptions(**options)
 
 
 def test_decay_is_that_of_the_reference():
-  options = ema.EmaOptions()
+  options = ema_options.EmaOptions()
   for k in (0, 1, 9, 10, 50, 98, 99, 100, 5000):
     actual = ema.ema_decay_at_step(jnp.asarray(k), options, 10)
     # `step` of the reference counts from the start of the run.

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from runtime.option_ranges import NonNegative
+from u2pl import branch_options, pseudo_labels
 from u2pl import contrast as contrast_lib
-from u2pl import contrastive_branch, pseudo_labels
 from u2pl.adapt import feature_distance as feature_distance_lib
 from u2pl.adapt import self_training as self_training_lib
 
@@ -14,7 +14,7 @@ FEATURES = 'features'
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(contrastive_branch.BranchOptions):
+class LearnOptions(branch_options.BranchOptions):
   """Options of source-only training, DAFormer, and U2PL+ on DAFormer.
 
   Attributes:

@@ -19,7 +19,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.train import method
 from segcore.types import Images
-from u2pl import contrastive_branch, ema, pseudo_labels
+from u2pl import contrastive_branch, ema, ema_options, pseudo_labels
 from u2pl.adapt import (
   losses,
   mixed_images,
@@ -291,7 +291,7 @@ class TargetTeacher:
   @property
   def ema(self) -> ema.EmaTeacher:
     """Returns the EMA teacher, which is used from step 0 on."""
-    options = ema.EmaOptions(self.options.self_training.ema_decay, 0)
+    options = ema_options.EmaOptions(self.options.self_training.ema_decay, 0)
     return ema.EmaTeacher(self.segmenter, options, 0, steps_per_epoch=1)
 
   @property

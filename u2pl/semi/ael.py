@@ -4,9 +4,6 @@ Source: Hu et al. 2021, "Semi-Supervised Semantic Segmentation via Adaptive
 Equalization Learning". The EMA teacher is evaluated.
 """
 
-import dataclasses
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -17,21 +14,10 @@ from segcore.train.train_state import StepResult
 from u2pl.semi import equalization, equalization_options, equalized_images
 
 
-@dataclasses.dataclass(frozen=True)
-class AelOptions(equalization_options.EqualizationOptions):
-  """Options of AEL.
-
-  Attributes:
-    name: 'ael'.
-  """
-
-  name: Literal['ael'] = 'ael'
-
-
 class Ael(equalization.EqualizedTeacher):
   """AEL of a student and its EMA teacher."""
 
-  options: AelOptions
+  options: equalization_options.AelOptions
 
   def train_step(self, state: equalization.State, batch: Batch) -> StepResult:
     """Runs one step of AEL."""

@@ -31,16 +31,6 @@ _DROP_FACTORS = (0.7, 0.9)
 _NOISE = 0.3
 # Least perimeter of a component that is cut out, in pixels.
 _PERIMETER = 50
-# Kinds of perturbed decoders, in the order of their heads.
-KINDS = (
-  'dropout',
-  'feature_drop',
-  'noise',
-  'cutout',
-  'context',
-  'object',
-  'vat',
-)
 
 
 class Foreground(NamedTuple):

@@ -5,9 +5,7 @@ Pseudo Supervision". Networks of one architecture start from the same pretrained
 parts and different random ones; the first one is evaluated.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,64 +14,21 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from input_pipeline import batch as batch_lib
 from input_pipeline import second_crops
 from input_pipeline.batch import Batch
-from runtime.option_ranges import AtLeastOne, NonNegative, Positive, Range
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.train_state import StepResult
 from u2pl import box_masks, mixing, pseudo_labels
-from u2pl.semi import losses, method, two_networks
-from u2pl.semi import options as options_lib
+from u2pl.semi import losses, method, two_network_options, two_networks
 
 # Parameters or statistics of the two networks.
 Networks = tuple[types.Params, types.Params]
 
 
-@dataclasses.dataclass(frozen=True)
-class CpsOptions(options_lib.SystemOptions):
-  """Options of CPS.
-
-  Attributes:
-    name: 'cps'.
-    supervised: loss on labeled images, of each network.
-    weight: λ, weight of the cross pseudo supervision.
-    cutmix: whether it is that of mixed unlabeled images alone, else that of
-      labeled and unlabeled images as they are.
-    pair: partner of an image in CutMix: another image of its group ('other'),
-      as the authors meant it, or a second crop of the image itself ('self'), as
-      in their code.
-    num_boxes: number of boxes of an image's mask; see
-      `box_masks.xor_box_masks`.
-    group: number of consecutive unlabeled images that are mixed with each
-      other, in pairs; divides the batch. It has an effect with CutMix and
-      'other' alone.
-    warmup_epochs: epochs of the supervised loss alone, at the start.
-  """
-
-  name: Literal['cps'] = 'cps'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  weight: Positive[float] = 1.5
-  cutmix: bool = False
-  pair: Literal['other', 'self'] = 'other'
-  num_boxes: AtLeastOne = 3
-  group: Annotated[int, Range(2)] = 2
-  warmup_epochs: NonNegative[int] = 0
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return self.group if self.cutmix and not self.needs_two_crops else 1
-
-  @property
-  def needs_two_crops(self) -> bool:
-    """Returns whether batches have two crops of each unlabeled image."""
-    return self.cutmix and self.pair == 'self'
-
-
 class Cps(two_networks.TwoNetworks):
   """Cross pseudo supervision of two networks."""
 
-  options: CpsOptions
+  options: two_network_options.CpsOptions
 
   def train_step(self, state: two_networks.State, batch: Batch) -> StepResult:
     """Runs one step of CPS, or of CPS with CutMix."""

@@ -8,7 +8,6 @@ contrast is relative to the mean of each channel, saturation is that of HSV.
 Source: Zou et al. 2021 (PseudoSeg).
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -18,42 +17,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import transforms
-from runtime.option_ranges import CheckedOptions, UnitInterval
 from segcore.ops import color_augment, kornia_color
 from segcore.types import ExampleKeys
 from u2pl import box_masks, mixing
+from u2pl.semi import cutout_view_options
 
 # The mean color, in [-1, 1].
 _MEAN_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
-
-
-# Always changed, without gray images and blur.
-COLORS = color_augment.ColorOptions(
-  jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class CutoutViewOptions(CheckedOptions):
-  """Options of the strong view of unlabeled images.
-
-  Attributes:
-    color: ranges of brightness, contrast, saturation and hue; brightness b is
-      a shift by b - 1.
-    cutout: side of the square that is cut out, as a share of the shorter side
-      of the image; 0 for none.
-  """
-
-  color: color_augment.ColorOptions = COLORS
-  cutout: UnitInterval = 100 / 513
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.color.gray or self.color.blur or self.color.solarize:
-      raise ValueError(
-        'color: expected changes of brightness, contrast, saturation and hue '
-        f'alone, got {self.color}'
-      )
 
 
 class ViewDraws(NamedTuple):
@@ -70,7 +40,7 @@ class ViewDraws(NamedTuple):
 
 
 def sample_view_draws(
-  keys: ExampleKeys, options: CutoutViewOptions
+  keys: ExampleKeys, options: cutout_view_options.CutoutViewOptions
 ) -> ViewDraws:
   """Draws colors and cutout of each image.
 
@@ -86,7 +56,7 @@ def sample_view_draws(
 def strong_views(
   weak: Float[Array, 'B H W 3'],
   draws: ViewDraws,
-  options: CutoutViewOptions,
+  options: cutout_view_options.CutoutViewOptions,
   known: Bool[Array, 'B H W'] | None = None,
 ) -> tuple[Float[Array, 'B H W 3'], Bool[Array, 'B H W']]:
   """Changes the colors of images, then fills a square with the mean color.

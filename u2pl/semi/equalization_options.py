@@ -1,7 +1,7 @@
-"""Options that AEL and U2PL on AEL share (spec of the baselines §1)."""
+"""Options of AEL and of U2PL on AEL (spec of the baselines §1)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from runtime.option_ranges import (
   AtLeastOne,
@@ -10,7 +10,8 @@ from runtime.option_ranges import (
   Positive,
   UnitInterval,
 )
-from u2pl import ema
+from u2pl import branch_options, ema_options, pseudo_labels
+from u2pl import contrast as contrast_lib
 from u2pl.semi import options as options_lib
 
 # Labeled images of one GPU of the authors, which share draws; as many unlabeled
@@ -87,7 +88,7 @@ class EqualizationOptions(options_lib.SystemOptions):
   boxes: ClassBoxOptions = ClassBoxOptions()
   reverse: NonNegative[float] = 0.0
   weight: Positive[float] = 1.0
-  teacher: ema.EmaOptions = ema.EmaOptions(copy_epochs=0)
+  teacher: ema_options.EmaOptions = ema_options.EmaOptions(copy_epochs=0)
   warmup_epochs: NonNegative[int] = 0
 
   def __post_init__(self):
@@ -124,3 +125,84 @@ class EqualizationOptions(options_lib.SystemOptions):
         f'paste.excluded: expected fewer than all {num_classes} classes, got '
         f'{self.paste.excluded}'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class AelOptions(EqualizationOptions):
+  """Options of AEL.
+
+  Attributes:
+    name: 'ael'.
+  """
+
+  name: Literal['ael'] = 'ael'
+
+
+@dataclasses.dataclass(frozen=True)
+class U2plAelOptions(branch_options.BranchOptions, EqualizationOptions):
+  """Options of U2PL on AEL.
+
+  Attributes:
+    name: 'u2pl_ael'.
+    contrast: contrastive loss between pixels.
+    partition: share α_t of unreliable pixels.
+    entropy_drop: mixed pixels that the consistency leaves out: the α_t percent
+      of highest entropy, which are unreliable and may be negatives
+      ('highest_paper'); or, as in the released code, those of lowest entropy,
+      with negatives above the 80th percentile ('lowest_released').
+    contrast_start: epoch from which on the contrastive loss is computed.
+    prototype_momentum: m of Eq. 18 (U2PL+); 0 uses the class means of each
+      step.
+    denoise: prototypical denoising of the pseudo-labels (U2PL+): 'off', or with
+      distances of 'raw' or of L2-normalized ('l2') representations.
+  """
+
+  needs_representations: ClassVar[bool] = True
+
+  name: Literal['u2pl_ael'] = 'u2pl_ael'
+  contrast: contrast_lib.ContrastOptions = contrast_lib.ContrastOptions()
+  partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
+  entropy_drop: Literal['highest_paper', 'lowest_released'] = 'highest_paper'
+  contrast_start: int = 20
+  prototype_momentum: float = 0.0
+  denoise: Literal['off', 'raw', 'l2'] = 'off'
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.check_branch('contrast')
+    if self.contrast_start < 0:
+      raise ValueError(
+        f'contrast_start: expected 0 or more, got {self.contrast_start}'
+      )
+    if self.contrast.anchor_entropy != 'paper':
+      raise ValueError(
+        'contrast.anchor_entropy: expected paper, as entropy_drop chooses the '
+        f'anchors, got {self.contrast.anchor_entropy}'
+      )
+
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the share of dropped pixels falls until the end."""
+    return self.partition.dynamic
+
+  @property
+  def full_loss_epoch(self) -> int:
+    """Returns the epoch from which on the contrastive loss is computed."""
+    return max(self.warmup_epochs, self.contrast_start)
+
+  @property
+  def student_heads(self) -> tuple[str, ...]:
+    """Returns the heads of the student's forward passes."""
+    return (*super().student_heads, 'rep')
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Checks that the contrastive loss is defined, and classes are pasted.
+
+    Raises:
+      ValueError: there are too few classes.
+    """
+    super().check_num_classes(num_classes)
+    try:
+      self.contrast.check_classes(num_classes)
+    except ValueError as error:
+      raise ValueError(f'contrast: {error}') from error

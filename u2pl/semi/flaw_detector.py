@@ -9,7 +9,6 @@ Semi-Supervised Learning" (GCT).
 """
 
 import dataclasses
-from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -17,14 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime.option_ranges import AtLeastOne, CheckedOptions, Positive, Range
 from segcore import types
 from segcore.models.encoders import resnet
 from segcore.models.layers import norm, resize
 from segcore.ops import losses
 from segcore.train import optimizers, train_state
 from segcore.train import update as update_lib
-from u2pl.semi import flaw_maps
+from u2pl.semi import flaw_maps, two_network_options
 
 # Predictions of two networks for the same images, and their flaw maps.
 Predictions = tuple[Float[Array, 'rows H W C'], Float[Array, 'rows H W C']]
@@ -78,32 +76,14 @@ class FlawDetector(nn.Module):
         name=name,
       )(x)
 
-    for i, (factor, stride) in enumerate(_layers(self.num_levels), 1):
+    layers = two_network_options.detector_layers(self.num_levels)
+    for i, (factor, stride) in enumerate(layers, 1):
       x = conv(x, factor * self.width, stride, f'conv{i}')
       x = SplitNorm(name=f'norm{i}')(x, train)
       x = nn.leaky_relu(x, 0.2)
     x = conv(x, 1, 2, 'scores')
     size = images.shape[1:3]
     return resize.resize_bilinear(x, size, align_corners=True)[..., 0]
-
-
-def _layers(num_levels: int) -> list[tuple[int, int]]:
-  """Returns factor of the width, and stride, of all but the last layer."""
-  deeper = [
-    (2**level, stride) for level in range(1, num_levels) for stride in (2, 1)
-  ]
-  return [(1, 2), *deeper]
-
-
-def count_cells(side: int, num_levels: int) -> int:
-  """Returns the cells of an axis of the detector's map, before it is resized.
-
-  >>> count_cells(513, 4), count_cells(64, 4), count_cells(64, 2)
-  (15, 1, 7)
-  """
-  for stride in (*(stride for _, stride in _layers(num_levels)), 2):
-    side = (side - 2) // stride + 1
-  return side
 
 
 class SplitNorm(nn.Module):
@@ -126,29 +106,6 @@ class SplitNorm(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectorOptions(CheckedOptions):
-  """Options of the flaw detector.
-
-  Attributes:
-    width: channels of its first convolution.
-    num_levels: number of levels of its convolutions, 4 in the paper; fewer for
-      small images.
-    learning_rate: learning rate of Adam with the decays 0.9 and 0.99.
-    schedule: schedule of the rate, to 0 at the last step or constant.
-    weight: weight of the detector's loss.
-    after_update: whether it learns of the predictions of the networks after
-      their update, for which they are applied again, or before it.
-  """
-
-  width: Annotated[int, Range(2)] = 64
-  num_levels: AtLeastOne = 4
-  learning_rate: Positive[float] = 1e-4
-  schedule: Literal['poly', 'constant'] = 'poly'
-  weight: Positive[float] = 10.0
-  after_update: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class DetectorTraining:
   """Training of a flaw detector.
 
@@ -159,7 +116,7 @@ class DetectorTraining:
     num_steps: length of the training.
   """
 
-  options: DetectorOptions
+  options: two_network_options.DetectorOptions
   num_steps: int
 
   @property

@@ -4,8 +4,7 @@ Source: Ke et al. 2020, "Guided Collaborative Training for Pixel-wise
 Semi-Supervised Learning". The first network is evaluated.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,7 +13,6 @@ from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
-from runtime.option_ranges import NonNegative, Positive, UnitInterval
 from segcore import types
 from segcore.ops import losses as pixel_losses
 from segcore.train.train_state import StepResult
@@ -24,54 +22,9 @@ from u2pl.semi import (
   flaw_maps,
   losses,
   method,
+  two_network_options,
   two_networks,
 )
-from u2pl.semi import options as options_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class GctOptions(options_lib.SystemOptions):
-  """Options of GCT.
-
-  Attributes:
-    name: 'gct'.
-    supervised: loss on labeled images, of each network.
-    detector: flaw detector.
-    threshold: ξ, least value of a handled flaw map that counts as a flaw.
-    correction: weight of the flaw correction.
-    consistency: weight of the dynamic consistency.
-    ramp_epochs: epochs in which the latter rises; 0 for none.
-    joint: whether labeled and unlabeled images are one forward pass, with
-      common batch statistics, else one each.
-    weight: factor of both weights.
-    warmup_epochs: epochs of the supervised losses alone, at the start.
-  """
-
-  name: Literal['gct'] = 'gct'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  detector: flaw_detector.DetectorOptions = flaw_detector.DetectorOptions()
-  threshold: UnitInterval = 0.6
-  correction: NonNegative[float] = 1.0
-  consistency: NonNegative[float] = 100.0
-  ramp_epochs: NonNegative[int] = 5
-  joint: bool = True
-  weight: Positive[float] = 1.0
-  warmup_epochs: NonNegative[int] = 0
-
-  @property
-  def follows_num_steps(self) -> bool:
-    """Returns whether the detector's rate follows the training's length."""
-    return self.detector.schedule != 'constant'
-
-  def check_image_size(self, size: tuple[int, int]) -> None:
-    """Raises ValueError for images of which the detector leaves one cell."""
-    # A map of one value finds no flaw in any place.
-    levels = self.detector.num_levels
-    if flaw_detector.count_cells(min(size), levels) < 2:
-      raise ValueError(
-        f'expected sides of which the flaw detector of gct leaves 2 cells, got '
-        f'{size[0]}x{size[1]}: lower learn.detector.num_levels={levels}'
-      )
 
 
 @flax.struct.dataclass
@@ -89,7 +42,7 @@ class State(two_networks.State):
 class Gct(two_networks.TwoNetworks):
   """Guided collaborative training of two networks."""
 
-  options: GctOptions
+  options: two_network_options.GctOptions
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None

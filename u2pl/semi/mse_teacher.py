@@ -4,47 +4,22 @@ Source: Tarvainen & Valpola 2017 (Mean Teacher), as the authors of CPS (Chen et
 al. 2021) implement it. The student is evaluated.
 """
 
-import dataclasses
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
-from runtime.option_ranges import NonNegative, Positive
 from segcore.train.train_state import StepResult
 from u2pl import ema, pseudo_labels
 from u2pl.semi import losses, method, student
 from u2pl.semi import options as options_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class MseTeacherOptions(options_lib.SystemOptions):
-  """Options of the mean teacher of squared errors.
-
-  Attributes:
-    name: 'mt_mse'.
-    supervised: loss on labeled images.
-    consistency: weight of the squared error.
-    weight: factor of this weight.
-    teacher: EMA teacher, which is not evaluated.
-    warmup_epochs: epochs of the supervised loss alone, at the start.
-  """
-
-  name: Literal['mt_mse'] = 'mt_mse'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  consistency: Positive[float] = 100.0
-  weight: Positive[float] = 1.0
-  teacher: ema.ConstantEmaOptions = ema.ConstantEmaOptions()
-  warmup_epochs: NonNegative[int] = 0
-
-
 class MseTeacher(method.TeacherStudent):
   """Student that learns the probabilities of its EMA teacher."""
 
-  options: MseTeacherOptions
+  options: options_lib.MseTeacherOptions
 
   def train_step(self, state: ema.TeacherState, batch: Batch) -> StepResult:
     """Runs one step, with the same images for student and teacher."""

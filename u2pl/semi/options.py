@@ -3,14 +3,17 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-import flax.linen as nn
+from etils import epy
 
-from runtime.option_ranges import CheckedOptions, NonNegative
+from runtime.option_ranges import CheckedOptions, NonNegative, Positive
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import color_augment, photometric_distortion
+from u2pl import branch_options, ema_options, pseudo_labels
 from u2pl import contrast as contrast_lib
-from u2pl import contrastive_branch, ema, pseudo_labels
 from u2pl import mixing as mixing_lib
+
+with epy.lazy_imports():
+  import flax.linen as nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +132,8 @@ class SystemOptions(CheckedOptions):
     return ('logits', 'aux') if self.supervised.auxiliary else ('logits',)
 
   def further_heads(
-    self, num_classes: int, logits: nn.Module
-  ) -> dict[str, nn.Module]:
+    self, num_classes: int, logits: 'nn.Module'
+  ) -> 'dict[str, nn.Module]':
     """Builds the heads that no other system has, by name.
 
     Args:
@@ -178,7 +181,7 @@ class SystemOptions(CheckedOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
+class LearnOptions(branch_options.BranchOptions, SystemOptions):
   """Options of Mean Teacher, U2PL and U2PL+.
 
   Attributes:
@@ -202,7 +205,7 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
   contrast: contrast_lib.ContrastOptions | None = contrast_lib.ContrastOptions()
   partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
   prototype_momentum: float = 0.0
-  teacher: ema.EmaOptions = ema.EmaOptions()
+  teacher: ema_options.EmaOptions = ema_options.EmaOptions()
   warmup_epochs: int = 1
   distortion: photometric_distortion.DistortionOptions | None = None
 
@@ -277,3 +280,24 @@ class LearnOptions(contrastive_branch.BranchOptions, SystemOptions):
         self.contrast.check_classes(num_classes)
       except ValueError as error:
         raise ValueError(f'contrast: {error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class MseTeacherOptions(SystemOptions):
+  """Options of the mean teacher of squared errors.
+
+  Attributes:
+    name: 'mt_mse'.
+    supervised: loss on labeled images.
+    consistency: weight of the squared error.
+    weight: factor of this weight.
+    teacher: EMA teacher, which is not evaluated.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
+  """
+
+  name: Literal['mt_mse'] = 'mt_mse'
+  supervised: SupervisedOptions = SupervisedOptions()
+  consistency: Positive[float] = 100.0
+  weight: Positive[float] = 1.0
+  teacher: ema_options.ConstantEmaOptions = ema_options.ConstantEmaOptions()
+  warmup_epochs: NonNegative[int] = 0

@@ -8,64 +8,22 @@ negatives of other images whose pseudo-label differs. All that is marked with
 "guess" here is this project's choice.
 """
 
-import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.batch import Batch
-from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.train_state import StepResult, TrainState
 from u2pl import pseudo_labels
-from u2pl.semi import cutout_views, losses, method, student
-from u2pl.semi import options as options_lib
+from u2pl.semi import cutout_view_options, cutout_views, losses, method, student
 
 CellFeatures = Float[Array, 'B N D']
-
-
-@dataclasses.dataclass(frozen=True)
-class Pc2SegOptions(options_lib.SystemOptions):
-  """Options of the PC2Seg-like system. Every default is a guess.
-
-  Attributes:
-    name: 'pc2seg'.
-    supervised: loss on labeled images.
-    views: strong view of unlabeled images, that of PseudoSeg.
-    consistency: λ₁, weight of the squared error of predictions.
-    contrast: λ₂, weight of the contrastive loss.
-    temperature: τ of the contrastive loss.
-    num_cells: number of cells of an image that are anchors, and that may be
-      negatives of others.
-    num_negatives: number of negatives of an anchor.
-    includes_labeled: whether labeled images are among the unlabeled ones.
-    weight: factor of both weights.
-    warmup_epochs: epochs of the supervised loss alone, at the start.
-  """
-
-  needs_representations: ClassVar[bool] = True
-
-  name: Literal['pc2seg'] = 'pc2seg'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
-  consistency: NonNegative[float] = 1.0
-  contrast: NonNegative[float] = 0.1
-  temperature: Positive[float] = 0.1
-  num_cells: AtLeastOne = 64
-  num_negatives: AtLeastOne = 200
-  includes_labeled: bool = False
-  weight: Positive[float] = 1.0
-  warmup_epochs: NonNegative[int] = 0
-
-  @property
-  def student_heads(self) -> tuple[str, ...]:
-    """Returns the heads of the forward passes."""
-    return (*super().student_heads, 'rep')
 
 
 class Cells(NamedTuple):
@@ -83,7 +41,7 @@ class Cells(NamedTuple):
 class Pc2Seg(method.SemiSupervised):
   """Consistency of labels and features between two views."""
 
-  options: Pc2SegOptions
+  options: cutout_view_options.Pc2SegOptions
 
   def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of the PC2Seg-like system."""

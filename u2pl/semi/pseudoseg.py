@@ -4,78 +4,34 @@ Source: Zou et al. 2021, "PseudoSeg: Designing Pseudo Labels for Semantic
 Segmentation". Class 0 is the background: on data without one, its first class.
 """
 
-import dataclasses
-from typing import Literal
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from input_pipeline.batch import Batch
-from runtime.option_ranges import AtLeastOne, NonNegative, Positive
 from segcore import types
 from segcore.models import features as features_lib
-from segcore.models import heads as heads_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.train_state import StepResult, TrainState
 from segcore.types import Images, PixelMask
-from u2pl.semi import cutout_views, grad_cam, losses, method, student
+from u2pl.semi import (
+  cutout_view_options,
+  cutout_views,
+  grad_cam,
+  losses,
+  method,
+  student,
+)
 from u2pl.semi import options as options_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class PseudoSegOptions(options_lib.SystemOptions):
-  """Options of PseudoSeg.
-
-  Attributes:
-    name: 'pseudoseg'.
-    supervised: loss on labeled images, of the decoder.
-    views: strong view of unlabeled images.
-    attention_width: channels of the queries and keys of the self-attention.
-    scale: what logits are divided by before they are fused; see
-      `grad_cam.fuse_predictions`.
-    temperature: T of the pseudo-labels.
-    includes_labeled: whether labeled images are among the unlabeled ones.
-    weight: weight of the loss on unlabeled images.
-    warmup_epochs: epochs of the losses on labeled images alone, at the start.
-  """
-
-  name: Literal['pseudoseg'] = 'pseudoseg'
-  supervised: options_lib.SupervisedOptions = options_lib.SupervisedOptions()
-  views: cutout_views.CutoutViewOptions = cutout_views.CutoutViewOptions()
-  attention_width: AtLeastOne = 128
-  scale: Literal['batch', 'pixel'] = 'batch'
-  temperature: Positive[float] = 0.5
-  includes_labeled: bool = False
-  weight: Positive[float] = 1.0
-  warmup_epochs: NonNegative[int] = 0
-
-  def further_heads(
-    self, num_classes: int, logits: nn.Module
-  ) -> dict[str, nn.Module]:
-    """Builds the classifier of images and the self-attention."""
-    del logits
-    return {
-      'tags': heads_lib.PoolHead(num_classes - 1),
-      'attention': grad_cam.SelfAttention(num_classes, self.attention_width),
-    }
-
-  def check_num_classes(self, num_classes: int) -> None:
-    """Raises ValueError unless there is a class beside the background."""
-    if num_classes < 2:
-      raise ValueError(
-        f'name: expected 2 classes or more for pseudoseg, got {num_classes}'
-      )
 
 
 class PseudoSeg(method.SemiSupervised):
   """PseudoSeg of one network, without a teacher."""
 
-  options: PseudoSegOptions
+  options: cutout_view_options.PseudoSegOptions
 
   def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of PseudoSeg."""

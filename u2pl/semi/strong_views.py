@@ -5,81 +5,19 @@ views = draw_strong_views(weak, rng, options)
 targets = views[0].paste(own, partners)
 """
 
-import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime.option_ranges import (
-  AtLeastOne,
-  CheckedOptions,
-  NonNegative,
-  Positive,
-)
 from segcore import types
 from segcore.ops import color_augment, losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
-from u2pl.semi import cutout_views, method
-from u2pl.semi import options as system_options
-
-# Probabilities and strengths of both versions.
-COLORS = dataclasses.replace(
-  cutout_views.COLORS, jitter=0.8, gray=0.2, blur=0.5
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewOptions(CheckedOptions):
-  """Options of the strong views of unlabeled images.
-
-  Attributes:
-    color: color augmentation; each view of an image has its own draws.
-    boxes: boxes whose pixels come from a partner; each view has its own.
-    group: number of consecutive images of which the one at the mirrored place
-      is the partner; divides the batch.
-  """
-
-  color: color_augment.ColorOptions = COLORS
-  boxes: box_masks.BoxOptions = box_masks.BoxOptions()
-  group: AtLeastOne = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class StrongViewSystemOptions(system_options.SystemOptions):
-  """Options that both versions have.
-
-  Attributes:
-    supervised: loss on labeled images.
-    confidence: τ, least probability of a pseudo-label that is learned.
-    views: strong views.
-    weight: factor of the losses on unlabeled images.
-    warmup_epochs: epochs of the supervised loss alone, at the start.
-  """
-
-  group_path: ClassVar[str] = 'views.group'
-
-  supervised: system_options.SupervisedOptions = (
-    system_options.SupervisedOptions()
-  )
-  confidence: float = 0.95
-  views: ViewOptions = ViewOptions()
-  weight: Positive[float] = 1.0
-  warmup_epochs: NonNegative[int] = 0
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not 0 <= self.confidence < 1:
-      raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
-
-  @property
-  def mixing_group(self) -> int:
-    """Returns the number of consecutive images mixed with each other."""
-    return self.views.group
+from u2pl.semi import method, strong_view_options
 
 
 class ConfidentLabels(NamedTuple):
@@ -179,7 +117,7 @@ class StrongView(NamedTuple):
 def draw_strong_views(
   weak: Float[Array, 'B H W 3'],
   rng: Array,
-  options: ViewOptions,
+  options: strong_view_options.ViewOptions,
   count: int = 2,
 ) -> list[StrongView]:
   """Draws strong views of each image: other colors, then a partner's box.

@@ -1,7 +1,8 @@
 """Semi-supervised methods by the class of their options.
 
 A system of a config is a block of options; the class of the block selects the
-method. A new one is a file with a class of each kind, and two lines here.
+method. A new one is a file with its class, a line here, and its options in
+`system_options`.
 """
 
 from collections.abc import Mapping
@@ -9,12 +10,17 @@ from collections.abc import Mapping
 from u2pl.semi import (
   ael,
   cct,
+  cct_options,
   cps,
+  cutout_view_options,
+  equalization_options,
   gct,
   mean_teacher,
   mse_teacher,
   pc2seg,
   pseudoseg,
+  strong_view_options,
+  two_network_options,
   u2pl_ael,
   unimatch,
   unimatch_v2,
@@ -26,29 +32,14 @@ METHODS: Mapping[
   type[options_lib.SystemOptions], type[method_lib.SemiSupervised]
 ] = {
   options_lib.LearnOptions: mean_teacher.MeanTeacher,
-  mse_teacher.MseTeacherOptions: mse_teacher.MseTeacher,
-  cps.CpsOptions: cps.Cps,
-  cct.CctOptions: cct.Cct,
-  gct.GctOptions: gct.Gct,
-  pseudoseg.PseudoSegOptions: pseudoseg.PseudoSeg,
-  pc2seg.Pc2SegOptions: pc2seg.Pc2Seg,
-  unimatch.UniMatchOptions: unimatch.UniMatch,
-  unimatch_v2.UniMatchV2Options: unimatch_v2.UniMatchV2,
-  ael.AelOptions: ael.Ael,
-  u2pl_ael.U2plAelOptions: u2pl_ael.U2plAel,
+  options_lib.MseTeacherOptions: mse_teacher.MseTeacher,
+  two_network_options.CpsOptions: cps.Cps,
+  cct_options.CctOptions: cct.Cct,
+  two_network_options.GctOptions: gct.Gct,
+  cutout_view_options.PseudoSegOptions: pseudoseg.PseudoSeg,
+  cutout_view_options.Pc2SegOptions: pc2seg.Pc2Seg,
+  strong_view_options.UniMatchOptions: unimatch.UniMatch,
+  strong_view_options.UniMatchV2Options: unimatch_v2.UniMatchV2,
+  equalization_options.AelOptions: ael.Ael,
+  equalization_options.U2plAelOptions: u2pl_ael.U2plAel,
 }
-
-# Blocks that a config may have; the first one is that without a name.
-Options = (
-  options_lib.LearnOptions
-  | mse_teacher.MseTeacherOptions
-  | cps.CpsOptions
-  | cct.CctOptions
-  | gct.GctOptions
-  | pseudoseg.PseudoSegOptions
-  | pc2seg.Pc2SegOptions
-  | unimatch.UniMatchOptions
-  | unimatch_v2.UniMatchV2Options
-  | ael.AelOptions
-  | u2pl_ael.U2plAelOptions
-)

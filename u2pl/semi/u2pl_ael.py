@@ -6,9 +6,8 @@ Unreliable Pseudo-Labels", whose results on Cityscapes are those of this system
 momentum prototypes it is U2PL+ on AEL.
 """
 
-import dataclasses
 import functools
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -22,81 +21,8 @@ from segcore.models.layers import resize
 from segcore.ops import losses as pixel_losses
 from segcore.ops import order_statistics
 from segcore.train.train_state import StepResult
-from u2pl import contrast as contrast_lib
 from u2pl import contrastive_branch, pseudo_labels
 from u2pl.semi import equalization, equalization_options, equalized_images
-
-
-@dataclasses.dataclass(frozen=True)
-class U2plAelOptions(
-  contrastive_branch.BranchOptions, equalization_options.EqualizationOptions
-):
-  """Options of U2PL on AEL.
-
-  Attributes:
-    name: 'u2pl_ael'.
-    contrast: contrastive loss between pixels.
-    partition: share α_t of unreliable pixels.
-    entropy_drop: mixed pixels that the consistency leaves out: the α_t percent
-      of highest entropy, which are unreliable and may be negatives
-      ('highest_paper'); or, as in the released code, those of lowest entropy,
-      with negatives above the 80th percentile ('lowest_released').
-    contrast_start: epoch from which on the contrastive loss is computed.
-    prototype_momentum: m of Eq. 18 (U2PL+); 0 uses the class means of each
-      step.
-    denoise: prototypical denoising of the pseudo-labels (U2PL+): 'off', or with
-      distances of 'raw' or of L2-normalized ('l2') representations.
-  """
-
-  needs_representations: ClassVar[bool] = True
-
-  name: Literal['u2pl_ael'] = 'u2pl_ael'
-  contrast: contrast_lib.ContrastOptions = contrast_lib.ContrastOptions()
-  partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
-  entropy_drop: Literal['highest_paper', 'lowest_released'] = 'highest_paper'
-  contrast_start: int = 20
-  prototype_momentum: float = 0.0
-  denoise: Literal['off', 'raw', 'l2'] = 'off'
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.check_branch('contrast')
-    if self.contrast_start < 0:
-      raise ValueError(
-        f'contrast_start: expected 0 or more, got {self.contrast_start}'
-      )
-    if self.contrast.anchor_entropy != 'paper':
-      raise ValueError(
-        'contrast.anchor_entropy: expected paper, as entropy_drop chooses the '
-        f'anchors, got {self.contrast.anchor_entropy}'
-      )
-
-  @property
-  def follows_num_steps(self) -> bool:
-    """Returns whether the share of dropped pixels falls until the end."""
-    return self.partition.dynamic
-
-  @property
-  def full_loss_epoch(self) -> int:
-    """Returns the epoch from which on the contrastive loss is computed."""
-    return max(self.warmup_epochs, self.contrast_start)
-
-  @property
-  def student_heads(self) -> tuple[str, ...]:
-    """Returns the heads of the student's forward passes."""
-    return (*super().student_heads, 'rep')
-
-  def check_num_classes(self, num_classes: int) -> None:
-    """Checks that the contrastive loss is defined, and classes are pasted.
-
-    Raises:
-      ValueError: there are too few classes.
-    """
-    super().check_num_classes(num_classes)
-    try:
-      self.contrast.check_classes(num_classes)
-    except ValueError as error:
-      raise ValueError(f'contrast: {error}') from error
 
 
 @flax.struct.dataclass
@@ -122,7 +48,7 @@ def split_by_entropy(
   entropies: Float[Array, 'B H W'],
   valid: Bool[Array, 'B H W'],
   percent: types.Scalar,
-  options: U2plAelOptions,
+  options: equalization_options.U2plAelOptions,
 ) -> EntropySets:
   """Splits the pixels of each image by percentiles of that image.
 
@@ -156,7 +82,7 @@ def split_by_entropy(
 class U2plAel(equalization.EqualizedTeacher):
   """U2PL on AEL, of a student and its EMA teacher."""
 
-  options: U2plAelOptions
+  options: equalization_options.U2plAelOptions
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None

@@ -4,46 +4,25 @@ Source: Yang et al. 2023, "Revisiting Weak-to-Strong Consistency in
 Semi-Supervised Semantic Segmentation". There is no teacher.
 """
 
-import dataclasses
-from typing import Literal
-
 import jax
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
-from runtime.option_ranges import NonNegative
 from segcore.train.train_state import StepResult, TrainState
-from u2pl.semi import losses, method, perturbations, strong_views, student
-
-
-@dataclasses.dataclass(frozen=True)
-class UniMatchOptions(strong_views.StrongViewSystemOptions):
-  """Options of UniMatch.
-
-  Attributes:
-    name: 'unimatch'.
-    strong_weight: weight of the loss of each of the two strong views.
-    feature_weight: weight of the loss of the perturbed features.
-    dropout_rate: share of the channels of the encoder's maps that are dropped.
-  """
-
-  name: Literal['unimatch'] = 'unimatch'
-  strong_weight: NonNegative[float] = 0.25
-  feature_weight: NonNegative[float] = 0.5
-  dropout_rate: float = 0.5
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(
-        f'dropout_rate: expected [0, 1), got {self.dropout_rate}'
-      )
+from u2pl.semi import (
+  losses,
+  method,
+  perturbations,
+  strong_view_options,
+  strong_views,
+  student,
+)
 
 
 class UniMatch(method.SemiSupervised):
   """UniMatch of one network."""
 
-  options: UniMatchOptions
+  options: strong_view_options.UniMatchOptions
 
   panel_output = strong_views.panel_output
 

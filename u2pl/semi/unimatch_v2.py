@@ -4,47 +4,25 @@ Source: Yang et al. 2025, "UniMatch V2: Pushing the Limit of Semi-Supervised
 Semantic Segmentation", of any encoder.
 """
 
-import dataclasses
-from typing import ClassVar, Literal
-
 import jax
 
 from input_pipeline import batch as batch_lib
 from input_pipeline.batch import Batch
 from segcore.train.train_state import StepResult
 from u2pl import ema
-from u2pl.semi import method, perturbations, strong_views, student
-
-
-@dataclasses.dataclass(frozen=True)
-class UniMatchV2Options(strong_views.StrongViewSystemOptions):
-  """Options of UniMatch V2.
-
-  Attributes:
-    name: 'unimatch_v2'.
-    teacher: EMA teacher; its batch statistics are averaged, too.
-  """
-
-  has_teacher: ClassVar[bool] = True
-
-  name: Literal['unimatch_v2'] = 'unimatch_v2'
-  teacher: ema.EmaOptions = ema.EmaOptions(
-    decay=0.996, copy_epochs=0, statistics='ema'
-  )
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.teacher.statistics == 'own':
-      raise ValueError(
-        "teacher.statistics: expected 'ema' or 'copy', as the teacher has no "
-        "pass in training mode, got 'own'"
-      )
+from u2pl.semi import (
+  method,
+  perturbations,
+  strong_view_options,
+  strong_views,
+  student,
+)
 
 
 class UniMatchV2(method.TeacherStudent):
   """UniMatch V2 of a student and its EMA teacher."""
 
-  options: UniMatchV2Options
+  options: strong_view_options.UniMatchV2Options
 
   panel_output = strong_views.panel_output
 

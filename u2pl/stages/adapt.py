@@ -6,26 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import samplers
 from input_pipeline.sources import fingerprints
 from runtime import console, errors
 from segcore import types
-from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import heads as heads_lib
-from segcore.models import segmenter
-from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from u2pl import panels
-from u2pl.adapt import daformer
 from u2pl.adapt import options as adapt_options
 from u2pl.stages import base, pixel_heads
+
+with epy.lazy_imports():
+  from segcore.eval import evaluator
+  from segcore.experiment import evaluation
+  from segcore.models import heads as heads_lib
+  from segcore.models import segmenter
+  from segcore.train import loop
+  from u2pl import panels
+  from u2pl.adapt import daformer
 
 SOURCE, TARGET = 'source', 'target'
 
@@ -159,7 +163,7 @@ class AdaptStage(base.ClassStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> daformer.DAFormer:
+  ) -> 'daformer.DAFormer':
     """Builds the method that the block `learn` describes."""
     block = self.options
     net = self.build_network(context, num_classes)
@@ -174,7 +178,7 @@ class AdaptStage(base.ClassStage):
 
   def build_network(
     self, context: context_lib.Context, num_classes: int
-  ) -> segmenter.Segmenter:
+  ) -> 'segmenter.Segmenter':
     """Builds the network of student and teacher."""
     block = self.options
     dtype = jnp.dtype(self.experiment.network.dtype)
@@ -221,8 +225,8 @@ class AdaptStage(base.ClassStage):
     return streams
 
   def evaluation(
-    self, trained: daformer.DAFormer, streams: data_lib.Streams
-  ) -> loop.EvaluateFn:
+    self, trained: 'daformer.DAFormer', streams: data_lib.Streams
+  ) -> 'loop.EvaluateFn':
     """Builds the evaluation on the target, with panels of mixed images."""
     evaluate = evaluation.build_training_stage_evaluation(
       self, trained, self.options.evaluated

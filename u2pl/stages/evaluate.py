@@ -8,12 +8,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from etils import epy
+
 from segcore.eval import protocols
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage, reporting
-from segcore.train import method
 from u2pl.stages import adapt, train, weak
-from u2pl.weak import afa
+
+with epy.lazy_imports():
+  from segcore.train import method
+  from u2pl.weak import afa
 
 # Fields of a checkpoint that the reported network is read from.
 _STUDENT = ('step', 'params', 'batch_stats')
@@ -64,7 +68,7 @@ class EvaluateStage(reporting.EvaluateStage):
     crop, _ = self._training_stage.augmentations()
     return self.options.protocol_after(crop)
 
-  def scores(self, num_classes: int) -> method.ScoreModel:
+  def scores(self, num_classes: int) -> 'method.ScoreModel':
     """Builds the model whose scores are evaluated."""
     net = self._training_stage.build_network(self.context, num_classes)
     if self.experiment.weak:

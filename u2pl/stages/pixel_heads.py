@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
+from etils import epy
 from jax.typing import DTypeLike
 
-from segcore.models import heads as heads_lib
-from segcore.models.layers import conv_block
+with epy.lazy_imports():
+  from segcore.models import heads as heads_lib
+  from segcore.models.layers import conv_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class HeadOptions:
 
   def build_classifier(
     self, num_classes: int, dtype: DTypeLike, **fields: Any
-  ) -> heads_lib.PixelClassifier:
+  ) -> 'heads_lib.PixelClassifier':
     """Builds the classifier of pixels.
 
     Args:
@@ -48,7 +50,9 @@ class HeadOptions:
       **fields,
     )
 
-  def build_representation(self, dtype: DTypeLike) -> heads_lib.ConvBlocksHead:
+  def build_representation(
+    self, dtype: DTypeLike
+  ) -> 'heads_lib.ConvBlocksHead':
     """Builds the head of representations, with convolutions of `dtype`."""
     reads: dict[str, Any] = {
       'fused': {},

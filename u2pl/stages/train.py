@@ -7,25 +7,31 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, splits
 from runtime import console, errors
 from segcore import types
-from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import heads as heads_lib
-from segcore.models import segmenter
-from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
-from u2pl import panels
-from u2pl.semi import method as method_lib
-from u2pl.semi import systems
-from u2pl.stages import base, equalized_streams, two_crop_stream
+from u2pl.semi import system_options
+from u2pl.stages import base
+
+with epy.lazy_imports():
+  from segcore.eval import evaluator
+  from segcore.experiment import evaluation
+  from segcore.models import heads as heads_lib
+  from segcore.models import segmenter
+  from segcore.train import loop
+  from u2pl import panels
+  from u2pl.semi import method as method_lib
+  from u2pl.semi import systems
+  from u2pl.stages import equalized_streams, two_crop_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +85,7 @@ class TrainOptions(data_lib.LabeledData):
 
   unlabeled: str = ''
   unlabeled_data: datasets.DataOptions | None = None
-  learn: systems.Options
+  learn: system_options.Options
   heads: HeadOptions = HeadOptions()
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
@@ -183,7 +189,7 @@ class TrainStage(base.ClassStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> method_lib.SemiSupervised:
+  ) -> 'method_lib.SemiSupervised':
     """Builds the method that the block `learn` describes."""
     block = self.options
     net = self.build_network(context, num_classes)
@@ -199,7 +205,7 @@ class TrainStage(base.ClassStage):
 
   def trained_method(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> method_lib.SemiSupervised:
+  ) -> 'method_lib.SemiSupervised':
     """Builds the method with the weights of the classes."""
     weights = data_lib.stage_class_weights(
       workspace,
@@ -214,7 +220,7 @@ class TrainStage(base.ClassStage):
 
   def build_network(
     self, context: context_lib.Context, num_classes: int
-  ) -> segmenter.Segmenter:
+  ) -> 'segmenter.Segmenter':
     """Builds the network of student and teacher."""
     return context.build(self._heads(num_classes), self.size)
 
@@ -262,8 +268,8 @@ class TrainStage(base.ClassStage):
     return streams
 
   def evaluation(
-    self, trained: method_lib.SemiSupervised, streams: data_lib.Streams
-  ) -> loop.EvaluateFn:
+    self, trained: 'method_lib.SemiSupervised', streams: data_lib.Streams
+  ) -> 'loop.EvaluateFn':
     """Builds the evaluation during training, with panels of unlabeled images.
 
     The splits are `val_split` and those of `follow`.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, split_tags
@@ -13,19 +14,22 @@ from input_pipeline.sources import fingerprints, tag_files
 from runtime import console, errors
 from runtime import options as options_lib
 from segcore import types
-from segcore.eval import evaluator
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import heads as heads_lib
-from segcore.models import segmenter
-from segcore.train import loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from u2pl.stages import base, pixel_heads
-from u2pl.weak import afa, panels
 from u2pl.weak import options as weak_options
+
+with epy.lazy_imports():
+  from segcore.eval import evaluator
+  from segcore.experiment import evaluation
+  from segcore.models import heads as heads_lib
+  from segcore.models import segmenter
+  from segcore.train import loop
+  from u2pl.weak import afa, panels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ class WeakStage(base.ClassStage):
       valid=crop.ignores_padding,
     )
 
-  def method(self, context: context_lib.Context, num_classes: int) -> afa.AFA:
+  def method(self, context: context_lib.Context, num_classes: int) -> 'afa.AFA':
     """Builds the method that the block `learn` describes."""
     block = self.options
     net = self.build_network(context, num_classes)
@@ -154,7 +158,7 @@ class WeakStage(base.ClassStage):
 
   def build_network(
     self, context: context_lib.Context, num_classes: int
-  ) -> segmenter.Segmenter:
+  ) -> 'segmenter.Segmenter':
     """Builds the network with the heads that are trained."""
     block = self.options
     dtype = jnp.dtype(self.experiment.network.dtype)
@@ -186,8 +190,8 @@ class WeakStage(base.ClassStage):
     return {'': data_lib.ImageStream(split, crop, flips, tuple(kept))}
 
   def evaluation(
-    self, trained: afa.AFA, streams: data_lib.Streams
-  ) -> loop.EvaluateFn | None:
+    self, trained: 'afa.AFA', streams: data_lib.Streams
+  ) -> 'loop.EvaluateFn | None':
     """Builds the evaluation of a split with masks, and panels of labels."""
     block, functions = self.options, []
     if block.val_split:

@@ -14,7 +14,7 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import order_statistics
 from segcore.train import update as update_lib
-from u2pl import contrast, contrastive_branch, ema
+from u2pl import contrast, contrastive_branch, ema, ema_options
 from u2pl.weak import cam_labels
 from u2pl.weak import options as options_lib
 
@@ -30,7 +30,7 @@ def build_key_teacher(
   """
   if not options.has_teacher:
     return None
-  decay = ema.EmaOptions(options.contrast.teacher_decay, copy_epochs=0)
+  decay = ema_options.EmaOptions(options.contrast.teacher_decay, copy_epochs=0)
   first = options.class_steps + 1
   return ema.EmaTeacher(segmenter, decay, first, steps_per_epoch=1)
 

@@ -10,8 +10,8 @@ from runtime.option_ranges import (
   UnitInterval,
 )
 from segcore.ops import dense_energy, pixel_adaptive_refinement
+from u2pl import branch_options
 from u2pl import contrast as contrast_lib
-from u2pl import contrastive_branch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class CamContrastOptions(contrast_lib.PairOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(contrastive_branch.BranchOptions):
+class LearnOptions(branch_options.BranchOptions):
   """Options of AFA, U2PL+ on AFA, CAMs alone, and training on masks.
 
   Attributes:

@@ -8,15 +8,17 @@ Hu et al., arXiv:2011.08435 (spec §2.4):
   g_j = -∂/∂W_j mean_i -log softmax(l_i / τ)_own
   V ← 0.9 V + g + 1e-4 W,  W ← W - 3 V        after the step: W maximizes
 
-Symmetric: both views through both networks; L and g are means of the two.
+Plain: query of view 1, key of view 2. Symmetric: both views through both
+networks; L and g are means of the two. Multi-crop: key of view 1, queries of
+view 2 and of smaller views; L and g are sums over the queries.
 
-Before that, K / B steps store the keys of view 2 in W: each is InfoNCE of view
-1 against W alone, and after the last the momentum encoder is made equal to the
-encoder.
+Before that, K / B steps store the keys in W, symmetric those of view 2: each is
+InfoNCE of the first query against W alone, and after the last the momentum
+encoder is made equal to the encoder.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -27,10 +29,26 @@ from pass_luss.pretrain import contrast, embedding_ops, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
 from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 Embeddings = Float[Array, 'B D']
+Variant = Literal['plain', 'symmetric', 'multi_crop']
+
+
+class _Views(NamedTuple):
+  """Numbers of the large views of the queries and of the keys."""
+
+  queries: tuple[int, ...]
+  keys: tuple[int, ...]
+
+
+_VIEWS: dict[Variant, _Views] = {
+  'plain': _Views((0,), (1,)),
+  'symmetric': _Views((0, 1), (0, 1)),
+  'multi_crop': _Views((1,), (0,)),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +61,9 @@ class AdcoOptions(moco.KeyOptions):
     negative_learning_rate: learning rate of the negatives.
     negative_momentum: momentum of their SGD.
     negative_weight_decay: weight decay of their SGD.
-    symmetric: whether both views are queries and keys; else view 1 is the
-      query.
+    variant: 'plain': a query of view 1, a key of view 2; 'symmetric': of both
+      views; 'multi_crop': a key of view 1, queries of view 2 and of all smaller
+      views.
   """
 
   temperature: Positive[float] = 0.12
@@ -53,7 +72,7 @@ class AdcoOptions(moco.KeyOptions):
   negative_learning_rate: Positive[float] = 3.0
   negative_momentum: UnitInterval = 0.9
   negative_weight_decay: UnitInterval = 1e-4
-  symmetric: bool = True
+  variant: Variant = 'symmetric'
 
 
 @flax.struct.dataclass
@@ -78,13 +97,18 @@ class Adco(moco.KeyObjective):
 
   @property
   def views(self) -> tuple[int, ...]:
-    """Returns the numbers of the views of the queries."""
-    return (0, 1) if self.options.symmetric else (0,)
+    """Returns the numbers of the large views of the queries."""
+    return _VIEWS[self.options.variant].queries
 
   @property
   def momentum_views(self) -> tuple[int, ...]:
     """Returns the numbers of the views of the keys."""
-    return (0, 1) if self.options.symmetric else (1,)
+    return _VIEWS[self.options.variant].keys
+
+  @property
+  def reads_smaller_views(self) -> bool:
+    """Returns whether smaller views are queries, too."""
+    return self.options.variant == 'multi_crop'
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises ValueError unless batches fill the negatives evenly."""
@@ -97,11 +121,34 @@ class Adco(moco.KeyObjective):
     shape = self.options.negatives, self.options.size
     return Negatives(jax.random.normal(rng, shape), jnp.zeros(shape))
 
+  def outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds the views of the queries, the large ones first: q [B, V, D]."""
+    maps = [views.view(number) for number in self.views]
+    if self.reads_smaller_views:
+      maps += views.smaller
+    return {'queries': self.embed(net, maps)}
+
   def _pairs(self, step: objective.Step) -> list[tuple[Embeddings, Embeddings]]:
-    """Pairs queries with keys of the other view, that of view 1 first."""
+    """Pairs queries with keys of another view, the first query first.
+
+    Two keys are of the two views of the queries, and swapped; one key is that
+    of all queries.
+    """
     queries = step.outputs[self.name]['queries']
     keys = step.momentum_outputs[self.name]['keys'][:, ::-1]
-    return [(queries[:, i], keys[:, i]) for i in range(queries.shape[1])]
+    return [
+      (queries[:, i], keys[:, i % keys.shape[1]])
+      for i in range(queries.shape[1])
+    ]
+
+  def _combine(self, terms: list[Array]) -> Array:
+    """Computes the mean over pairs; of multi-crop the sum."""
+    total = sum(terms)
+    if self.options.variant == 'multi_crop':
+      return total
+    return total / len(terms)
 
   def _is_initial(self, step: objective.Step) -> Bool[Array, '']:
     """Returns whether this step only fills the negatives."""
@@ -112,7 +159,11 @@ class Adco(moco.KeyObjective):
     return self.options.negatives // len(step.outputs[self.name]['queries'])
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes the loss L, the mean over pairs; at first of the first one."""
+    """Computes the loss L over all pairs; at first of the first one.
+
+    Of multi-crop, 'loss_adco' is the loss of the first query, as in the other
+    variants and in the released code; 'loss_adco_crops' is minimized.
+    """
     negatives = step.state.memory[self.name].rows
     is_initial = self._is_initial(step)
     terms = [
@@ -125,7 +176,11 @@ class Adco(moco.KeyObjective):
       )
       for queries, keys in self._pairs(step)
     ]
-    loss = jnp.where(is_initial, terms[0], sum(terms) / len(terms))
+    loss = jnp.where(is_initial, terms[0], self._combine(terms))
+    if self.options.variant == 'multi_crop':
+      return objective.LossTerms(
+        {'loss_adco_crops': loss}, {'loss_adco': terms[0]}
+      )
     return objective.LossTerms({'loss_adco': loss}, {})
 
   def after_update(
@@ -138,9 +193,7 @@ class Adco(moco.KeyObjective):
       negative_gradient(*pair, old.rows, self.options.negative_temperature)
       for pair in pairs
     ]
-    trained = train_negatives(
-      old, sum(gradients) / len(gradients), self.options
-    )
+    trained = train_negatives(old, self._combine(gradients), self.options)
     keys = pairs[0][1].astype(old.rows.dtype)
     position = (step.state.step * len(keys), jnp.zeros_like(step.state.step))
     filled = Negatives(

@@ -16,11 +16,13 @@ from tests.transcriptions import semi as semi_reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import ael_draws, tiny
 from tests.u2pl.semi.ael_draws import C, S
-from u2pl.semi import ael
+from u2pl.semi import equalization_options
 
 # About the median of the initial network.
 LEAST = 0.245
-OPTIONS = ael.AelOptions(confidence=LEAST, paste=ael_draws.PASTE)
+OPTIONS = equalization_options.AelOptions(
+  confidence=LEAST, paste=ael_draws.PASTE
+)
 
 
 @pytest.fixture(scope='module')

@@ -10,11 +10,12 @@ from segcore.models.decoders import psp
 from segcore.ops import connected_components
 from tests.transcriptions import semi_cct as reference
 from tests.u2pl.semi import pointwise
-from u2pl.semi import cct, cct_perturbations
+from u2pl.semi import cct_options, cct_perturbations
+from u2pl.semi import options as options_lib
 
 SIDE = 24
-ONE_EACH = cct.DecoderCounts(*[1] * 7)
-OPTIONS = cct.CctOptions(
+ONE_EACH = cct_options.DecoderCounts(*[1] * 7)
+OPTIONS = cct_options.CctOptions(
   decoders=ONE_EACH, ramp_epochs=3, annealing=0.99, vat_epsilon=0.5
 )
 
@@ -27,7 +28,7 @@ def sample_draws(rng):
       jax.random.fold_in(perturb_rng, i),
       *(kind, (pointwise.BATCH, 6, 6, 6), (SIDE, SIDE)),
     )
-    for i, kind in enumerate(cct_perturbations.KINDS)
+    for i, kind in enumerate(cct_options.KINDS)
   }
 
 
@@ -59,7 +60,7 @@ def consistency(params, fixed, batch, draws):
   foreground = main.argmax(-1) > 0
   assert 0.1 < foreground.mean() < 0.9
   total = 0
-  for kind in cct_perturbations.KINDS:
+  for kind in cct_options.KINDS:
 
     def decode(x, params=fixed, kind=kind):
       logits = pointwise.classify(params, x, f'{kind}1')
@@ -249,13 +250,13 @@ def test_pyramid_and_decoder_equal_the_reference():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'decoders': cct.DecoderCounts}, 'expected one perturbed decoder'),
+    ({'decoders': cct_options.DecoderCounts}, 'expected one perturbed decoder'),
     ({'vat_xi': 0.0}, 'vat_xi: expected more than 0'),
     ({'annealing': 1.5}, 'annealing: expected'),
     (
       {
         'annealing': 0.9,
-        'supervised': cct.options_lib.SupervisedOptions(kind='ohem'),
+        'supervised': options_lib.SupervisedOptions(kind='ohem'),
       },
       "expected 0 with supervised.kind='ohem'",
     ),
@@ -264,8 +265,8 @@ def test_pyramid_and_decoder_equal_the_reference():
 def test_options_that_do_not_fit_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     if 'decoders' in fields:
-      fields = {'decoders': cct.DecoderCounts(*[0] * 7)}
-    cct.CctOptions(**fields)
+      fields = {'decoders': cct_options.DecoderCounts(*[0] * 7)}
+    cct_options.CctOptions(**fields)
 
 
 def test_a_head_with_norms_is_refused():
@@ -274,6 +275,6 @@ def test_a_head_with_norms_is_refused():
 
 
 def test_the_published_decoders_are_30_heads():
-  names = [*cct.DecoderCounts().heads]
+  names = [*cct_options.DecoderCounts().heads]
   assert len(names) == 30
   assert names[:2] == ['dropout1', 'dropout2'] and names[-1] == 'vat2'

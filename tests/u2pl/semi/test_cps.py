@@ -9,7 +9,7 @@ from tests.transcriptions import semi as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import tiny
 from u2pl import box_masks
-from u2pl.semi import cps
+from u2pl.semi import two_network_options
 
 SHAPE = (tiny.BATCH, tiny.SIZE, tiny.SIZE)
 
@@ -26,7 +26,7 @@ PARAMS = [
 @pytest.fixture(scope='module', params=PARAMS)
 def start(request):
   """Returns the method, and a state before a step."""
-  options = cps.CpsOptions(**request.param, weight=1.5)
+  options = two_network_options.CpsOptions(**request.param, weight=1.5)
   trained = tiny.make_method(options)
   return trained, tiny.draw_state(trained, step=3)
 
@@ -77,7 +77,7 @@ def labels_of(logits):
 
 
 def test_pixels_come_from_the_second_crop_of_the_same_image():
-  options = cps.CpsOptions(cutmix=True, pair='self')
+  options = two_network_options.CpsOptions(cutmix=True, pair='self')
   assert (options.mixing_group, options.needs_two_crops) == (1, True)
   trained, batch = tiny.make_method(options), draw_batch()
   batch['unlabeled']['second_valid'] = np.zeros(SHAPE, bool)

@@ -9,11 +9,11 @@ import pytest
 from tests.transcriptions import semi_gct as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import pointwise
-from u2pl.semi import flaw_detector, flaw_maps, gct
+from u2pl.semi import flaw_detector, flaw_maps, two_network_options
 
 SIDE = 24
-OPTIONS = gct.GctOptions(
-  detector=flaw_detector.DetectorOptions(width=2, num_levels=2),
+OPTIONS = two_network_options.GctOptions(
+  detector=two_network_options.DetectorOptions(width=2, num_levels=2),
   # So that both networks have flaws somewhere, at the start.
   threshold=0.3,
   ramp_epochs=3,
@@ -153,7 +153,8 @@ def test_the_detector_learns_predictions_before_the_update(stepped):
 @pytest.mark.slow
 def test_the_detector_learns_predictions_after_the_update():
   options = dataclasses.replace(
-    OPTIONS, detector=flaw_detector.DetectorOptions(2, 2, after_update=True)
+    OPTIONS,
+    detector=two_network_options.DetectorOptions(2, 2, after_update=True),
   )
   state, batch, after, scalars = step_of(options)
   networks = [jax.device_get(x.params) for x in (after, after.second)]
@@ -255,7 +256,7 @@ def test_the_detector_equals_the_reference():
 
 
 def test_images_below_the_detectors_reach_are_refused():
-  options = gct.GctOptions()
+  options = two_network_options.GctOptions()
   with pytest.raises(ValueError, match='2 cells, got 96x91: lower learn.det'):
     options.check_image_size((96, 91))
   options.check_image_size((92, 92))

@@ -10,7 +10,7 @@ import pytest
 from segcore.ops import photometric_distortion
 from tests.support import meshes
 from tests.u2pl.semi import tiny
-from u2pl import contrast, ema, mixing
+from u2pl import contrast, ema_options, mixing
 from u2pl.semi import options as options_lib
 
 PLUS = tiny.PLUS
@@ -105,7 +105,7 @@ def test_each_rule_for_the_statistics_of_the_teacher(warm, trained, jitted):
       teacher, student = after.teacher_batch_stats, after.batch_stats
     else:
       options = dataclasses.replace(
-        PLUS, contrast=None, teacher=ema.EmaOptions(statistics=rule)
+        PLUS, contrast=None, teacher=ema_options.EmaOptions(statistics=rule)
       )
       teacher, student = statistics_after_step(tiny.make_method(options), state)
     same = tiny.difference(teacher, student)
@@ -135,7 +135,7 @@ def test_a_strong_view_that_nothing_needs_is_not_read(trained):
           PLUS.consistency, denoise='off', filtered=False
         ),
         contrast=None,
-        teacher=ema.EmaOptions(statistics=rule),
+        teacher=ema_options.EmaOptions(statistics=rule),
       )
     )
     assert method.options.reads_strong_view == (rule == 'own')

@@ -7,8 +7,8 @@ import pytest
 
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import pointwise
-from u2pl import ema
-from u2pl.semi import mse_teacher
+from u2pl import ema_options
+from u2pl.semi import options as options_lib
 
 SIDE = 24
 
@@ -17,7 +17,7 @@ SIDE = 24
 def stepped():
   """Returns method, states before and after a step, batch and scalars."""
   with jax.enable_x64():
-    trained = pointwise.make_method(mse_teacher.MseTeacherOptions())
+    trained = pointwise.make_method(options_lib.MseTeacherOptions())
     state = pointwise.init_state(trained, SIDE)
     # Else the teacher would be the student, and the error 0.
     state = state.replace(
@@ -81,7 +81,7 @@ def test_the_student_is_evaluated(stepped):
 def test_a_constant_decay_copies_the_student_before_the_first_step(stepped):
   trained, state, *_ = stepped
   teacher = trained.teacher
-  assert teacher.options == ema.ConstantEmaOptions(0.99)
+  assert teacher.options == ema_options.ConstantEmaOptions(0.99)
   with jax.enable_x64():
     for step, expected in ((0, state.params), (1, state.teacher_params)):
       now = state.replace(step=jnp.int32(step))

@@ -14,34 +14,40 @@ from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl import inputs
 from tests.u2pl.semi import pointwise, tiny
 from u2pl.semi import (
-  ael,
-  cct,
-  cps,
-  gct,
-  mse_teacher,
-  pc2seg,
-  pseudoseg,
-  strong_views,
+  cct_options,
+  cutout_view_options,
+  equalization_options,
+  strong_view_options,
+  system_options,
   systems,
-  u2pl_ael,
-  unimatch,
-  unimatch_v2,
+  two_network_options,
+)
+from u2pl.semi import (
+  options as options_lib,
 )
 
 # Gray alone: it is exact, so that no threshold is passed by rounding.
-VIEWS = strong_views.ViewOptions(color_augment.ColorOptions(gray=0.5), group=2)
+VIEWS = strong_view_options.ViewOptions(
+  color_augment.ColorOptions(gray=0.5), group=2
+)
 OPTIONS = {
-  'mt_mse': mse_teacher.MseTeacherOptions(),
-  'cps': cps.CpsOptions(),
-  'cps_cutmix': cps.CpsOptions(cutmix=True),
-  'cct': cct.CctOptions(decoders=cct.DecoderCounts(*[1] * 7), annealing=0.99),
-  'gct': gct.GctOptions(detector=gct.flaw_detector.DetectorOptions(4, 2)),
-  'pseudoseg': pseudoseg.PseudoSegOptions(),
-  'pc2seg': pc2seg.Pc2SegOptions(num_cells=6, num_negatives=10),
-  'unimatch': unimatch.UniMatchOptions(confidence=0.22, views=VIEWS),
-  'unimatch_v2': unimatch_v2.UniMatchV2Options(confidence=0.22, views=VIEWS),
-  'ael': ael.AelOptions(confidence=0.22),
-  'u2pl_ael': u2pl_ael.U2plAelOptions(
+  'mt_mse': options_lib.MseTeacherOptions(),
+  'cps': two_network_options.CpsOptions(),
+  'cps_cutmix': two_network_options.CpsOptions(cutmix=True),
+  'cct': cct_options.CctOptions(
+    decoders=cct_options.DecoderCounts(*[1] * 7), annealing=0.99
+  ),
+  'gct': two_network_options.GctOptions(
+    detector=two_network_options.DetectorOptions(4, 2)
+  ),
+  'pseudoseg': cutout_view_options.PseudoSegOptions(),
+  'pc2seg': cutout_view_options.Pc2SegOptions(num_cells=6, num_negatives=10),
+  'unimatch': strong_view_options.UniMatchOptions(confidence=0.22, views=VIEWS),
+  'unimatch_v2': strong_view_options.UniMatchV2Options(
+    confidence=0.22, views=VIEWS
+  ),
+  'ael': equalization_options.AelOptions(confidence=0.22),
+  'u2pl_ael': equalization_options.U2plAelOptions(
     contrast=inputs.CONTRAST, contrast_start=0, reverse=0.1, denoise='raw'
   ),
 }
@@ -66,7 +72,7 @@ MOVED = {
 
 
 def test_each_class_of_options_has_a_method():
-  assert set(typing.get_args(systems.Options)) == set(systems.METHODS)
+  assert set(typing.get_args(system_options.Options)) == set(systems.METHODS)
   assert {type(options) for options in OPTIONS.values()} < set(systems.METHODS)
 
 

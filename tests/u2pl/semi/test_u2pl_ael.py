@@ -15,9 +15,9 @@ from tests.transcriptions import u2pl_contrast as contrast_reference
 from tests.u2pl import inputs, numpy_contrast
 from tests.u2pl.semi import ael_draws, tiny
 from tests.u2pl.semi.ael_draws import B, C, S
-from u2pl.semi import ael, equalization_options, u2pl_ael
+from u2pl.semi import equalization_options, u2pl_ael
 
-CONTRAST = u2pl_ael.U2plAelOptions(
+CONTRAST = equalization_options.U2plAelOptions(
   paste=ael_draws.PASTE,
   contrast=inputs.CONTRAST,
   contrast_start=0,
@@ -32,7 +32,7 @@ def test_entropies_are_split_by_image():
 
   @functools.partial(jax.jit, static_argnums=3)
   def compute(entropies, valid, percent, drop):
-    options = u2pl_ael.U2plAelOptions(entropy_drop=drop)
+    options = equalization_options.U2plAelOptions(entropy_drop=drop)
     return u2pl_ael.split_by_entropy(entropies, valid, percent, options)
 
   split = functools.partial(compute, entropies, valid)
@@ -232,14 +232,26 @@ def test_contrast_and_images_wait_for_their_epoch():
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: ael.AelOptions(confidence=1.0), r'confidence: expected \[0, 1\)'),
-    (lambda: ael.AelOptions(momentum=1.0), r'momentum: expected \[0, 1\)'),
+    (
+      lambda: equalization_options.AelOptions(confidence=1.0),
+      r'confidence: expected \[0, 1\)',
+    ),
+    (
+      lambda: equalization_options.AelOptions(momentum=1.0),
+      r'momentum: expected \[0, 1\)',
+    ),
     (
       lambda: equalization_options.PasteOptions(scales=(1.5, 2.0)),
       'scales: expected 0 < low <= 1 <= high',
     ),
-    (lambda: ael.AelOptions().check_batch_size(5), 'recipe.batch_size=5'),
-    (lambda: ael.AelOptions().check_num_classes(1), 'paste.excluded: expected'),
+    (
+      lambda: equalization_options.AelOptions().check_batch_size(5),
+      'recipe.batch_size=5',
+    ),
+    (
+      lambda: equalization_options.AelOptions().check_num_classes(1),
+      'paste.excluded: expected',
+    ),
     (
       lambda: dataclasses.replace(
         CONTRAST,

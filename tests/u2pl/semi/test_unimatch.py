@@ -11,12 +11,18 @@ from tests.transcriptions import semi as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import tiny
 from u2pl import box_masks
-from u2pl.semi import cps, perturbations, strong_views, unimatch, unimatch_v2
+from u2pl.semi import (
+  perturbations,
+  strong_view_options,
+  strong_views,
+  two_network_options,
+  unimatch_v2,
+)
 
 # About the median of the initial network.
 LEAST = 0.245
 # Without jitter, which takes long to compile and is tested on its own.
-VIEWS = strong_views.ViewOptions(
+VIEWS = strong_view_options.ViewOptions(
   color_augment.ColorOptions(gray=0.5),
   box_masks.BoxOptions(probability=0.9),
   group=2,
@@ -103,7 +109,7 @@ def check(scalars, expected):
 
 def test_a_whole_step_of_unimatch_equals_the_reference():
   trained = tiny.make_method(
-    unimatch.UniMatchOptions(confidence=LEAST, views=VIEWS)
+    strong_view_options.UniMatchOptions(confidence=LEAST, views=VIEWS)
   )
   state, batch = tiny.draw_state(trained, step=3), padded_batch()
   # Only the scalars: the gradient is not compiled.
@@ -154,7 +160,7 @@ def test_a_whole_step_of_unimatch_equals_the_reference():
 @pytest.mark.slow
 def test_a_whole_step_of_unimatch_v2_equals_the_reference():
   trained = tiny.make_method(
-    unimatch_v2.UniMatchV2Options(confidence=LEAST, views=VIEWS)
+    strong_view_options.UniMatchV2Options(confidence=LEAST, views=VIEWS)
   )
   state, batch = tiny.init_state(trained, step=3), padded_batch()
   # Another teacher than the student.
@@ -211,11 +217,20 @@ def test_a_whole_step_of_unimatch_v2_equals_the_reference():
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: unimatch.UniMatchOptions(confidence=1.0), r'expected \[0, 1\)'),
-    (lambda: unimatch.UniMatchOptions(weight=0.0), 'weight: expected more'),
-    (lambda: strong_views.ViewOptions(group=0), 'group: expected 1 or more'),
     (
-      lambda: unimatch_v2.UniMatchV2Options(
+      lambda: strong_view_options.UniMatchOptions(confidence=1.0),
+      r'expected \[0, 1\)',
+    ),
+    (
+      lambda: strong_view_options.UniMatchOptions(weight=0.0),
+      'weight: expected more',
+    ),
+    (
+      lambda: strong_view_options.ViewOptions(group=0),
+      'group: expected 1 or more',
+    ),
+    (
+      lambda: strong_view_options.UniMatchV2Options(
         teacher=unimatch_v2.ema.EmaOptions(statistics='own')
       ),
       "teacher.statistics: expected 'ema' or 'copy'",
@@ -238,9 +253,9 @@ def test_a_threshold_of_0_keeps_all_pixels():
 @pytest.mark.parametrize(
   ('options', 'field'),
   [
-    (unimatch.UniMatchOptions(), 'views.group'),
-    (unimatch_v2.UniMatchV2Options(), 'views.group'),
-    (cps.CpsOptions(cutmix=True), 'group'),
+    (strong_view_options.UniMatchOptions(), 'views.group'),
+    (strong_view_options.UniMatchV2Options(), 'views.group'),
+    (two_network_options.CpsOptions(cutmix=True), 'group'),
   ],
 )
 def test_a_batch_of_no_whole_groups_is_refused_by_the_field(options, field):
