@@ -14,6 +14,8 @@ from jaxtyping import Shaped
 # Least share of an image that a box of TensorFlow's rule shows, whatever the
 # range of its area is: the default of `min_object_covered`, which SimCLR has.
 _MIN_COVERAGE = 0.1
+# Boxes that this rule samples before it takes the whole image, as in SimCLR.
+_MAX_ATTEMPTS = 100
 
 
 class Box(NamedTuple):
@@ -155,23 +157,21 @@ def sample_tensorflow_box(
   image: tuple[int, int],
   area: tuple[float, float],
   aspect: tuple[float, float],
-  attempts: int = 100,
 ) -> Box:
   """Samples a box as TensorFlow's `sample_distorted_bounding_box`.
 
   The aspect ratio is uniform, and then the height among those that give an area
-  in the range. If no sampled box fits, or shows a tenth of the image, the
-  result is the whole image.
+  in the range. If none of 100 sampled boxes fits and shows a tenth of the image,
+  the result is the whole image.
 
   Args:
     rng: random generator.
     image: (height, width) of the image in pixels.
     area: range of the area of the box, as a fraction of the image's area.
     aspect: range of width / height of the box.
-    attempts: number of boxes that are sampled before the image is used.
   """
   height, width = image
-  for _ in range(attempts):
+  for _ in range(_MAX_ATTEMPTS):
     ratio = rng.uniform(*aspect)
     least, largest = (height * width * share for share in area)
     low, high = (round(math.sqrt(a / ratio)) for a in (least, largest))
