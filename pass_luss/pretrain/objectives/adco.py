@@ -15,7 +15,6 @@ Before that, K / B steps store the keys of view 2 in W: each is InfoNCE of view
 encoder.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -23,37 +22,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pass_luss.pretrain import contrast, embedding_ops, objective
-from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain import (
+  contrast,
+  embedding_ops,
+  objective,
+  objective_options,
+)
 from pass_luss.pretrain.objectives import moco
-from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.ops import losses
 from segcore.types import Scalar
 
 Embeddings = Float[Array, 'B D']
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdcoOptions(moco.KeyOptions):
-  """Negatives, their training, and the momentum encoder of AdCo.
-
-  Attributes:
-    negatives: number K of negatives, a multiple of the batch size.
-    negative_temperature: temperature τ of the gradient of the negatives.
-    negative_learning_rate: learning rate of the negatives.
-    negative_momentum: momentum of their SGD.
-    negative_weight_decay: weight decay of their SGD.
-    symmetric: whether both views are queries and keys; else view 1 is the
-      query.
-  """
-
-  temperature: Positive[float] = 0.12
-  negatives: AtLeastOne = 65_536
-  negative_temperature: Positive[float] = 0.02
-  negative_learning_rate: Positive[float] = 3.0
-  negative_momentum: UnitInterval = 0.9
-  negative_weight_decay: UnitInterval = 1e-4
-  symmetric: bool = True
 
 
 @flax.struct.dataclass
@@ -72,7 +51,7 @@ class Negatives:
 class Adco(moco.KeyObjective):
   """The AdCo objective: keys of the batch and trained negatives."""
 
-  options: AdcoOptions
+  options: objective_options.AdcoOptions
 
   name = 'adco'
 
@@ -85,12 +64,6 @@ class Adco(moco.KeyObjective):
   def momentum_views(self) -> tuple[int, ...]:
     """Returns the numbers of the views of the keys."""
     return (0, 1) if self.options.symmetric else (1,)
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError unless batches fill the negatives evenly."""
-    queue_lib.check_ring_length(
-      'adco.negatives', self.options.negatives, batch_size
-    )
 
   def initial_memory(self, rng: Array) -> Negatives:
     """Builds negatives of Gaussian noise, with a velocity of 0."""
@@ -236,7 +209,9 @@ def negative_gradient(
 
 
 def train_negatives(
-  negatives: Negatives, gradient: Float[Array, 'K D'], options: AdcoOptions
+  negatives: Negatives,
+  gradient: Float[Array, 'K D'],
+  options: objective_options.AdcoOptions,
 ) -> Negatives:
   """Computes a step of SGD with momentum and weight decay."""
   velocity = (
