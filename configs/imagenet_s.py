@@ -139,6 +139,7 @@ def _pretraining(
     **block,
     'learn': luss.objectives(options, clusters, compared=setting.fields),
     'large': luss.large_views(options, 224, (setting.min_area, 1.0)),
+    **luss.smaller_views(options, 224, (setting.min_area, 1.0)),
     'colors': setting.colors,
     'recipe': setting.recipe,
   }
@@ -363,6 +364,7 @@ def _generate_images(
   pretraining.large.size = (48, 48)
   if 'small' in pretraining:
     pretraining.small.update(count=2, size=(32, 32))
+  pretraining.update(luss.smaller_views(options, 48, pretraining.large.area))
   config.attend.clusters.queue = 64
   config.attend.large.size = (48, 48)
   config.cluster.update(restarts=3, crop=64)

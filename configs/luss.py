@@ -23,6 +23,9 @@ PASS = {
   'objective': ['pass', *_COMPARED],
   # Of the objective: for the paper's batch of 256, or that of its authors.
   'setting': ['luss', 'official'],
+  # Of AdCo: queries of one view, of both, or of five crops of different sizes;
+  # auto: symmetric, or plain with setting=official.
+  'adco': ['auto', 'plain', 'symmetric', 'multi_crop'],
   # SwAV; false leaves PixPro and P2P. auto: of other objectives, if D2S or P2P
   # needs it.
   'clusters': ['auto', 'true', 'false'],
@@ -56,6 +59,8 @@ PASS = {
   'tiny': False,  # 60 steps a stage; ImageNet-S: on generated images
 }
 
+# Of AdCo's multi-crop: sides beside one of 224 pixels, and the largest area.
+_SMALLER_CROPS = ((192, 0.86), (160, 0.715), (128, 0.571), (96, 0.429))
 # Threshold of saliency (spec §3.4).
 _SALIENCY_THRESHOLD = 0.5
 # Stages that train.
@@ -86,6 +91,9 @@ def resolve(options: SimpleNamespace) -> SimpleNamespace:
     stages_of_pass = '32' if options.branch == 'pixpro' else '3'
     is_used = is_pass and resolved.clusters
     resolved.d2s = stages_of_pass if is_used else 'off'
+  if options.adco == 'auto':
+    is_official = options.setting == 'official'
+    resolved.adco = 'plain' if is_official else 'symmetric'
   if options.cluster == 'auto':
     has_prototypes = is_pass or resolved.clusters
     resolved.cluster = 'attended' if has_prototypes else 'image'
@@ -117,6 +125,11 @@ def _check_objective(options: SimpleNamespace) -> None:
     raise ValueError(
       f'config option setting={options.setting}: expected luss with objective='
       f'{options.objective}, which has one setting'
+    )
+  if options.objective != 'adco' and options.adco != 'auto':
+    raise ValueError(
+      f'config option adco={options.adco}: expected it with objective=adco, '
+      f'got objective={options.objective}'
     )
   if options.objective != 'pass' and options.branch != 'swav':
     raise ValueError(
@@ -243,6 +256,29 @@ def large_views(
   is_alone = options.p2p == 'off' and not options.clusters
   count = 1 if options.objective == 'supervised' and is_alone else 2
   return views('large', count, size, area)
+
+
+def smaller_views(
+  options: SimpleNamespace, size: int, area: tuple[float, float]
+) -> dict[str, Any]:
+  """Builds the views of other sizes: four of AdCo's multi-crop (spec §2.4).
+
+  Large views of 224 pixels and areas of 0.2 to 1 have the published ones, other
+  large views those in proportion, of a multiple of 4 pixels.
+
+  Args:
+    options: options that `resolve` has resolved.
+    size: side of a large view, in pixels.
+    area: range of its area, as a fraction of the image's.
+  """
+  if options.objective != 'adco' or options.adco != 'multi_crop':
+    return {}
+  groups = []
+  for number, (side, share) in enumerate(_SMALLER_CROPS, start=1):
+    least, largest = (round(share * each, 3) for each in area)
+    scaled = 4 * round(side * size / (4 * 224))
+    groups.append(views(f'smaller{number}', 1, scaled, (least, largest)))
+  return {'smaller': tuple(groups)}
 
 
 def crop(size: int, min_area: float) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Setting(NamedTuple):
   Attributes:
     fields: fields of the objective's options.
     recipe: batch size, number of steps and optimizer.
-    min_area: smallest share of an image that a view shows.
+    min_area: smallest share of an image that a large view shows.
     colors: augmentation of the colors of the views, and its rules.
   """
 
@@ -143,10 +143,13 @@ def pretraining(options: SimpleNamespace, images: Images) -> Setting:
   )
   fields, optimizer, min_area, colors = _SETTINGS[name](schedule, images)
   num_steps = epochs * schedule.epoch
+  colors = {'large': colors}
   if name == 'adco':
     num_steps += optimizer['warmup_steps']
+    fields['variant'] = options.adco
+    if options.adco == 'multi_crop':
+      colors['small'] = _WEAK
   recipe = shared.recipe(batch_size, num_steps, optimizer, evaluate_every=5_000)
-  colors = {'large': colors}
   if is_official and name in _OWN_COLORS:
     colors['rules'] = name
   return Setting(fields, recipe, min_area, colors)
@@ -183,7 +186,11 @@ def small_fields(
       'short_side': side,
       'crop': side,
     },
-    'adco': {**keys, 'negatives': 4 * batch_size},
+    'adco': {
+      **keys,
+      'negatives': 4 * batch_size,
+      'variant': options.adco,
+    },
   }[options.objective]
 
 
@@ -256,7 +263,7 @@ def _pcl(schedule: _Schedule, images: Images):
 
 
 def _adco(schedule: _Schedule, images: Images):
-  """Builds the setting of AdCo; the official one is asymmetric (§2.4)."""
+  """Builds the setting of AdCo (§2.4)."""
   fields, rate, negatives = {}, 0.03, 65_536
   if images.count < _FEW_IMAGES:
     # Its authors' setting for fewer negatives.
@@ -266,8 +273,6 @@ def _adco(schedule: _Schedule, images: Images):
       'temperature': 0.14,
       'negative_temperature': 0.03,
     }
-  if schedule.is_official:
-    fields['symmetric'] = False
   optimizer = schedule.sgd(
     rate,
     final_learning_rate=6e-4,

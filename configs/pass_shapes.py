@@ -116,6 +116,7 @@ def _represent(options):
       compared=compared,
     ),
     'large': luss.large_views(options, view_side, (0.5, 1.0)),
+    **luss.smaller_views(options, view_side, (0.5, 1.0)),
     # More prototypes than channels, or embeddings can avoid all of them; but
     # few, as many would separate backgrounds and sizes.
     'widths': {'hidden': 128, 'embedding': 16, 'prototypes': 40},

@@ -40,7 +40,7 @@ class Pretrain:
   """Pretraining by a list of objectives; a `method.Method`.
 
   Batches hold `views_large` [B, 2, h, w, 3] with their boxes and flips, and
-  `views_small` if there are small views.
+  `views_small`, or `views_smaller1`, …, if there are views of other sizes.
 
   Attributes:
     segmenter: the encoder and the heads of the objectives.

@@ -65,8 +65,8 @@ class EncodedViews:
   """The encoder's maps of the views of a batch.
 
   Attributes:
-    maps: encoder's maps of each group of views, 'large' or 'small', with B·V
-      rows.
+    maps: encoder's maps of each group of views, with B·V rows: 'large', and
+      'small' or 'smaller1', 'smaller2', … if there are any.
     batch: boxes and flips of the views; {} for the momentum encoder.
     batch_size: number B of images.
     by_view: whether each view was encoded by itself, with batch statistics of
@@ -88,6 +88,12 @@ class EncodedViews:
   def view(self, number: int) -> Float[Array, 'B h w D']:
     """Returns the deepest map of one large view."""
     return self.split(self.large.deepest.array)[:, self.numbers.index(number)]
+
+  @property
+  def smaller(self) -> list[Array]:
+    """Returns the deepest map [B, h, w, D] of each smaller view, in order."""
+    names = sorted(n for n in self.maps if n.startswith('smaller'))
+    return [self.maps[name].deepest.array for name in names]
 
   def split(self, rows: Array) -> Array:
     """Reshapes [B·V, …] to [B, V, …]."""

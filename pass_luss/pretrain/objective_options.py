@@ -18,6 +18,7 @@ METHODS = (
   *('pixpro', 'supervised', 'simclr', 'moco', 'byol'),
   *('simsiam', 'densecl', 'pcl', 'adco'),
 )
+AdcoVariant = Literal['plain', 'symmetric', 'multi_crop']
 # Stages of an encoder that D2S may supervise.
 _STAGES = (3, 2, 1)
 
@@ -48,6 +49,11 @@ class SingleObjectiveOptions(CheckedOptions):
 
   num_views: ClassVar[int] = 2
   keeps: ClassVar[tuple[str, ...]] = ()
+
+  @property
+  def reads_smaller_views(self) -> bool:
+    """Returns whether it reads views of other sizes than the large ones."""
+    return False
 
   def check_batch_size(self, batch_size: int, name: str) -> None:
     """Checks that what it keeps between steps fits the global batch size.
@@ -375,8 +381,9 @@ class AdcoOptions(KeyOptions):
     negative_learning_rate: learning rate of the negatives.
     negative_momentum: momentum of their SGD.
     negative_weight_decay: weight decay of their SGD.
-    symmetric: whether both views are queries and keys; else view 1 is the
-      query.
+    variant: 'plain': a query of view 1, a key of view 2; 'symmetric': of both
+      views; 'multi_crop': a key of view 1, queries of view 2 and of all smaller
+      views.
   """
 
   temperature: Positive[float] = 0.12
@@ -385,7 +392,12 @@ class AdcoOptions(KeyOptions):
   negative_learning_rate: Positive[float] = 3.0
   negative_momentum: UnitInterval = 0.9
   negative_weight_decay: UnitInterval = 1e-4
-  symmetric: bool = True
+  variant: AdcoVariant = 'symmetric'
+
+  @property
+  def reads_smaller_views(self) -> bool:
+    """Returns whether smaller views are queries, too."""
+    return self.variant == 'multi_crop'
 
   def check_batch_size(self, batch_size: int, name: str) -> None:
     """Raises ValueError unless batches fill the negatives evenly."""
@@ -459,8 +471,20 @@ class ObjectiveOptions:
         'shallow.stages: expected () without clusters, whose targets they '
         f'need, got {self.shallow.stages}'
       )
+    self._check_multi_crop()
     if not self.clusters and self.alignment and self.alignment.needs_prototypes:
       raise ValueError(
         'alignment.kind: expected one without prototypes, as clusters is None, '
         f'got {self.alignment.kind!r}'
       )
+
+  def _check_multi_crop(self) -> None:
+    """Raises ValueError if others read the views of AdCo's multi-crop."""
+    if not self.adco or not self.adco.reads_smaller_views:
+      return
+    for name in ('clusters', 'alignment'):
+      if getattr(self, name):
+        raise ValueError(
+          f'{name}: expected None with adco.variant=multi_crop, whose encoder '
+          'has one of the two large views alone, got options'
+        )

@@ -80,8 +80,8 @@ class PretrainPanels:
       for view, corner in zip(large, corners, strict=True)
     ]
     size = pictures[0].shape[1::-1]
-    if 'small' in views:
-      for view in views['small'][index]:
+    for name in sorted(views.keys() - {'large'}):
+      for view in views[name][index]:
         image = batch_lib.batch_images_to_uint8(view)
         pictures.append(
           cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)

@@ -29,7 +29,7 @@ class ViewColors:
 
   Attributes:
     large: augmentation of the first and of the second large view.
-    small: augmentation of all small views.
+    small: augmentation of all small or smaller views.
     red_deviation: standard deviation that red is divided by. SwAV's code has
       0.228 where ImageNet's is 0.229, and PASS inherits it (spec §2.2).
     rules: rules of jitter and blur: those of torchvision, or of the released
@@ -60,31 +60,34 @@ def augment_view_colors(
 
   Each view of each image has a key of its own, folded in from the image's place
   in the global batch and from the view's number: 0 and 1 are the large views,
-  2 and more the small ones.
+  2 and more the others.
 
   Args:
-    batch: batch with `views_large`, and `views_small` if there are any.
+    batch: batch with `views_large`, and `views_small` or `views_smaller1`,
+      `views_smaller2`, … if there are any.
     rng: key of the step.
     colors: augmentation of each group.
 
   Returns:
-    Views by group: 'large', and 'small' if there are any.
+    Views by group: 'large' first.
   """
   keys = update_lib.row_prng_keys(rng, len(batch['views_large']))
   # Supervised pretraining has one view.
   large = colors.large[: batch['views_large'].shape[1]]
-  views = {}
-  for group, options, first_view in (
-    ('large', large[:1] if large[0] == large[-1] else large, 0),
-    ('small', (colors.small,), 2),
-  ):
-    if f'views_{group}' not in batch:
-      continue
+  # Views with equal options are augmented by one call, others by one each:
+  # every call is compiled anew.
+  options_of = {'large': large[:1] if large[0] == large[-1] else large}
+  for name in sorted(batch):
+    group = name.removeprefix('views_')
+    if name.startswith('views_small'):
+      options_of[group] = (colors.small,)
+  views, number = {}, 0
+  for group, options in options_of.items():
+    if group != 'large':
+      number = max(number, 2)
     images = batch_lib.batch_images_to_symmetric(batch[f'views_{group}'])
-    # Views with equal options are augmented by one call, others by one each:
-    # every call is compiled anew.
     parts = jnp.split(images, len(options), axis=1)
-    augmented, number = [], first_view
+    augmented = []
     for part, part_options in zip(parts, options, strict=True):
       count = part.shape[1]
       part_keys = view_axis.merge_view_axis(_view_keys(keys, number, count))

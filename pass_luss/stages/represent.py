@@ -43,6 +43,8 @@ class RepresentOptions:
     large: group of the two views that all objectives use; of one view if only
       the supervised objective does.
     small: group of further views, for SwAV only; None for none.
+    smaller: groups of one view each, named 'smaller1', 'smaller2', …, for
+      AdCo's multi-crop only.
     colors: color augmentation of the views.
     recipe: batch size, number of steps, optimizer.
     start: parameters of the encoder before step 0.
@@ -54,6 +56,7 @@ class RepresentOptions:
   widths: objective_options.HeadSizes = objective_options.HeadSizes()
   large: views.ViewGroup
   small: views.ViewGroup | None = None
+  smaller: tuple[views.ViewGroup, ...] = ()
   colors: view_colors.ViewColors
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()
@@ -69,13 +72,31 @@ class RepresentOptions:
       raise ValueError(
         'small: expected None, as only clusters use small views, got views'
       )
+    self._check_smaller_views()
     check_whole_batch(self.recipe)
+
+  def _check_smaller_views(self) -> None:
+    """Raises ValueError unless views of other sizes are there to be read."""
+    trained = self.learn.trained.values()
+    is_read = any(each.reads_smaller_views for each in trained)
+    if is_read != bool(self.smaller):
+      expected = 'one or more groups' if is_read else '()'
+      raise ValueError(
+        f'smaller: expected {expected}, as only the variant multi_crop of AdCo '
+        f'has such views, got {len(self.smaller)}'
+      )
+    for number, group in enumerate(self.smaller, start=1):
+      if (group.name, group.count) != (f'smaller{number}', 1):
+        raise ValueError(
+          f'smaller[{number - 1}]: expected 1 view named '
+          f"'smaller{number}', got {group.count} named {group.name!r}"
+        )
 
   @property
   def crop(self) -> views.MultiCrop:
     """Returns the crop of all views."""
-    groups = (self.large, self.small) if self.small else (self.large,)
-    return views.MultiCrop(groups)
+    small = (self.small,) if self.small else ()
+    return views.MultiCrop((self.large, *small, *self.smaller))
 
   @property
   def objectives(self) -> 'tuple[objective_lib.Objective, ...]':
@@ -110,12 +131,15 @@ class RepresentStage(base.ViewsStage):
   def check(self) -> None:
     """Checks that batch and views fit devices and network."""
     super().check()
-    small = self.options.small
-    if small:
+    sizes = {
+      f'smaller[{i}]': group.size
+      for i, group in enumerate(self.options.smaller)
+    }
+    if self.options.small:
+      sizes['small'] = self.options.small.size
+    for name, size in sizes.items():
       net = self.method(self.context, num_classes=2).segmenter
-      network.check_network_image_size(
-        net, small.size, f'{self.path}.small.size'
-      )
+      network.check_network_image_size(net, size, f'{self.path}.{name}.size')
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images, and the source of the initial parameters."""

@@ -128,10 +128,47 @@ def test_settings_of_the_authors(name, batch_size, epochs, rate):
     )
     assert optimizer.weight_decay == 1e-4
   if name == 'adco':
-    assert not block.learn.adco.symmetric
+    assert block.learn.adco.variant == 'plain'
   own = name if name in ('simclr', 'byol') else 'torchvision'
   assert block.colors.get('rules', 'torchvision') == own
   assert represent(name, '').colors.get('rules', 'torchvision') == 'torchvision'
+
+
+def view_sizes(block):
+  return [
+    (each['name'], each['count'], each['size'][0], each['area'])
+    for each in block.smaller
+  ]
+
+
+def test_multi_crop_of_adco():
+  """§2.4: five queries; smaller images have views in proportion."""
+  for setting in ('luss', 'official'):
+    block = represent('adco', f'adco=multi_crop,setting={setting}')
+    assert block.learn.adco.variant == 'multi_crop'
+    assert (block.large.count, block.large.size) == (2, (224, 224))
+    assert block.large.area == (0.2, 1.0)
+    assert view_sizes(block) == [
+      ('smaller1', 1, 192, (0.172, 0.86)),
+      ('smaller2', 1, 160, (0.143, 0.715)),
+      ('smaller3', 1, 128, (0.114, 0.571)),
+      ('smaller4', 1, 96, (0.086, 0.429)),
+    ]
+    assert block.colors.small.to_dict().items() >= block.colors.large[0].items()
+  block = represent('adco', 'adco=multi_crop', 'pass_shapes')
+  assert view_sizes(block) == [
+    ('smaller1', 1, 40, (0.43, 0.86)),
+    ('smaller2', 1, 36, (0.357, 0.715)),
+    ('smaller3', 1, 28, (0.285, 0.571)),
+    ('smaller4', 1, 20, (0.214, 0.429)),
+  ]
+  for config in ('pass_shapes', 'pass_imagenet_s50'):
+    loaded = loading.load(config, 'objective=adco,adco=multi_crop,tiny')
+    stage = main.PROGRAM.build(loaded)['represent']
+    spec = stage.batch_spec(2)
+    assert spec['views_smaller4'].shape[1:] == (1, 20, 20, 3)
+    stage.check()
+  assert represent('adco', '').smaller == ()
 
 
 def test_sizes_of_data_sets():
@@ -251,6 +288,26 @@ def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
       'objective=moco',
       {'learn.moco.queue': 100},
       'moco.queue: expected a multiple of the batch',
+    ),
+    (
+      'objective=adco',
+      {'learn.adco.variant': 'multi_crop'},
+      'smaller: expected one or more groups, .* got 0',
+    ),
+    (
+      'objective=adco,adco=multi_crop',
+      {'learn.adco.variant': 'plain'},
+      r'smaller: expected \(\), as only the variant multi_crop .* got 4',
+    ),
+    (
+      'objective=adco,adco=multi_crop,p2p=regression',
+      {},
+      'alignment: expected None with adco.variant=multi_crop',
+    ),
+    (
+      'objective=adco,adco=multi_crop,d2s=3',
+      {},
+      'clusters: expected None with adco.variant=multi_crop',
     ),
   ],
 )

@@ -16,6 +16,8 @@ OF_OBJECTIVES = [
   ('objective=byol,d2s_view=same', 'd2s_view=same: objective=byol does not'),
   ('objective=byol,d2s_targets=own', 'expected it with d2s=3'),
   ('objective=byol,combine=sum', 'combine=sum: .* expected it with d2s=3'),
+  ('objective=moco,adco=plain', 'adco=plain: expected it with objective=ad'),
+  ('adco=multi_crop', 'expected it with objective=adco, got objective=pass'),
   ('objective=moko', 'expected one of pass, supervised, simclr, moco'),
   ('objective=moco,clusters=false,d2s=3', 'needs clusters=true'),
   ('objective=moco,predictor_statistics=per_view', 'p2p=off has no pred'),

@@ -12,7 +12,7 @@ constant. Symbols: B images, D features, E embedding, K keys or clusters.
      simclr_lars_steps(w, gradients, rates, ...)
 §2.3 moco_head(pooled, weights)
      epoch_cosine(step, steps_per_epoch, epochs, base, final)
-§2.4 adco_logits, adco_loss, adco_gradient, adco_symmetric, adco_update
+§2.4 adco_logits, adco_loss, adco_gradient, adco_multi_crop, adco_update
 §2.5 byol_head(x, weights), byol_loss(p1, p2, z1, z2)
 §2.6 simsiam_projector, simsiam_predictor, simsiam_loss(p1, p2, z1, z2)
 §2.7 pcl_densities(x, centroids, assignments, temperature)
@@ -177,6 +177,15 @@ def adco_gradient(q, keys, table, temperature=0.02):
     along = np.mean([p[i, j] * (q[i] @ d) for i in range(len(q))])
     g[:, j] = -(pull - along * d) / (temperature * norm)
   return g
+
+
+def adco_multi_crop(queries, keys, table, temperature=0.12, tau=0.02):
+  """Computes the loss and g of several queries per image, both sums."""
+  loss, g = 0.0, np.zeros(table.shape)
+  for q in queries:
+    loss += adco_loss(q, keys, table, temperature)
+    g += adco_gradient(q, keys, table, tau)
+  return loss, g
 
 
 def adco_update(table, v, g, rate=3.0, momentum=0.9, weight_decay=1e-4):

@@ -8,14 +8,16 @@ Hu et al., arXiv:2011.08435 (spec §2.4):
   g_j = -∂/∂W_j mean_i -log softmax(l_i / τ)_own
   V ← 0.9 V + g + 1e-4 W,  W ← W - 3 V        after the step: W maximizes
 
-Symmetric: both views through both networks; L and g are means of the two.
+Plain: query of view 1, key of view 2. Symmetric: both views through both
+networks; L and g are means of the two. Multi-crop: key of view 1, queries of
+view 2 and of smaller views; L and g are sums over the queries.
 
-Before that, K / B steps store the keys of view 2 in W: each is InfoNCE of view
-1 against W alone, and after the last the momentum encoder is made equal to the
-encoder.
+Before that, K / B steps store the keys in W, symmetric those of view 2: each is
+InfoNCE of the first query against W alone, and after the last the momentum
+encoder is made equal to the encoder.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -29,10 +31,25 @@ from pass_luss.pretrain import (
   objective_options,
 )
 from pass_luss.pretrain.objectives import moco
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 Embeddings = Float[Array, 'B D']
+
+
+class _Views(NamedTuple):
+  """Numbers of the large views of the queries and of the keys."""
+
+  queries: tuple[int, ...]
+  keys: tuple[int, ...]
+
+
+_VIEWS: dict[objective_options.AdcoVariant, _Views] = {
+  'plain': _Views((0,), (1,)),
+  'symmetric': _Views((0, 1), (0, 1)),
+  'multi_crop': _Views((1,), (0,)),
+}
 
 
 @flax.struct.dataclass
@@ -57,24 +74,47 @@ class Adco(moco.KeyObjective):
 
   @property
   def views(self) -> tuple[int, ...]:
-    """Returns the numbers of the views of the queries."""
-    return (0, 1) if self.options.symmetric else (0,)
+    """Returns the numbers of the large views of the queries."""
+    return _VIEWS[self.options.variant].queries
 
   @property
   def momentum_views(self) -> tuple[int, ...]:
     """Returns the numbers of the views of the keys."""
-    return (0, 1) if self.options.symmetric else (1,)
+    return _VIEWS[self.options.variant].keys
 
   def initial_memory(self, rng: Array) -> Negatives:
     """Builds negatives of Gaussian noise, with a velocity of 0."""
     shape = self.options.negatives, self.options.size
     return Negatives(jax.random.normal(rng, shape), jnp.zeros(shape))
 
+  def outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds the views of the queries, the large ones first: q [B, V, D]."""
+    maps = [views.view(number) for number in self.views]
+    if self.options.reads_smaller_views:
+      maps += views.smaller
+    return {'queries': self.embed(net, maps)}
+
   def _pairs(self, step: objective.Step) -> list[tuple[Embeddings, Embeddings]]:
-    """Pairs queries with keys of the other view, that of view 1 first."""
+    """Pairs queries with keys of another view, the first query first.
+
+    Two keys are of the two views of the queries, and swapped; one key is that
+    of all queries.
+    """
     queries = step.outputs[self.name]['queries']
     keys = step.momentum_outputs[self.name]['keys'][:, ::-1]
-    return [(queries[:, i], keys[:, i]) for i in range(queries.shape[1])]
+    return [
+      (queries[:, i], keys[:, i % keys.shape[1]])
+      for i in range(queries.shape[1])
+    ]
+
+  def _combine(self, terms: list[Array]) -> Array:
+    """Computes the mean over pairs; of multi-crop the sum."""
+    total = sum(terms)
+    if self.options.variant == 'multi_crop':
+      return total
+    return total / len(terms)
 
   def _is_initial(self, step: objective.Step) -> Bool[Array, '']:
     """Returns whether this step only fills the negatives."""
@@ -85,7 +125,11 @@ class Adco(moco.KeyObjective):
     return self.options.negatives // len(step.outputs[self.name]['queries'])
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes the loss L, the mean over pairs; at first of the first one."""
+    """Computes the loss L over all pairs; at first of the first one.
+
+    Of multi-crop, 'loss_adco' is the loss of the first query, as in the other
+    variants and in the released code; 'loss_adco_crops' is minimized.
+    """
     negatives = step.state.memory[self.name].rows
     is_initial = self._is_initial(step)
     terms = [
@@ -98,7 +142,11 @@ class Adco(moco.KeyObjective):
       )
       for queries, keys in self._pairs(step)
     ]
-    loss = jnp.where(is_initial, terms[0], sum(terms) / len(terms))
+    loss = jnp.where(is_initial, terms[0], self._combine(terms))
+    if self.options.variant == 'multi_crop':
+      return objective.LossTerms(
+        {'loss_adco_crops': loss}, {'loss_adco': terms[0]}
+      )
     return objective.LossTerms({'loss_adco': loss}, {})
 
   def after_update(
@@ -111,9 +159,7 @@ class Adco(moco.KeyObjective):
       negative_gradient(*pair, old.rows, self.options.negative_temperature)
       for pair in pairs
     ]
-    trained = train_negatives(
-      old, sum(gradients) / len(gradients), self.options
-    )
+    trained = train_negatives(old, self._combine(gradients), self.options)
     keys = pairs[0][1].astype(old.rows.dtype)
     position = (step.state.step * len(keys), jnp.zeros_like(step.state.step))
     filled = Negatives(

@@ -13,12 +13,13 @@ Batch statistics are those of the whole batch, so the keys need no shuffling.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
   contrast,
@@ -75,29 +76,33 @@ class KeyObjective(objective.Objective):
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Embeds the other view: keys k, L2-normalized [B, V, D]."""
-    return {'keys': self._embed(net, views, self.momentum_views)}
+    maps = [views.view(number) for number in self.momentum_views]
+    return {'keys': self.embed(net, maps)}
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Embeds one view: queries q, L2-normalized [B, V, D]."""
-    return {'queries': self._embed(net, views, self.views)}
+    maps = [views.view(number) for number in self.views]
+    return {'queries': self.embed(net, maps)}
 
-  def _embed(
-    self,
-    net: segmenter.Segmenter,
-    views: objective.EncodedViews,
-    numbers: tuple[int, ...],
-  ) -> Array:
-    """Embeds large views, one after the other."""
+  def embed(
+    self, net: segmenter.Segmenter, maps: Sequence[Array]
+  ) -> Float[Array, 'B V d']:
+    """Embeds views, one after the other, L2-normalized.
+
+    Args:
+      net: the network, bound to its parameters.
+      maps: the encoder's map of each view [B, h, w, D], of any size.
+    """
     embeddings = [
       net.heads.call_method(
         self.name,
         'project',
-        embedding_ops.average_pool_embeddings(views.view(number)),
+        embedding_ops.average_pool_embeddings(each),
         True,
       )
-      for number in numbers
+      for each in maps
     ]
     return embedding_ops.l2_normalize_embeddings(jnp.stack(embeddings, axis=1))
 

@@ -93,17 +93,25 @@ GATHERED = {
   'simsiam': 0,
   'densecl': 2 * ROWS,  # keys of images and pooled keys of cells
   'pcl': 8 * ROWS,  # and the prototypes of the batch, of two clusterings
-  'adco': 4 * ROWS,  # keys of both views, and those that fill the negatives
+  # Keys in the loss and in the gradient of the negatives, for each query.
+  'adco': 4 * ROWS,
+  'adco_multi_crop': 8 * ROWS,
+}
+# Objective, its other fields and further views, by name.
+VARIANTS = {
+  **{name: (name, {}, ()) for name in training.COMPARED},
+  'adco_multi_crop': ('adco', {'adco': training.MULTI_CROP}, (16, 12, 8)),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', training.COMPARED)
+@pytest.mark.parametrize('name', VARIANTS)
 def test_devices_and_resumption(name, tmp_path):
+  objective, fields, smaller = VARIANTS[name]
   with jax.enable_x64():
-    method = training.make_tiny_method(name)
+    method = training.make_tiny_method(objective, **fields)
     batches = [
-      jax.device_get(training.make_batch(i, small=False, large=16))
+      jax.device_get(training.make_batch(i, False, 16, smaller))
       for i in range(NUM_STEPS)
     ]
     state = initial_state(method, batches[0])

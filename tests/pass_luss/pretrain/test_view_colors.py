@@ -45,6 +45,20 @@ def test_each_view_has_draws_of_its_own():
   assert len({tuple(column) for column in drawn.T}) == 5
 
 
+def test_views_of_other_sizes_have_the_draws_of_as_many_small_ones():
+  batch = random_batch()
+  small = batch.pop('views_small')
+  for i in range(3):
+    batch[f'views_smaller{i + 1}'] = small[:, i : i + 1]
+  together = augment(random_batch())['small']
+  apart = augment(batch)
+  assert [*apart] == ['large', 'smaller1', 'smaller2', 'smaller3']
+  for i in range(3):
+    np.testing.assert_allclose(
+      apart[f'smaller{i + 1}'][:, 0], together[:, i], atol=1e-6
+    )
+
+
 def test_views_with_equal_options_equal_those_augmented_one_by_one():
   """The threshold is not used, so both blocks augment alike."""
   batch = random_batch()

@@ -1,5 +1,6 @@
 """Tiny networks, batches and states, for steps of pretraining."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -55,6 +56,7 @@ COMPARED = {
   ),
   'adco': objective_options.AdcoOptions(negatives=16, **_KEYS),
 }
+MULTI_CROP = dataclasses.replace(COMPARED['adco'], variant='multi_crop')
 LARC = optimizers.OptimizerOptions(
   name='sgd',
   learning_rate=0.6,
@@ -95,8 +97,8 @@ def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
 
 
-def make_batch(seed=0, small=True, large=LARGE):
-  """Draws a batch of two large views, and of two small ones."""
+def make_batch(seed=0, small=True, large=LARGE, smaller=()):
+  """Draws a batch of two large views, and of two small or of smaller ones."""
   rng = np.random.default_rng(seed)
 
   def group(name, count, size):
@@ -120,6 +122,8 @@ def make_batch(seed=0, small=True, large=LARGE):
   }
   if small:
     batch |= group('small', 2, SMALL)
+  for number, size in enumerate(smaller, start=1):
+    batch |= group(f'smaller{number}', 1, size)
   return jax.device_put(batch)
 
 
@@ -140,9 +144,10 @@ class TinyEncoder(nn.Module):
     return features.Features((maps,))
 
 
-def make_tiny_method(name, dtype=jnp.float64, num_steps=20, rate=0.1):
+def make_tiny_method(name, dtype=jnp.float64, num_steps=20, rate=0.1, **fields):
   """Builds an objective that PASS is compared with, on the tiny encoder."""
-  objectives = objective_list.build_objectives(compared_options(name), SIZES)
+  options = compared_options(name, **fields)
+  objectives = objective_list.build_objectives(options, SIZES)
   net = segmenter.Segmenter(
     TinyEncoder(dtype),
     None,
