@@ -76,6 +76,17 @@ def format_problem_lines(
   return '\n'.join(lines)
 
 
+def format_count(count: int, singular: str, plural: str) -> str:
+  """Formats a number before a noun, or words, that agree with it.
+
+  >>> format_count(1, 'file is', 'files are')
+  '1 file is'
+  >>> format_count(1234, 'file is', 'files are')
+  '1,234 files are'
+  """
+  return f'{count:,} {singular if count == 1 else plural}'
+
+
 def format_on_one_line(text: str) -> str:
   """Formats a text on one line, in characters that every terminal prints.
 

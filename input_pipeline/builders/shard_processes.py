@@ -2,10 +2,13 @@
 
   shard_processes.write_shards(writer, names, 4, bar.update)
 
-Each process takes the next shard that none has taken, so that all end at about
-the same time. The processes are spawned: they import what they need and get the
-writer pickled. Signals are handled by the caller's process, which asks them to
-stop; they abandon the shard that they are writing.
+Each process asks for the next shard when it has written one, so that all end at
+about the same time. The processes are spawned: they import what they need and
+get the writer pickled. Signals are handled by the caller's process, which asks
+them to stop; they abandon the shard that they are writing.
+
+A process shares nothing with the others but a pipe with the caller's process:
+one that is killed, whatever it does at that moment, blocks no other.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
@@ -23,8 +27,10 @@ from absl import logging
 
 from runtime import errors, memory, threads
 
-# Seconds between two updates of the progress.
+# Seconds between two reports of a process.
 _INTERVAL = 0.2
+# Seconds that processes have to stop, before they are killed.
+_GRACE = 30.0
 
 
 @runtime_checkable
@@ -43,20 +49,25 @@ class Writer(Protocol):
     """
 
 
-class _Shared(NamedTuple):
-  """Holds what the processes share.
+class _Report(NamedTuple):
+  """A message of a process.
 
   Attributes:
-    num_taken: number of shards that processes have taken.
-    num_images: number of images that are read.
-    stop: event that ends the processes.
-    failures: queue of the exceptions that ended a process.
+    num_images: number of images that it has read since its last report.
+    is_idle: whether it waits for the name of its next shard.
+    failure: exception that has ended it.
   """
 
-  num_taken: Any
-  num_images: Any
-  stop: Any
-  failures: Any
+  num_images: int
+  is_idle: bool = False
+  failure: Exception | None = None
+
+
+class _Worker(NamedTuple):
+  """A process, and the caller's end of the pipe between both."""
+
+  process: Any
+  pipe: connection.Connection
 
 
 class _StoppedError(Exception):
@@ -82,29 +93,23 @@ def write_shards(
     Exception: the first that a process has raised.
   """
   context = multiprocessing.get_context('spawn')
-  shared = _Shared(
-    context.Value('q', 0),
-    context.Value('q', 0),
-    context.Event(),
-    context.SimpleQueue(),
-  )
   num_threads = max(threads.count_usable_cpus() // num_processes, 1)
-  arguments = pickle.dumps(writer), tuple(names), num_threads, shared
-  processes = [
-    context.Process(target=_work, args=arguments, daemon=True)
-    for _ in range(num_processes)
-  ]
-  started = []
+  arguments = pickle.dumps(writer), num_threads
+  workers: list[_Worker] = []
   try:
     with _interrupts_blocked():
-      for process in processes:
+      for _ in range(num_processes):
+        pipe, theirs = context.Pipe()
+        process = context.Process(
+          target=_work, args=(theirs, *arguments), daemon=True
+        )
         process.start()
-        started.append(process)
-    _await(started, shared, advance)
+        workers.append(_Worker(process, pipe))
+        # Only the process has that end now: the pipe ends when it does.
+        theirs.close()
+    _distribute(workers, names, advance)
   finally:
-    # Without an error they have ended.
-    shared.stop.set()
-    _join(started, shared)
+    _end(workers)
 
 
 @contextlib.contextmanager
@@ -121,40 +126,114 @@ def _interrupts_blocked() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _await(
-  processes: Sequence[Any], shared: _Shared, advance: Callable[[int], Any]
+def _distribute(
+  workers: Sequence[_Worker],
+  names: Sequence[str],
+  advance: Callable[[int], Any],
 ) -> None:
-  """Waits until all processes have ended, or one has failed."""
-  num_reported, running = 0, list(processes)
+  """Gives the shards to the processes until all are written.
+
+  Raises:
+    UserError: a process ended before.
+    Exception: the first that a process has raised.
+  """
+  left = iter(names)
+  running = {worker.pipe: worker.process for worker in workers}
   while running:
-    connection.wait([process.sentinel for process in running], _INTERVAL)
-    # Before the failures: a process that has ended has put its own by then.
-    running = [process for process in running if process.exitcode is None]
-    num_images = shared.num_images.value
-    advance(num_images - num_reported)
-    num_reported = num_images
-    if not shared.failures.empty():
-      raise shared.failures.get()
-    for process in processes:
-      if process.exitcode:
-        raise errors.UserError(
-          f'jobs: a process ended with status {process.exitcode}, as it does '
-          'when memory is short: run the same command with fewer jobs, '
-          'finished shards are kept'
-        )
+    for pipe in connection.wait([*running]):
+      with _explaining_death(running[pipe], len(workers)):
+        report = pipe.recv()
+      advance(report.num_images)
+      if report.failure is not None:
+        raise report.failure
+      if report.is_idle:
+        name = next(left, None)
+        with _explaining_death(running[pipe], len(workers)):
+          pipe.send(name)
+        if name is None:
+          del running[pipe]
 
 
-def _join(processes: Sequence[Any], shared: _Shared) -> None:
-  """Waits until the processes that were asked to stop have ended."""
-  while running := [each for each in processes if each.exitcode is None]:
-    connection.wait([process.sentinel for process in running], _INTERVAL)
-    # A process whose failure does not fit into the queue would wait forever.
-    while not shared.failures.empty():
-      shared.failures.get()
+@contextlib.contextmanager
+def _explaining_death(process: Any, count: int) -> Iterator[None]:
+  """Turns the end of a pipe into an error about its process, one of `count`."""
+  try:
+    yield
+  except (EOFError, OSError) as error:
+    process.join(_GRACE)
+    status = process.exitcode or 0
+    reason = f'ended with status {status}: see what it printed, then'
+    if status < 0:
+      reason = f'was killed by signal {-status}, as when memory is short:'
+    raise errors.UserError(
+      f'jobs: expected {count} processes to write all shards, got one that '
+      f'{reason} run the same command with fewer jobs, finished shards are kept'
+    ) from error
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+  """Asks processes to stop, and kills those that do not."""
+  for worker in workers:
+    worker.pipe.close()
+  deadline = time.monotonic() + _GRACE
+  for worker in workers:
+    worker.process.join(max(deadline - time.monotonic(), 0))
+    worker.process.kill()  # Without effect on one that has ended.
+    worker.process.join()
+
+
+class _Reporter:
+  """Sends the reports of a process, and receives names of shards."""
+
+  def __init__(self, pipe: connection.Connection):
+    self._pipe = pipe
+    self._num_images = 0
+    self._reported = time.monotonic()
+
+  def advance(self) -> None:
+    """Counts an image; reports from time to time.
+
+    Raises:
+      _StoppedError: the caller's process has closed the pipe, or ended.
+    """
+    self._num_images += 1
+    if time.monotonic() - self._reported >= _INTERVAL:
+      self.send()
+      # Names are sent on request: this is the end of the pipe.
+      if self._pipe.poll():
+        raise _StoppedError
+
+  def request_shard(self) -> str | None:
+    """Returns the name of the next shard; None if there is none.
+
+    Raises:
+      _StoppedError: the caller's process has closed the pipe, or ended.
+    """
+    self.send(is_idle=True)
+    try:
+      return self._pipe.recv()
+    except (EOFError, OSError):
+      raise _StoppedError from None
+
+  def send(self, **fields: Any) -> None:
+    """Sends a report.
+
+    Args:
+      **fields: fields of the report beside the number of images.
+
+    Raises:
+      _StoppedError: the caller's process has closed the pipe, or ended.
+    """
+    try:
+      self._pipe.send(_Report(self._num_images, **fields))
+    except OSError:
+      raise _StoppedError from None
+    self._num_images = 0
+    self._reported = time.monotonic()
 
 
 def _work(
-  pickled: bytes, names: Sequence[str], num_threads: int, shared: _Shared
+  pipe: connection.Connection, pickled: bytes, num_threads: int
 ) -> None:
   """Writes shards, in a process of its own, until none is left."""
   # A terminal sends Ctrl-C to all processes; that of the caller decides.
@@ -163,30 +242,19 @@ def _work(
   logging.set_verbosity(logging.ERROR)  # TFDS logs each of its steps.
   cv2.setNumThreads(0)
   memory.keep_freed_memory()
-  parent = multiprocessing.parent_process()
-
-  def advance() -> None:
-    if shared.stop.is_set() or not parent.is_alive():
-      raise _StoppedError
-    with shared.num_images:
-      shared.num_images.value += 1
-
+  reporter = _Reporter(pipe)
   try:
     writer = pickle.loads(pickled)
-    while not shared.stop.is_set():
-      with shared.num_taken:
-        position = shared.num_taken.value
-        shared.num_taken.value += 1
-      if position >= len(names):
-        return
-      writer.write_shard(names[position], advance, num_threads)
+    while (name := reporter.request_shard()) is not None:
+      writer.write_shard(name, reporter.advance, num_threads)
   except _StoppedError:
     return
   except Exception as error:
     if not isinstance(error, errors.UserError | OSError):
       # The traceback of another process is not pickled.
       error.add_note(traceback.format_exc())
-    shared.failures.put(make_picklable_error(error))
+    with contextlib.suppress(_StoppedError):
+      reporter.send(failure=make_picklable_error(error))
 
 
 def make_picklable_error(error: Exception) -> Exception:

@@ -52,15 +52,22 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
   except errors.UserError as error:
     raise errors.BadFile(path, str(error)) from error
   if by_image:
+    count = errors.format_count(
+      len(by_image),
+      'image has annotations, but is',
+      'images have annotations, but are',
+    )
     raise errors.BadFile(
       path,
-      f'{len(by_image)} images have annotations, but are not among `images`, '
-      f'the first with id {next(iter(by_image))}',
+      f'{count} not among `images`, the first with id {next(iter(by_image))}',
     )
   crowds = sum(bool(each.get('iscrowd')) for each in annotations)
   notes = [*_NOTES]
   if crowds:
-    notes.append(f'coco: {crowds:,} crowds (iscrowd) are ignored')
+    count = errors.format_count(
+      crowds, 'crowd (iscrowd) is', 'crowds (iscrowd) are'
+    )
+    notes.append(f'coco: {count} ignored')
   return regions.Annotations(
     annotated,
     tuple(filter(None, map(regions.class_of_region_label, labels.values()))),

@@ -167,24 +167,36 @@ def convert_annotations(options: ImportOptions, folder: Folder) -> Result:
   _check_overwrites(folder, annotated)
   values = _assign_values(annotations.labels, folder)
   empty = _write_masks(folder, annotated, values)
+  count = errors.format_count(len(annotated), 'mask is', 'masks are')
   lines = [
     *annotations.notes,
-    f'{options.tool}: {len(annotated):,} masks are in {target}, the class list '
-    f'is {folder.path(folder.classes)}',
+    f'{options.tool}: {count} in {target}, the class list is '
+    f'{folder.path(folder.classes)}',
   ]
   if annotations.other_shapes:
+    count = errors.format_count(
+      len(annotations.other_shapes),
+      'shape that is no region is',
+      'shapes that are no regions are',
+    )
     lines.append(
-      f'{options.tool}: {len(annotations.other_shapes):,} shapes that are no '
-      f'regions are left out, the first {annotations.other_shapes[0]}'
+      f'{options.tool}: {count} left out, the first '
+      f'{annotations.other_shapes[0]}'
     )
   if without_shapes:
     meaning = {'background': 'all background', 'unlabeled': 'without a mask'}
+    count = errors.format_count(
+      len(without_shapes),
+      'image has no region and is',
+      'images have no region and are',
+    )
     lines.append(
-      f'{options.tool}: {len(without_shapes):,} images have no region and are '
-      f'{meaning[options.without_shapes]}, the first {without_shapes[0]}'
+      f'{options.tool}: {count} {meaning[options.without_shapes]}, the first '
+      f'{without_shapes[0]}'
     )
   if empty:
-    lines.append(f'{options.tool}: {empty:,} regions cover no pixel')
+    count = errors.format_count(empty, 'region covers', 'regions cover')
+    lines.append(f'{options.tool}: {count} no pixel')
   return Result(values.ignored, tuple(map(errors.format_on_one_line, lines)))
 
 

@@ -60,7 +60,7 @@ class Audit:
   def report(self) -> str:
     """Formats a table of the classes, the warnings and the skipped files."""
     lines = [
-      f'{split}: {counts.num_images:,} images'
+      f'{split}: {errors.format_count(counts.num_images, "image", "images")}'
       for split, counts in self.counts.items()
     ]
     if self.classes:
@@ -68,7 +68,8 @@ class Audit:
     if self.warnings:
       lines += ['', *(f'warning: {warning}' for warning in self.warnings)]
     if self.skipped:
-      lines += ['', f'{len(self.skipped):,} files are skipped:']
+      count = errors.format_count(len(self.skipped), 'file is', 'files are')
+      lines += ['', f'{count} skipped:']
       lines += [f'  {problem}' for problem in self.skipped]
     return '\n'.join(lines)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.sources import image_files, masks, records
+from runtime import errors
 
 # A warning names at most so many files.
 _MAX_NAMED = 5
@@ -129,15 +130,13 @@ class TraitCounter:
     if not self._turned.count:
       return ()
     reading = (
-      'they are read as stored; if the masks are as viewers show them, set '
+      'pixels are read as stored; if the masks are as viewers show them, set '
       'follow_exif=True'
     )
     if options.follow_exif:
-      reading = 'they are turned, as viewers show them'
-    return [
-      f'{self._turned.count:,} images are turned by their EXIF tag: {reading} '
-      f'({self._turned})'
-    ]
+      reading = 'pixels are turned, as viewers show them'
+    count = errors.format_count(self._turned.count, 'image is', 'images are')
+    return [f'{count} turned by an EXIF tag: {reading} ({self._turned})']
 
   def _warn_of_ranges(self, options: image_files.ImageOptions) -> Sequence[str]:
     lines = []
@@ -146,10 +145,10 @@ class TraitCounter:
       if depth == 16 and options.image_depth < 16:
         continue
       if depth in _PLAUSIBLE_BITS and bits < _PLAUSIBLE_BITS[depth]:
-        line = (
-          f'the {count:,} images of {depth} bits hold values up to {peak:,} of '
-          f'{2**depth - 1:,}'
+        images = errors.format_count(
+          count, f'image of {depth} bits holds', f'images of {depth} bits hold'
         )
+        line = f'the {images} values up to {peak:,} of {2**depth - 1:,}'
         if depth == 16:
           line += (
             f': training sees at most {peak >> 8} of 255; set '
@@ -178,4 +177,5 @@ class TraitCounter:
 def _describe_color(color: int, names: NameCounter) -> str:
   """Formats a color with the number and names of the masks that have it."""
   formatted = masks.format_mask_color(masks.decode_mask_color(color))
-  return f'{formatted} in {names.count:,} masks ({names})'
+  count = errors.format_count(names.count, 'mask', 'masks')
+  return f'{formatted} in {count} ({names})'

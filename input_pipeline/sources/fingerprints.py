@@ -184,8 +184,9 @@ def describe_shared_images(indices: Mapping[str, ImageIndex]) -> list[str]:
           for i, j in pairs[:_MAX_LISTED]
         )
         more = ' …' if len(pairs) > _MAX_LISTED else ''
+        count = errors.format_count(len(pairs), 'pair', 'pairs')
         lines.append(
-          f'{first} and {second} share images by {kind}, {len(pairs):,} pairs: '
+          f'{first} and {second} share images by {kind}, {count}: '
           f'{listed}{more}; scores on '
           f'{second if second in _HELD_OUT else first} may be too good'
         )

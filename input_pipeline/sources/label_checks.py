@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from input_pipeline.sources import class_counts
+from runtime import errors
 
 # At most so many classes are named one a line.
 _MAX_LINES = 10
@@ -37,7 +38,10 @@ def _describe_absent(absent: Sequence[str], where: str) -> list[str]:
   lines = [f'class {name!r} occurs in no {where}' for name in absent]
   if len(lines) > _MAX_LINES:
     rest = len(lines) - _MAX_LINES
-    lines[_MAX_LINES:] = [f'{rest:,} other classes occur in no {where}, either']
+    others = errors.format_count(
+      rest, 'other class occurs', 'other classes occur'
+    )
+    lines[_MAX_LINES:] = [f'{others} in no {where}, either']
   return lines
 
 
@@ -78,8 +82,8 @@ def _describe_blank(split: str, counts: class_counts.ClassCounts) -> list[str]:
       'learned from it, and scores on it are undefined'
     ]
   return [
-    f'{counts.blank:,} of {counts.num_images:,} masks of {split} are ignored '
-    'as a whole'
+    f'{counts.blank:,} of {counts.num_images:,} masks of {split} '
+    f'{"is" if counts.blank == 1 else "are"} ignored as a whole'
   ]
 
 

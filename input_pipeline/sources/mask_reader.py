@@ -172,9 +172,11 @@ class MaskReader:
       if first != second and (
         not all_gray or value in self._ignored_beside_list
       ):
-        count = np.count_nonzero(mask.pixels == value)
+        count = errors.format_count(
+          int(np.count_nonzero(mask.pixels == value)), 'pixel', 'pixels'
+        )
         raise errors.UserError(
-          f'gray {value} ({count:,} pixels) is {self._describe(first)} as a '
+          f'gray {value} ({count}) is {self._describe(first)} as a '
           f'value and {self._describe(second)} as a color: set '
           "mask_codes='values' or 'colors'"
         )

@@ -101,7 +101,7 @@ class CodeTable:
     """Describes the allowed codes and the most frequent of the unknown ones."""
     unknown, counts = np.unique(codes, return_counts=True)
     first = int(counts.argmax())
-    count = f'{counts[first]:,} pixels'
+    count = errors.format_count(int(counts[first]), 'pixel', 'pixels')
     kind = 'color' if self.names else 'value'
     if len(unknown) > 1:
       count += f'; the most frequent of {len(unknown):,} such {kind}s'
@@ -346,7 +346,7 @@ def _eight_bits(
   shown = format_mask_color(tuple(other[0].tolist()))
   raise errors.UserError(
     f'expected colors of 8 bits, also if stored in 16, got {shown} of 65535 '
-    f'({len(other):,} pixels)'
+    f'({errors.format_count(len(other), "pixel", "pixels")})'
   )
 
 

@@ -82,13 +82,13 @@ class Listing:
       return []
     listed = [str(problem.file) for problem in self.left_out[:_MAX_LISTED]]
     more = ', …' if len(self.left_out) > _MAX_LISTED else ''
-    kinds = 'no images or masks by their endings'
+    count = errors.format_count(len(self.left_out), 'file is', 'files are')
+    reasons = 'for an ending of neither images nor masks'
     if any(problem.reason == _LOOP for problem in self.left_out):
-      kinds += ', or links to a folder that contains them'
+      reasons += ', or as a link to a folder that contains it'
     return [
       errors.format_on_one_line(
-        f'{len(self.left_out):,} files are left out, as they are {kinds}: '
-        f'{", ".join(listed)}{more}'
+        f'{count} left out {reasons}: {", ".join(listed)}{more}'
       )
     ]
 

@@ -280,7 +280,7 @@ def mask_rotated_as_exif_says(source):
 @kind(
   sources.FOLDER,
   'masks/b.png',
-  'expected values 0…2, 255 (ignored), got 3 (1 pixels)',
+  'expected values 0…2, 255 (ignored), got 3 (1 pixel)',
   SKIP,
 )
 def mask_value_out_of_range(source):
@@ -289,7 +289,7 @@ def mask_value_out_of_range(source):
   sources.write(source / 'masks/b.png', sources.encoded(pixels))
 
 
-@kind(sources.FOLDER, 'masks/b.png', '255 (ignored), got 300 (1 pixels)', SKIP)
+@kind(sources.FOLDER, 'masks/b.png', '255 (ignored), got 300 (1 pixel)', SKIP)
 def mask_value_of_16_bits_out_of_range(source):
   pixels = sources.mask_of().astype(np.uint16)
   pixels[5, 7] = 300

@@ -287,7 +287,7 @@ def test_an_unknown_mask_value_is_refused(case, name, values, wrong, tmp_path):
   file = write_one(case, tmp_path / 'source', values)
   message = refusal(name, tmp_path / 'source', tmp_path)
   assert f'{file}: expected values ' in message
-  assert f', got {wrong} (1 pixels)' in message
+  assert f', got {wrong} (1 pixel)' in message
 
 
 def test_an_image_without_a_mask_is_refused(prepared, tmp_path):
@@ -351,7 +351,7 @@ def test_gta5_masks_of_another_size_are_skipped_and_reported(
     for name in ('00001', '00003')
   ]
   printed = capsys.readouterr().out
-  assert '1 files are skipped:' in printed
+  assert '1 file is skipped:' in printed
   assert (
     f'{tmp_path}/source/01_labels.zip:labels/00002.png: expected a mask of 2x1 '
     'pixels as its image, got 1x3'
@@ -460,7 +460,7 @@ def test_imagenet_s_with_the_older_list_name(prepared, tmp_path):
 def test_imagenet_s_refuses_unknown_ids(prepared, size, value, png, tmp_path):
   builder = prepared(f'imagenet_s_{size}').builder()
   (tmp_path / 'mask.png').write_bytes(png)
-  with pytest.raises(errors.UserError, match=rf', got {value} \(1 pixels\)'):
+  with pytest.raises(errors.UserError, match=rf', got {value} \(1 pixel\)'):
     builder.read_mask(tmp_path / 'mask.png')
 
 

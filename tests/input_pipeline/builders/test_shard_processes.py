@@ -1,5 +1,7 @@
 """Shards written by several processes are those of one."""
 
+import multiprocessing
+
 import pytest
 
 from input_pipeline import prepare, report
@@ -13,7 +15,12 @@ from tests.support import official_cases as cases
   ('writer', 'expected', 'message'),
   [
     ({'failures': {'b': ZeroDivisionError('of b')}}, ZeroDivisionError, 'of b'),
-    ({'killed': 'b'}, errors.UserError, 'ended with status -9.*fewer jobs'),
+    ({'failures': {'b': ConnectionError('of b')}}, ConnectionError, 'of b'),
+    (
+      {'killed': 'b'},
+      errors.UserError,
+      'got one .*killed by signal 9.*fewer jobs',
+    ),
   ],
 )
 def test_a_failure_of_a_process_is_raised(tmp_path, writer, expected, message):
@@ -25,6 +32,20 @@ def test_a_failure_of_a_process_is_raised(tmp_path, writer, expected, message):
   assert sum(counts) == 3
   if expected is ZeroDivisionError:
     assert 'in write_shard' in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize('other', ['slow', 'stuck'])
+def test_a_killed_process_ends_the_others(tmp_path, monkeypatch, other):
+  monkeypatch.setattr(shard_processes, '_GRACE', 1 if other == 'stuck' else 30)
+  names = [f'{i:02}' for i in range(50)]
+  writer = slow_writer.SlowWriter(
+    tmp_path, killed='02', stuck='01' if other == 'stuck' else ''
+  )
+  with pytest.raises(errors.UserError, match='expected 2 processes to write'):
+    shard_processes.write_shards(writer, names, 2, lambda _: None)
+  assert not multiprocessing.active_children()
+  written = {path.name for path in tmp_path.iterdir()}
+  assert written <= {'00', '01', '03', '04'} and '00' in written
 
 
 class _TwoParts(Exception):

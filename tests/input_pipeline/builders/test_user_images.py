@@ -95,7 +95,7 @@ def test_turned_images_of_equal_size_are_counted_named_and_turned(
   source = scenes.write(tmp_path / 's', image=image)
   assert scenes.run_check(source) == 0
   assert (
-    'warning: 3 images are turned by their EXIF tag: they are read as stored; '
+    'warning: 3 images are turned by an EXIF tag: pixels are read as stored; '
     'if the masks are as viewers show them, set follow_exif=True '
     '(s01, s03, s05)\n'
   ) in capsys.readouterr().out
@@ -230,8 +230,8 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     (source / name).write_bytes(b'')
   assert scenes.run_check(source) == 0
   line = (
-    'warning: 3 files are left out, as they are no images or masks by their '
-    f'endings: {source}/images/notes.txt, {source}/images/x.heic, '
+    'warning: 3 files are left out for an ending of neither images nor masks: '
+    f'{source}/images/notes.txt, {source}/images/x.heic, '
     f'{source}/masks/s00.json\n'
   )
   assert line in capsys.readouterr().out

@@ -175,7 +175,7 @@ def test_a_gray_between_black_and_white_is_refused(tmp_path):
 
   assert problems_of_all_masks(tmp_path, mask) == [
     f"s{i:02}.png: expected colors 0,0,0 'background', 255,255,255 'object', "
-    f'got 128,128,128 ({i + 1} pixels)'
+    f'got 128,128,128 ({i + 1} {"pixels" if i else "pixel"})'
     for i in range(6)
   ]
 

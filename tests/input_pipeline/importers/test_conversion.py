@@ -229,7 +229,7 @@ def test_boxes_and_lines_are_refused_or_left_out(write, kind, source, capsys):
   assert lines[0].endswith('or leave these out with --other_shapes=skip')
   assert lines[1:] == [kind]
   assert run(source, [*arguments, '--other_shapes=skip']) == 0
-  assert f'1 shapes that are no regions are left out, the first {kind}' in (
+  assert f'1 shape that is no region is left out, the first {kind}' in (
     capsys.readouterr().out
   )
   mask = np.asarray(PIL.Image.open(source / 'masks/a.png'))
@@ -248,14 +248,14 @@ def test_images_in_which_nothing_is_annotated(source, capsys):
   content['images'][1]['file_name'] = 'images/b.JPG'
   write_coco(source, **content)
   assert run(source, arguments) == 0
-  assert '1 images have no region and are all background, the first b' in (
+  assert '1 image has no region and is all background, the first b' in (
     capsys.readouterr().out
   )
   assert not np.asarray(PIL.Image.open(source / 'masks/b.png')).any()
   arguments += ['--without_shapes=unlabeled', '--without_mask=unlabeled']
   assert run(source, arguments) == 0
   assert not (source / 'masks/b.png').exists()
-  assert '\nunlabeled: 1 images' in capsys.readouterr().out
+  assert '\nunlabeled: 1 image\n' in capsys.readouterr().out
 
 
 def test_masks_may_lie_beside_the_images(source):
@@ -291,7 +291,7 @@ def test_more_classes_than_8_bits(source):
   ('write', 'message'),
   [
     (lambda s: write_coco(s, images=None), 'expected lists `images`, `annota'),
-    (lambda s: write_coco(s, images=[]), '1 images have annotations, but are'),
+    (lambda s: write_coco(s, images=[]), '1 image has annotations, but is'),
     (lambda s: write_coco(s, categories=[]), 'category 3 is not among `catego'),
     (
       lambda s: write_coco(

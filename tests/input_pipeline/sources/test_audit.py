@@ -114,7 +114,7 @@ def test_listing_pairs_relative_names_in_order(tmp_path):
   [notes] = listing.left_out
   assert notes.file == tmp_path / 'images/notes.txt'
   assert listing.summarize_left_out() == [
-    '1 files are left out, as they are no images or masks by their endings: '
+    '1 file is left out for an ending of neither images nor masks: '
     f'{tmp_path}/images/notes.txt'
   ]
 
@@ -160,8 +160,8 @@ def test_report_is_a_table(tmp_path):
     on_bad_example='skip',
   )
   table = (
-    'train: 1 images',
-    'val: 1 images',
+    'train: 1 image',
+    'val: 1 image',
     '',
     'class         train pixels   share    images       val pixels   share'
     '    images',
@@ -177,7 +177,7 @@ def test_report_is_a_table(tmp_path):
     "warning: 16.67% of the pixels are ignored and 'car' occurs nowhere: check "
     'that the ignored value does not stand for a class',
     '',
-    '1 files are skipped:',
+    '1 file is skipped:',
     f'  {tmp_path}/masks/b.png: value 9 is no class',
   )
   assert actual.report() == '\n'.join(table)

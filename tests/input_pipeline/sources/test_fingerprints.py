@@ -97,7 +97,7 @@ def test_only_images_shared_with_held_out_splits_are_described():
     'val': fingerprints.ImageIndex.from_samples([sample('v', again)]),
   }
   assert fingerprints.describe_shared_images(indices) == [
-    f'{split} and val share images by appearance, 1 pairs: t = v; scores on '
+    f'{split} and val share images by appearance, 1 pair: t = v; scores on '
     'val may be too good'
     for split in ('train', 'train_aug')
   ]

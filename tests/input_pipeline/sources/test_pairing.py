@@ -122,8 +122,8 @@ def test_links_to_a_folder_that_contains_them_are_left_out(tmp_path):
   listing = pairing.list_image_examples(tmp_path)
   assert [example.id for example in listing.examples] == ['a']
   assert listing.summarize_left_out() == [
-    '1 files are left out, as they are no images or masks by their endings, or '
-    f'links to a folder that contains them: {tmp_path}/loop'
+    '1 file is left out for an ending of neither images nor masks, or as a '
+    f'link to a folder that contains it: {tmp_path}/loop'
   ]
 
 

@@ -128,7 +128,7 @@ def test_the_example_gives_the_labels_of_the_prediction(
     assert f'skipped: {tmp_path}/photos/{name}: ' in out
   reading = 'turned, as viewers show them' if follow else 'read as stored;'
   assert (
-    f'warning: 4 images are turned by their EXIF tag: they are {reading}'
+    f'warning: 4 images are turned by an EXIF tag: pixels are {reading}'
   ) in out
   assert '(a, mirrored, turned, upright)' in out
   export.export_network(model, tmp_path / 'export', export.Request())
