@@ -161,8 +161,8 @@ def sample_tensorflow_box(
   """Samples a box as TensorFlow's `sample_distorted_bounding_box`.
 
   The aspect ratio is uniform, and then the height among those that give an area
-  in the range. If none of 100 sampled boxes fits and shows a tenth of the image,
-  the result is the whole image.
+  in the range. If none of 100 boxes fits and shows a tenth of the image, the
+  result is the whole image.
 
   Args:
     rng: random generator.
