@@ -7,9 +7,12 @@ crop = crop_boxes.crop_to_box(image, box, fill=(127, 127, 127))
 import math
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+from etils import epy
 from jaxtyping import Shaped
+
+with epy.lazy_imports():
+  import cv2
 
 
 class Box(NamedTuple):
