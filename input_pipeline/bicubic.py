@@ -9,9 +9,12 @@ tensorflow/core/kernels/image/resize_bicubic_op.cc.
 
 from typing import Literal
 
-import cv2
 import numpy as np
+from etils import epy
 from jaxtyping import Float32, Int, Shaped, UInt8
+
+with epy.lazy_imports():
+  import cv2
 
 # 'legacy': output pixel i lies at i · in / out, a is -0.75, and pixels at the
 # border are repeated (tf.compat.v1.image.resize_bicubic, as in SimCLR).

@@ -7,9 +7,12 @@ crop = crop_boxes.crop_to_box(image, box, fill=(127, 127, 127))
 import math
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+from etils import epy
 from jaxtyping import Shaped
+
+with epy.lazy_imports():
+  import cv2
 
 # Least share of an image that a box of TensorFlow's rule shows, whatever the
 # range of its area is: the default of `min_object_covered`, which SimCLR has.

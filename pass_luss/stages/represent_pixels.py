@@ -9,7 +9,6 @@ from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, transforms
-from input_pipeline.sources import masks
 from pass_luss.dense import dense_options
 from pass_luss.stages import base, represent
 from runtime import files
@@ -22,6 +21,7 @@ from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 
 with epy.lazy_imports():
+  from input_pipeline.sources import masks
   from pass_luss.dense import (
     base_image,
     cluster_head,
