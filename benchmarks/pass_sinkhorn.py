@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pass_luss.pretrain import objective_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 
@@ -79,7 +80,7 @@ def make_inputs(batch: int, queue: int, prototypes: int, dim: int) -> Inputs:
 
 
 def cases_of_jax(
-  inputs: Inputs, options: swav.SwavOptions
+  inputs: Inputs, options: objective_options.SwavOptions
 ) -> dict[str, tuple[Any, tuple]]:
   """Compiles the targets [V, B, K] of each case; returns them with inputs."""
   placed = Inputs(*map(jnp.asarray, inputs))
@@ -116,7 +117,7 @@ def cases_of_jax(
 
 
 def cases_of_torch(
-  inputs: Inputs, algorithm: Callable, options: swav.SwavOptions
+  inputs: Inputs, algorithm: Callable, options: objective_options.SwavOptions
 ) -> dict[str, Callable[[], Any]]:
   """Builds a function for each case, on tensors that share the inputs' memory.
 
@@ -144,7 +145,7 @@ def cases_of_torch(
   }
 
 
-def sinkhorn(scores: Any, options: swav.SwavOptions) -> Any:
+def sinkhorn(scores: Any, options: objective_options.SwavOptions) -> Any:
   """Computes Sinkhorn's algorithm step by step on a tensor or array [N, K]."""
   exp = np.exp if isinstance(scores, np.ndarray) else torch.exp
   matrix = exp(scores / options.epsilon).T
@@ -159,7 +160,9 @@ def sinkhorn(scores: Any, options: swav.SwavOptions) -> Any:
   return matrix.T
 
 
-def sinkhorn_in_place(scores: Any, options: swav.SwavOptions) -> Any:
+def sinkhorn_in_place(
+  scores: Any, options: objective_options.SwavOptions
+) -> Any:
   """Computes it in place on a tensor [N, K], with fewer passes over memory."""
   matrix = scores.div_(options.epsilon).exp_()
   num_samples, num_prototypes = matrix.shape
@@ -171,7 +174,9 @@ def sinkhorn_in_place(scores: Any, options: swav.SwavOptions) -> Any:
   return matrix
 
 
-def reference_targets(inputs: Inputs, options: swav.SwavOptions) -> np.ndarray:
+def reference_targets(
+  inputs: Inputs, options: objective_options.SwavOptions
+) -> np.ndarray:
   """Computes the targets [2, B, K] in float64, as the reference."""
   joint = np.concatenate([inputs.queue_scores, inputs.scores], axis=1)
   batch = inputs.scores.shape[1]
@@ -196,7 +201,7 @@ def check_difference(actual: Any, expected: np.ndarray, name: str) -> float:
 
 
 def compare(
-  inputs: Inputs, options: swav.SwavOptions, rounds: int
+  inputs: Inputs, options: objective_options.SwavOptions, rounds: int
 ) -> dict[str, dict]:
   """Measures seconds, processor seconds and differences of all in turns."""
   expected = reference_targets(inputs, options)
@@ -245,7 +250,7 @@ def compare(
 
 
 def parts(
-  inputs: Inputs, options: swav.SwavOptions, rounds: int
+  inputs: Inputs, options: objective_options.SwavOptions, rounds: int
 ) -> dict[str, float]:
   """Measures the seconds of each pass over the queue's matrix of one view."""
   scores = jnp.asarray(inputs.queue_scores[0])
@@ -333,7 +338,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ('batch', 'queue', 'prototypes', 'dim')
   }
   inputs = make_inputs(**shape)
-  options = swav.SwavOptions(queue=arguments.queue)
+  options = objective_options.SwavOptions(queue=arguments.queue)
   cases = compare(inputs, options, arguments.rounds)
   results = {
     'shape': shape,

@@ -135,11 +135,12 @@ def _pretraining(
     options,
     luss_objectives.Images(num_images, num_classes, first_class, epochs),
   )
+  area = (setting.min_area, 1.0)
   return {
     **block,
     'learn': luss.objectives(options, clusters, compared=setting.fields),
-    'large': luss.large_views(options, 224, (setting.min_area, 1.0)),
-    **luss.smaller_views(options, 224, (setting.min_area, 1.0)),
+    'large': luss.large_views(options, 224, area, setting.rules),
+    **luss.smaller_views(options, 224, area),
     'colors': setting.colors,
     'recipe': setting.recipe,
   }

@@ -231,20 +231,28 @@ def objectives(
 
 
 def views(
-  name: str, count: int, size: int, area: tuple[float, float]
+  name: str,
+  count: int,
+  size: int,
+  area: tuple[float, float],
+  rules: str = 'torchvision',
 ) -> dict[str, Any]:
-  """Builds a group of square views, antialiased as by Pillow."""
+  """Builds a group of square views; torchvision's are antialiased."""
   return {
     'name': name,
     'count': count,
     'size': (size, size),
     'area': area,
-    'antialias': True,
+    'antialias': rules == 'torchvision',
+    'rules': rules,
   }
 
 
 def large_views(
-  options: SimpleNamespace, size: int, area: tuple[float, float]
+  options: SimpleNamespace,
+  size: int,
+  area: tuple[float, float],
+  rules: str = 'torchvision',
 ) -> dict[str, Any]:
   """Builds the large views: two, or the one of supervised training alone.
 
@@ -252,10 +260,11 @@ def large_views(
     options: options that `resolve` has resolved.
     size: side of a view, in pixels.
     area: range of its area, as a fraction of the image's.
+    rules: rules of its box and of its resizing.
   """
   is_alone = options.p2p == 'off' and not options.clusters
   count = 1 if options.objective == 'supervised' and is_alone else 2
-  return views('large', count, size, area)
+  return views('large', count, size, area, rules)
 
 
 def smaller_views(

@@ -33,8 +33,9 @@ _OFFICIAL_EPOCHS = {
   'adco': 200,
 }
 _OFFICIAL_BATCH = {'simclr': 4096, 'byol': 4096, 'simsiam': 512}
-# Objectives whose authors change colors by other rules than torchvision's.
-_OWN_COLORS = ('simclr', 'byol')
+# Objectives whose authors crop, resize and change colors by other rules than
+# torchvision's.
+_OWN_RULES = ('simclr', 'byol')
 # Images below which the rings of MoCo would have all of them (spec §2.3).
 _FEW_IMAGES = 65_536
 _SMALL_RING = 16_384
@@ -77,13 +78,15 @@ class Setting(NamedTuple):
     fields: fields of the objective's options.
     recipe: batch size, number of steps and optimizer.
     min_area: smallest share of an image that a large view shows.
-    colors: augmentation of the colors of the views, and its rules.
+    colors: augmentation of the colors of the views.
+    rules: rules of cropping, of resizing and of the colors.
   """
 
   fields: dict[str, Any]
   recipe: dict[str, Any]
   min_area: float
   colors: dict[str, Any]
+  rules: str
 
 
 class _Schedule(NamedTuple):
@@ -150,9 +153,9 @@ def pretraining(options: SimpleNamespace, images: Images) -> Setting:
     if options.adco == 'multi_crop':
       colors['small'] = _WEAK
   recipe = shared.recipe(batch_size, num_steps, optimizer, evaluate_every=5_000)
-  if is_official and name in _OWN_COLORS:
-    colors['rules'] = name
-  return Setting(fields, recipe, min_area, colors)
+  rules = name if is_official and name in _OWN_RULES else 'torchvision'
+  colors['rules'] = rules
+  return Setting(fields, recipe, min_area, colors, rules)
 
 
 def small_fields(

@@ -7,9 +7,18 @@ crop = crop_boxes.crop_to_box(image, box, fill=(127, 127, 127))
 import math
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+from etils import epy
 from jaxtyping import Shaped
+
+with epy.lazy_imports():
+  import cv2
+
+# Least share of an image that a box of TensorFlow's rule shows, whatever the
+# range of its area is: the default of `min_object_covered`, which SimCLR has.
+_MIN_COVERAGE = 0.1
+# Boxes that this rule samples before it takes the whole image, as in SimCLR.
+_MAX_ATTEMPTS = 100
 
 
 class Box(NamedTuple):
@@ -101,17 +110,93 @@ def sample_inception_box(
   """
   height, width = image
   for _ in range(attempts):
-    target = height * width * rng.uniform(*area)
-    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-    h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+    h, w = _sample_box_sides(rng, image, area, aspect)
     if 0 < h <= height and 0 < w <= width:
-      top = int(rng.integers(0, height - h + 1))
-      left = int(rng.integers(0, width - w + 1))
-      return Box(top, left, h, w)
+      return sample_crop_box(rng, image, (h, w))
   ratio = min(max(width / height, aspect[0]), aspect[1])
   h = min(height, max(round(width / ratio), 1))
   w = min(width, max(round(height * ratio), 1))
   return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _sample_box_sides(
+  rng: np.random.Generator,
+  image: tuple[int, int],
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> tuple[int, int]:
+  """Samples the height and the width of a box, which may exceed the image."""
+  target = math.prod(image) * rng.uniform(*area)
+  ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+  return round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+
+
+def sample_clipped_box(
+  rng: np.random.Generator,
+  image: tuple[int, int],
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> Box:
+  """Samples a box of random area and log-uniform aspect ratio, as in BYOL.
+
+  It is sampled once: a side that exceeds the image is clipped, and area and
+  aspect ratio are then out of their ranges.
+
+  Args:
+    rng: random generator.
+    image: (height, width) of the image in pixels.
+    area: range of the area of the box, as a fraction of the image's area.
+    aspect: range of width / height of the box.
+  """
+  sides = _sample_box_sides(rng, image, area, aspect)
+  height, width = (
+    min(max(side, 1), whole) for side, whole in zip(sides, image, strict=True)
+  )
+  return sample_crop_box(rng, image, (height, width))
+
+
+def sample_tensorflow_box(
+  rng: np.random.Generator,
+  image: tuple[int, int],
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> Box:
+  """Samples a box as TensorFlow's `sample_distorted_bounding_box`.
+
+  The aspect ratio is uniform, and then the height among those that give an area
+  in the range. If none of 100 boxes fits and shows a tenth of the image, the
+  result is the whole image.
+
+  Args:
+    rng: random generator.
+    image: (height, width) of the image in pixels.
+    area: range of the area of the box, as a fraction of the image's area.
+    aspect: range of width / height of the box.
+  """
+  height, width = image
+  for _ in range(_MAX_ATTEMPTS):
+    ratio = rng.uniform(*aspect)
+    least, largest = (height * width * share for share in area)
+    low, high = (round(math.sqrt(a / ratio)) for a in (least, largest))
+    if round(high * ratio) > width:
+      high = math.floor((width + 0.5) / ratio)
+      high -= round(high * ratio) > width
+    high = min(high, height)
+    h = int(rng.integers(min(low, high), high + 1))
+    # Rounded sides may be a pixel short of the area, or beyond it.
+    h += h * round(h * ratio) < least
+    h -= h * round(h * ratio) > largest
+    w = round(h * ratio)
+    is_inside = 0 < h <= height and 0 < w <= width
+    least = max(least, _MIN_COVERAGE * height * width)
+    if is_inside and least <= h * w <= largest:
+      # The last place is left out, except for a side of the whole image.
+      top, left = (
+        int(rng.integers(0, max(whole - side, 1)))
+        for whole, side in ((height, h), (width, w))
+      )
+      return Box(top, left, h, w)
+  return Box(0, 0, height, width)
 
 
 def visible_part(box: Box, image: tuple[int, int]) -> tuple[slice, slice]:

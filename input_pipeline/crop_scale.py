@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from etils import epy
 
 from input_pipeline import transforms
-from input_pipeline.sources import object_sizes
+
+with epy.lazy_imports():
+  from input_pipeline.sources import object_sizes
 
 # A crop shows from this share to all of the largest area that it may show.
 _LEAST_AREA = 0.4

@@ -20,16 +20,10 @@ from absl import logging
 from etils import epy
 from jaxtyping import Int64
 
-from input_pipeline import data_options, folder_options, record_views
-from input_pipeline.builders import class_list, official_files, shards
+from input_pipeline import data_options, folder_options
+from input_pipeline.builders import official_files
 from input_pipeline.data_options import DataOptions
-from input_pipeline.sources import (
-  audit,
-  class_counts,
-  fingerprints,
-  image_ids,
-  records,
-)
+from input_pipeline.sources import image_ids
 from runtime import errors, files
 
 with epy.lazy_imports():
@@ -37,7 +31,9 @@ with epy.lazy_imports():
   import tensorflow_datasets as tfds
   from jax.experimental import multihost_utils
 
-  from input_pipeline.builders import base
+  from input_pipeline import record_views
+  from input_pipeline.builders import base, class_list, shards
+  from input_pipeline.sources import audit, class_counts, fingerprints, records
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -65,10 +61,10 @@ class Split:
   classes: tuple[str, ...]
   palette: tuple[tuple[int, int, int], ...]
   label_kinds: tuple[str, ...]
-  records: Sequence[records.Record]
-  index: fingerprints.ImageIndex
+  records: 'Sequence[records.Record]'
+  index: 'fingerprints.ImageIndex'
   id_rule: image_ids.IdRule = image_ids.OFFICIAL
-  stored_class_pixels: class_counts.StoredClassPixels | None = None
+  stored_class_pixels: 'class_counts.StoredClassPixels | None' = None
 
   def __len__(self) -> int:
     return len(self.records)
@@ -410,7 +406,7 @@ def open_dataset_split(
 
 def read_split_counts(
   options: DataOptions, split: str, data_dir: str = ''
-) -> class_counts.ClassCounts:
+) -> 'class_counts.ClassCounts':
   """Reads the counts of a split of a prepared data set."""
   with _without_tfds_logs():
     folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)

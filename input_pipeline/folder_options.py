@@ -4,8 +4,12 @@ import os
 import pathlib
 from typing import Any
 
-from input_pipeline.builders import class_list
+from etils import epy
+
 from input_pipeline.sources import image_ids
+
+with epy.lazy_imports():
+  from input_pipeline.builders import class_list
 
 # Data sets that are a user's own folder.
 FOLDERS = ('image_folder', 'image_mask_folder', 'image_tag_folder')

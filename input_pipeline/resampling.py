@@ -11,14 +11,14 @@ positions in the input.
 import functools
 import importlib.util
 
-import cv2
 import numpy as np
-import PIL.Image
 from etils import epy
 from jaxtyping import Shaped, UInt8
 
 with epy.lazy_imports():
+  import cv2
   import cykooz_resizer  # An extra: not all platforms have a wheel of it.
+  import PIL.Image
 
 # Rows and columns of an output, each from `start` to `stop`.
 Part = tuple[slice, slice]

@@ -12,11 +12,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
+from etils import epy
 
 from input_pipeline import batch, crop_boxes, crop_content, resampling
-from input_pipeline.sources import records
+
+with epy.lazy_imports():
+  import cv2
+
+  from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]

@@ -8,13 +8,20 @@ example = multi_crop(example, rng)  # views_large, box_large, flip_large, …
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from input_pipeline import crop_boxes, transforms
+from input_pipeline import bicubic, crop_boxes, transforms
+
+_BOXES = {
+  'torchvision': crop_boxes.sample_inception_box,
+  'simclr': crop_boxes.sample_tensorflow_box,
+  'byol': crop_boxes.sample_clipped_box,
+}
+_GRIDS: dict[str, bicubic.Grid] = {'simclr': 'legacy', 'byol': 'half_pixel'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,9 @@ class ViewGroup:
     aspect: range of width / height of a crop.
     flip: probability of a horizontal flip, in [0, 1].
     antialias: whether shrinking is antialiased, as by Pillow.
+    rules: rules of boxes and of resizing: those of torchvision, bilinear, or
+      those of the released code of SimCLR or BYOL, bicubic without
+      antialiasing.
   """
 
   name: str
@@ -39,8 +49,14 @@ class ViewGroup:
   aspect: tuple[float, float] = (3 / 4, 4 / 3)
   flip: float = 0.5
   antialias: bool = False
+  rules: Literal['torchvision', 'simclr', 'byol'] = 'torchvision'
 
   def __post_init__(self):
+    if self.antialias and self.rules != 'torchvision':
+      raise ValueError(
+        f'views {self.name}: expected antialias=False with rules={self.rules}, '
+        'which never antialias, got True'
+      )
     if self.count < 1:
       raise ValueError(
         f'views {self.name}: expected count >= 1, got {self.count}'
@@ -50,13 +66,29 @@ class ViewGroup:
     # This constructor checks the remaining fields.
     transforms.InceptionCrop(self.size, self.area, self.aspect)
 
+  def sample_box(
+    self, rng: np.random.Generator, image: tuple[int, int]
+  ) -> crop_boxes.Box:
+    """Samples the box of a crop of an image of (height, width) pixels."""
+    return _BOXES[self.rules](rng, image, self.area, self.aspect)
+
+  def resize(self, example: transforms.Example) -> transforms.Example:
+    """Resizes a cropped image, and its label map if it has one."""
+    if self.rules == 'torchvision':
+      return transforms.resize_example(example, self.size, self.antialias)
+    image = bicubic.resize_image_bicubic(
+      example['image'], self.size, _GRIDS[self.rules]
+    )
+    return {'image': image}
+
 
 @dataclasses.dataclass(frozen=True)
 class MultiCrop:
   """A transform that replaces `image` by groups of views.
 
   Boxes are (top, left, height, width) in pixels of the original image; a
-  flipped view shows its box mirrored.
+  flipped view shows its box mirrored. By the rules of SimCLR, a view is up to
+  half a pixel of the image, or of the view, beside its box.
 
   Attributes:
     groups: groups of crops, each with another name.
@@ -73,6 +105,12 @@ class MultiCrop:
       raise ValueError(
         f'groups: expected one or more different names, got {names}'
       )
+    for group in self.groups:
+      if self.with_labels and group.rules != 'torchvision':
+        raise ValueError(
+          f"views {group.name}: expected rules='torchvision' with label maps, "
+          f'got {group.rules!r}'
+        )
 
   def __call__(
     self, example: transforms.Example, rng: np.random.Generator
@@ -88,13 +126,9 @@ class MultiCrop:
     for group in self.groups:
       views, boxes, flips = [], [], []
       for _ in range(group.count):
-        box = crop_boxes.sample_inception_box(
-          rng, image['image'].shape[:2], group.area, group.aspect
-        )
+        box = group.sample_box(rng, image['image'].shape[:2])
         flipped = bool(rng.random() < group.flip)
-        view = transforms.resize_example(
-          transforms.crop_example(image, box), group.size, group.antialias
-        )
+        view = group.resize(transforms.crop_example(image, box))
         views.append(transforms.flip_example(view) if flipped else view)
         boxes.append(box)
         flips.append(flipped)

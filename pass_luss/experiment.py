@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from pass_luss.protocols.distance import DistanceOptions
-from pass_luss.pseudo_labels.cluster import ClusterOptions
-from pass_luss.pseudo_labels.labeler import LabelOptions
+from pass_luss.protocols.protocol_options import DistanceOptions
+from pass_luss.pseudo_labels.label_options import ClusterOptions, LabelOptions
 from pass_luss.stages.attend import AttendOptions
 from pass_luss.stages.classify import ClassifyOptions
 from pass_luss.stages.cluster_images import ClusterImagesOptions

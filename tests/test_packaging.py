@@ -220,33 +220,55 @@ print(json.dumps([x for x in libraries if x in sys.modules]))
 """
 
 
-@pytest.mark.parametrize(
-  ('command', 'absent'),
-  [
-    (
-      ('input_pipeline.prepare', 'camvid', '--source=/nowhere'),
-      ('jax', 'flax', 'optax', 'scipy', *SLOW_LIBRARIES),
-    ),
-    (
-      ('ddep.main', '--config=configs/ddep_pascal.py', '--workdir=/nowhere'),
-      ('optax', *SLOW_LIBRARIES),
-    ),
-  ],
-)
-def test_missing_files_are_reported_without_slow_libraries(
-  command, absent, tmp_path
-):
-  absent = {*absent}
-  if command[0] == 'input_pipeline.prepare':
-    absent -= {'tensorflow_datasets'}  # Its builders list the files.
-  places = {'SEG_DATA_DIR': str(tmp_path), 'TFDS_DATA_DIR': str(tmp_path)}
-  done = subprocess.run(
-    [sys.executable, '-c', _REFUSE_AND_LIST, ' '.join(absent), *command],
+def test_preparation_reports_missing_files_without_slow_libraries(tmp_path):
+  # Its builders list the files by TFDS.
+  absent = {'jax', 'flax', 'optax', 'scipy', *SLOW_LIBRARIES}
+  absent -= {'tensorflow_datasets'}
+  command = ('input_pipeline.prepare', 'camvid', '--source=/nowhere')
+  done = refuse(tmp_path, _REFUSE_AND_LIST, ' '.join(absent), *command)
+  assert json.loads(done.stdout.splitlines()[-1]) == []
+  assert 'source: expected a folder or an archive' in done.stderr
+
+
+def refuse(folder, code, *arguments):
+  """Runs code that refuses a command line, where no data set is."""
+  places = {'SEG_DATA_DIR': str(folder), 'TFDS_DATA_DIR': str(folder)}
+  return subprocess.run(
+    [sys.executable, '-c', code, *arguments],
     cwd=ROOT,
     env=os.environ | {'PYTHONPATH': str(ROOT), **places},
     capture_output=True,
     text=True,
     check=True,
   )
+
+
+# Trains by a config of each method, with a misspelt field and with missing
+# files; prints which of the libraries are imported by then.
+_REFUSE_TRAININGS = """
+import json, sys
+import ddep.main, pass_luss.main, u2pl.main
+from segcore.experiment import cli
+
+for program, config in (
+  (ddep.main.PROGRAM, 'ddep_pascal'),
+  (u2pl.main.PROGRAM, 'u2pl_voc'),
+  (pass_luss.main.PROGRAM, 'pass_imagenet_s50'),
+):
+  command = ['main', f'--config=configs/{config}.py', '--workdir=/nowhere']
+  for flags in (['--config.netwrok.dtype=bfloat16'], []):
+    assert cli.run_command_line(program, [*command, *flags]) == 2
+print(json.dumps([x for x in sys.argv[1].split() if x in sys.modules]))
+"""
+
+
+def test_trainings_are_refused_without_importing_networks(tmp_path):
+  """So that fields and files are checked in little more time than jax needs."""
+  absent = ('flax', 'optax', 'cv2', 'PIL', *SLOW_LIBRARIES)
+  done = refuse(tmp_path, _REFUSE_TRAININGS, ' '.join(absent))
   assert json.loads(done.stdout.splitlines()[-1]) == []
-  assert 'source: expected a folder or an archive' in done.stderr
+  assert done.stderr.count('config.netwrok: unknown name') == 3
+  for name in ('pascal_context', 'voc2012', 'imagenet_s'):
+    assert f'expected a folder or an archive, got {tmp_path}/{name}' in (
+      done.stderr
+    )

@@ -9,13 +9,18 @@ import io
 import threading
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
-import PIL.Image
+from etils import epy
 from jaxtyping import Shaped, UInt8, UInt16
 
-from input_pipeline.sources import jpeg_markers, records
+from input_pipeline.sources import jpeg_markers
 from runtime import errors
+
+with epy.lazy_imports():
+  import cv2
+  import PIL.Image
+
+  from input_pipeline.sources import records
 
 # Formats of images by their names in PIL. Records hold the first two.
 FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'WEBP', 'GIF')
@@ -33,17 +38,16 @@ _LARGEST_LIMIT = 1073
 # one that is not.
 _ORIENTATION = 0x0112
 UPRIGHT = 1
-_TRANSPOSE = PIL.Image.Transpose
 # PIL's name of each orientation's operation, and the orientation that undoes it
 # if it is another.
 _TURNS = {
-  2: _TRANSPOSE.FLIP_LEFT_RIGHT,
-  3: _TRANSPOSE.ROTATE_180,
-  4: _TRANSPOSE.FLIP_TOP_BOTTOM,
-  5: _TRANSPOSE.TRANSPOSE,
-  6: _TRANSPOSE.ROTATE_270,
-  7: _TRANSPOSE.TRANSVERSE,
-  8: _TRANSPOSE.ROTATE_90,
+  2: 'FLIP_LEFT_RIGHT',
+  3: 'ROTATE_180',
+  4: 'FLIP_TOP_BOTTOM',
+  5: 'TRANSPOSE',
+  6: 'ROTATE_270',
+  7: 'TRANSVERSE',
+  8: 'ROTATE_90',
 }
 _INVERSE = {6: 8, 8: 6}
 
@@ -100,7 +104,7 @@ class Decoded:
     orientation: EXIF value, 1 to 8; 1 is upright.
   """
 
-  image: PIL.Image.Image
+  image: 'PIL.Image.Image'
   format: str
   depth: int
   orientation: int
@@ -175,7 +179,7 @@ def read_image_file(
   )
 
 
-def decode_image_file(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+def decode_image_file(data: bytes, formats: Sequence[str]) -> 'PIL.Image.Image':
   """Decodes a whole image in the mode in which it is stored.
 
   Args:
@@ -230,7 +234,8 @@ def decode_stored_image(
   ):
     raise errors.UserError('cannot be decoded: the JPEG has no end, truncated?')
   if kind == 'TIFF' and orientation != UPRIGHT:  # PIL has turned it.
-    image = image.transpose(_TURNS[_INVERSE.get(orientation, orientation)])
+    name = _TURNS[_INVERSE.get(orientation, orientation)]
+    image = image.transpose(PIL.Image.Transpose[name])
   return Decoded(image, kind, depth, orientation)
 
 
@@ -267,7 +272,7 @@ def decode_16_bit_colors(data: bytes) -> UInt16[np.ndarray, 'H W 3']:
   return _deep_values(data, decode_stored_image(data, ('PNG', 'TIFF')))
 
 
-def open_image_header(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+def open_image_header(data: bytes, formats: Sequence[str]) -> 'PIL.Image.Image':
   """Reads the header of an image of any size, and decodes no pixel."""
   with _PIL_LIMIT_LOCK:
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
@@ -287,7 +292,7 @@ def _check_size(width: int, height: int, max_megapixels: int) -> None:
     )
 
 
-def _check_frames(image: PIL.Image.Image) -> None:
+def _check_frames(image: 'PIL.Image.Image') -> None:
   count = getattr(image, 'n_frames', 1)
   if image.format in _OF_FRAMES and count > 1:
     raise errors.UserError(
@@ -296,7 +301,7 @@ def _check_frames(image: PIL.Image.Image) -> None:
     )
 
 
-def _depth(image: PIL.Image.Image, data: bytes) -> int:
+def _depth(image: 'PIL.Image.Image', data: bytes) -> int:
   """Returns the bits per sample in a file."""
   if image.format == 'PNG':
     return data[_PNG_DEPTH]
@@ -305,7 +310,7 @@ def _depth(image: PIL.Image.Image, data: bytes) -> int:
   return 1 if image.mode == '1' else 8
 
 
-def _orientation(image: PIL.Image.Image) -> int:
+def _orientation(image: 'PIL.Image.Image') -> int:
   """Returns the EXIF value; 1 for one that is missing or not defined."""
   try:
     value = image.getexif().get(_ORIENTATION, UPRIGHT)
@@ -338,7 +343,7 @@ def _scale(
   return (values >> (depth - 8)).astype(np.uint8)
 
 
-def _convert(image: PIL.Image.Image) -> UInt8[np.ndarray, 'H W 3']:
+def _convert(image: 'PIL.Image.Image') -> UInt8[np.ndarray, 'H W 3']:
   """Converts an image of 8 bits or less per sample to RGB."""
   if image.mode not in _CONVERTED:
     raise errors.UserError(

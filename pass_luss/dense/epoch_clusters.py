@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pass_luss.dense import (
+  dense_options,
   image_batches,
   losses,
   mini_batch_kmeans,
@@ -35,7 +36,7 @@ class EpochClusters:
 
   method: pixel_clustering.PixelClustering
   images: image_batches.ImageBatches
-  options: mini_batch_kmeans.KmeansOptions
+  options: dense_options.KmeansOptions
   every: int
   seed: int
 

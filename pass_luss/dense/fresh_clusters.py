@@ -8,7 +8,12 @@ import jax
 from jaxtyping import Array, Float, UInt8
 
 from input_pipeline import batch as batch_lib
-from pass_luss.dense import image_batches, mini_batch_kmeans, pixel_clustering
+from pass_luss.dense import (
+  dense_options,
+  image_batches,
+  mini_batch_kmeans,
+  pixel_clustering,
+)
 from segcore import types
 from segcore.distributed import sharding
 from segcore.train import train_state
@@ -18,7 +23,7 @@ def cluster_whole_images(
   method: pixel_clustering.PixelClustering,
   state: train_state.TrainState,
   images: image_batches.ImageBatches,
-  options: mini_batch_kmeans.KmeansOptions,
+  options: dense_options.KmeansOptions,
   num_clusters: int,
   seed: int,
 ) -> train_state.TrainState:

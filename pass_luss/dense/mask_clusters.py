@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from pass_luss.dense import mask_contrast, mask_head, mini_batch_kmeans
+from pass_luss.dense import (
+  dense_options,
+  mask_contrast,
+  mini_batch_kmeans,
+)
 from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import kmeans
 from segcore.distributed import sharding
@@ -137,10 +141,12 @@ def _predict(
 ) -> tuple[Float[Array, 'B H W D'], Float[Array, 'B H W']]:
   """Computes embeddings and saliency of pixels, in evaluation mode."""
   outputs = segmenter.apply(
-    train_state.train_state_variables(state), images, heads=(mask_head.NAME,)
+    train_state.train_state_variables(state),
+    images,
+    heads=(dense_options.MASKS,),
   )
   return mask_contrast.upsample_cells(
-    outputs[mask_head.NAME], images.shape[1:3]
+    outputs[dense_options.MASKS], images.shape[1:3]
   )
 
 

@@ -20,34 +20,12 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pass_luss.dense import mask_head, mask_losses
+from pass_luss.dense import dense_options, mask_head, mask_losses
 from pass_luss.pretrain import objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.models.layers import resize
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskContrastOptions(moco.MocoOptions):
-  """Head, ring and momentum encoder of MaskContrast.
-
-  Attributes:
-    size: number of features of an embedding.
-    temperature: temperature T.
-    queue: number of prototypes in the ring, a multiple of the batch size.
-    width: channels of DeepLab.
-    dilations: dilations of its 3x3 branches.
-    dropout_rate: share of its projected values that are dropped in training.
-  """
-
-  size: Positive[int] = 32
-  temperature: Positive[float] = 0.5
-  queue: AtLeastOne = 256
-  width: Positive[int] = 256
-  dilations: tuple[int, ...] = (12, 24, 36)
-  dropout_rate: UnitInterval = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +38,9 @@ class MaskContrast(moco.RingObjective):
     options: head, ring and momentum encoder.
   """
 
-  options: MaskContrastOptions
+  options: dense_options.MaskContrastOptions
 
-  name = mask_head.NAME
+  name = dense_options.MASKS
   head_modules = mask_head.MODULES
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:

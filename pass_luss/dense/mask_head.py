@@ -11,8 +11,7 @@ from segcore.models import heads as heads_lib
 from segcore.models.layers import atrous_pyramid, conv_block
 from segcore.ops import losses
 
-# Name of the head and of its modules.
-NAME = 'masks'
+# Names of the modules of the head.
 MODULES = ('deeplab', 'embedding', 'saliency')
 
 

@@ -8,37 +8,25 @@ compare PiCIE with (spec comparators §3.4):
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epy
 from jaxtyping import Array
 
-from pass_luss.dense import cluster_head, losses, pixel_clustering
-from runtime.option_ranges import Positive
+from pass_luss.dense import (
+  cluster_head,
+  dense_options,
+  losses,
+  pixel_clustering,
+)
 from segcore import types
 
 with epy.lazy_imports():
   import optax
 
 _NAME = 'view1'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MdcOptions(pixel_clustering.ClusterOptions):
-  """Options of MDC: the classifier of the clusters.
-
-  Attributes:
-    name: 'mdc'.
-    classifier: 'trained', from random values in each epoch, or the 'centroids'
-      of the epoch.
-    classifier_rate: learning rate of the classifier's own Adam.
-  """
-
-  name: Literal['mdc']
-  classifier: Literal['trained', 'centroids'] = 'trained'
-  classifier_rate: Positive[float] = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +37,7 @@ class Mdc(pixel_clustering.PixelClustering):
     options: classifier and its learning rate.
   """
 
-  options: MdcOptions
+  options: dense_options.MdcOptions
 
   @property
   def specs(self) -> tuple[pixel_clustering.ClusteringSpec, ...]:

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 
-from pass_luss.dense import mdc, picie, pixel_clustering
+from pass_luss.dense import dense_options, mdc, picie, pixel_clustering
 
 METHODS: Mapping[
-  type[pixel_clustering.ClusterOptions],
+  type[dense_options.ClusterOptions],
   type[pixel_clustering.PixelClustering],
 ] = {
-  mdc.MdcOptions: mdc.Mdc,
-  picie.PicieOptions: picie.Picie,
+  dense_options.MdcOptions: mdc.Mdc,
+  dense_options.PicieOptions: picie.Picie,
 }
-
-# Blocks that a config may have, by their names.
-Options = mdc.MdcOptions | picie.PicieOptions

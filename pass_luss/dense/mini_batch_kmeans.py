@@ -8,7 +8,6 @@ comparators §3.3). Features stay on their devices: the sums and the counts of
 the clusters are what devices exchange.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,29 +19,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pass_luss.pseudo_labels import kmeans
-from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore.distributed import sharding
 
 # Full float32 products, as in k-means.
 _EXACT = jax.lax.Precision.HIGHEST
 # Added to the number of pixels of a cluster that divides its learning rate.
 _EPSILON = 1e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class KmeansOptions(CheckedOptions):
-  """Options of mini-batch k-means of the pixels of all images.
-
-  Attributes:
-    batch_size: global number of images of a batch.
-    initial_batches: number of batches of which k-means computes the first
-      centroids.
-    iterations: number of assignments and updates of that.
-  """
-
-  batch_size: AtLeastOne = 256
-  initial_batches: AtLeastOne = 20
-  iterations: AtLeastOne = 20
 
 
 @flax.struct.dataclass

@@ -13,36 +13,12 @@ PiCIE + H adds the same loss with more clusters.
 """
 
 import dataclasses
-from typing import Literal
 
-from pass_luss.dense import losses, pixel_clustering
-from runtime.option_ranges import NonNegative
+from pass_luss.dense import dense_options, losses, pixel_clustering
 
 # Names of the clusterings of both views, and what is added for more clusters.
 _VIEWS = ('view1', 'view2')
 _OVER = '_over'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PicieOptions(pixel_clustering.ClusterOptions):
-  """Options of PiCIE: the over-clustering, and the error of features.
-
-  Attributes:
-    name: 'picie'.
-    over_clusters: number of clusters of the over-clustering of PiCIE + H, 100
-      in the paper; 0 for none.
-    adds_mse: whether the squared difference of the features of both views is
-      averaged with the loss.
-  """
-
-  name: Literal['picie']
-  over_clusters: NonNegative[int] = 0
-  adds_mse: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.over_clusters == 1:
-      raise ValueError('over_clusters: expected 0, or 2 or more, got 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +29,7 @@ class Picie(pixel_clustering.PixelClustering):
     options: over-clustering and the further term.
   """
 
-  options: PicieOptions
+  options: dense_options.PicieOptions
 
   @property
   def specs(self) -> tuple[pixel_clustering.ClusteringSpec, ...]:

@@ -19,7 +19,6 @@ from input_pipeline import batch as batch_lib
 from pass_luss.dense import cluster_head, mini_batch_kmeans, views
 from pass_luss.dense import losses as losses_lib
 from pass_luss.pretrain import embedding_ops
-from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.ops import losses
@@ -33,17 +32,6 @@ S = TypeVar('S', bound=train_state.TrainState)
 _STRIDE = 4
 # Folded into the key of a run for those of its epochs, as no step has it.
 _EPOCHS_KEY = 2**31 - 3
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClusterOptions(CheckedOptions):
-  """Options of MDC and of PiCIE.
-
-  Attributes:
-    clusters: number of clusters; 0 for the number of classes with 'other'.
-  """
-
-  clusters: NonNegative[int] = 0
 
 
 class ClusteringSpec(NamedTuple):

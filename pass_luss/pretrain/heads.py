@@ -4,8 +4,6 @@ Each is a head of a `Segmenter` and reads a map of the encoder. Objectives call
 their methods in training, since views of several sizes share a head.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,26 +14,6 @@ from pass_luss.pretrain import embedding_ops, head_layers
 from segcore.models import heads
 from segcore.models.layers import norm
 from segcore.types import Cells
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadSizes:
-  """Widths of the heads of SwAV, D2S and P2P.
-
-  Attributes:
-    hidden: width h of all projections.
-    embedding: number of features of the embeddings of images and of pixels.
-    prototypes: number K of prototypes.
-  """
-
-  hidden: int = 512
-  embedding: int = 128
-  prototypes: int = 500
-
-  def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      if value < 2:
-        raise ValueError(f'{name}: expected 2 or more, got {value}')
 
 
 class Projection(nn.Module):

@@ -205,8 +205,6 @@ class Objective:
       §2.8); else they are added to that average.
     encodes_by_view: whether, where it is the only objective, each view is
       encoded by itself, with batch statistics of its own.
-    keeps: labels of the images that its batches have: 'tags', or 'index', the
-      place in the data set.
   """
 
   options: Any
@@ -214,7 +212,6 @@ class Objective:
   name: ClassVar[str]
   averaged: ClassVar[bool] = False
   encodes_by_view: ClassVar[bool] = False
-  keeps: ClassVar[tuple[str, ...]] = ()
 
   @property
   def views(self) -> tuple[int, ...]:
@@ -225,11 +222,6 @@ class Objective:
   def momentum_views(self) -> tuple[int, ...]:
     """Returns the numbers of the large views of the momentum encoder."""
     return (0, 1)
-
-  @property
-  def reads_smaller_views(self) -> bool:
-    """Returns whether it reads views of other sizes than the large ones."""
-    return False
 
   @property
   def needs_queue(self) -> queue.QueueSpec | None:
@@ -245,10 +237,6 @@ class Objective:
   def needs_embeddings(self) -> EmbeddingSpec | None:
     """Returns the schedule of the embeddings that it needs, or None."""
     return None
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError if its memory does not fit the global batch size."""
-    del batch_size
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds its heads, by the names of their parameters."""

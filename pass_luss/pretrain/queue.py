@@ -113,18 +113,3 @@ def write_ring(ring: Ring, embeddings: Float[Array, 'B D']) -> Ring:
     (ring.position, jnp.zeros_like(ring.position)),
   )
   return Ring(rows, (ring.position + len(embeddings)) % length)
-
-
-def check_ring_length(name: str, length: int, batch_size: int) -> None:
-  """Raises ValueError unless a length is a multiple of the batch size.
-
-  Args:
-    name: name of the field, for the message.
-    length: number of rows of a ring.
-    batch_size: global number of rows that a step writes.
-  """
-  if length % batch_size:
-    raise ValueError(
-      f'{name}: expected a multiple of the batch of {batch_size} images, got '
-      f'{length}'
-    )

@@ -18,6 +18,7 @@ from input_pipeline import datasets, splits
 from input_pipeline import loader as loader_lib
 from input_pipeline.sources import records
 from pass_luss.benchmark import label_folders, matching, metrics, png_format
+from pass_luss.protocols import protocol_options
 from runtime import console, files, threads
 from segcore.eval import evaluator, panels, short_side
 from segcore.eval import metrics as metrics_lib
@@ -34,27 +35,6 @@ _METHOD_LINES = (
   'Paper/Project link',
   'Method description',
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SubmissionInfo:
-  """Content of method.txt, without which a submission is rejected.
-
-  Attributes:
-    name: method name.
-    data: training data.
-    scheme: training scheme, such as 'SSL' for self-supervised.
-    networks: architectures.
-    link: URL of the paper or project.
-    description: method description.
-  """
-
-  name: str = 'PASS'
-  data: str = ''
-  scheme: str = 'SSL'
-  networks: str = ''
-  link: str = ''
-  description: str = ''
 
 
 def label_map_function(
@@ -199,7 +179,7 @@ def write_submission(
   split: datasets.Split,
   folder: files.Path,
   match: files.Path | None,
-  about: SubmissionInfo,
+  about: protocol_options.SubmissionInfo,
 ) -> files.Path:
   """Packs label maps, match.json and method.txt into a zip file; on host 0.
 

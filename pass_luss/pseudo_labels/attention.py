@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from input_pipeline.batch import Batch
-from pass_luss.pretrain import embedding_ops, view_colors
+from pass_luss.pretrain import embedding_ops, objective_options, view_colors
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
@@ -50,7 +50,7 @@ class AttentionMethod:
 
   segmenter: segmenter_lib.Segmenter
   update: update_lib.Update
-  options: swav.SwavOptions
+  options: objective_options.SwavOptions
   colors: view_colors.ViewColors
 
   def init(

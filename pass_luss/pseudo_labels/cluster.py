@@ -1,16 +1,12 @@
 """Step 2b of PASS: k-means of the features of a split (spec §3.2)."""
 
-import dataclasses
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
-from pass_luss import image_sizes
-from pass_luss.pseudo_labels import features, kmeans
+from pass_luss.pseudo_labels import features, kmeans, label_options
 from runtime import console, files, json_files
-from runtime.option_ranges import AtLeastOne
 from segcore.train import workspace as workspace_lib
 
 # Outputs in the stage's folder: the cluster of each row, from 0; the objective,
@@ -21,30 +17,10 @@ CENTROIDS = 'centroids.npy'
 FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 
-@dataclasses.dataclass(frozen=True)
-class ClusterOptions(image_sizes.CenterCropOptions):
-  """Options of k-means and of the features that it clusters.
-
-  Attributes:
-    iterations: number of assignments and updates of each restart.
-    restarts: number of k-means runs, of which the one with the lowest objective
-      is kept.
-    kind: unit of clustering, see `features.Kind`.
-    batch_size: global number of images of a batch; does not change the result.
-    seed: seed of the initial centroids.
-  """
-
-  iterations: AtLeastOne = 20
-  restarts: AtLeastOne = 30
-  kind: features.Kind = 'attended'
-  batch_size: AtLeastOne = 256
-  seed: int = 0
-
-
 def fit_centroids(
   rows: Float32[np.ndarray, 'N D'],
   num_clusters: int,
-  options: ClusterOptions,
+  options: label_options.ClusterOptions,
   mesh: Mesh,
   workspace: workspace_lib.Workspace,
 ) -> kmeans.Clustering:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
 from pass_luss.pretrain import embedding_ops
-from pass_luss.pseudo_labels import attention
+from pass_luss.pseudo_labels import attention, label_options
 from runtime import console, files, threads
 from segcore.distributed import collectives
 from segcore.eval import evaluator, gather
@@ -28,14 +27,9 @@ BLOCK = 4096
 # Added to the norm, so that a feature of zeros stays zeros.
 _EPSILON = 1e-8
 
-# The unit of clustering: images, pooled with their pixel attention; images,
-# average-pooled (the image-level baseline of the paper); or the cells of the
-# deepest feature map (its pixel-level baseline).
-Kind = Literal['attended', 'image', 'pixel']
-
 
 def clustering_feature_function(
-  segmenter: segmenter_lib.Segmenter, kind: Kind
+  segmenter: segmenter_lib.Segmenter, kind: label_options.Kind
 ) -> short_side_lib.ForwardFn:
   """Builds the function from images to L2-normalized features.
 

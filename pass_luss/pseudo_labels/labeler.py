@@ -21,7 +21,11 @@ from input_pipeline.sources import masks
 from pass_luss.benchmark import label_folders, png_format
 from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention as attention_lib
-from pass_luss.pseudo_labels import features, saliency, threshold_sweep
+from pass_luss.pseudo_labels import (
+  label_options,
+  saliency,
+  threshold_sweep,
+)
 from runtime import files, threads
 from segcore.eval import evaluator, panels
 from segcore.eval import short_side as short_side_lib
@@ -31,49 +35,6 @@ from segcore.train import train_state
 
 # From an example to the foreground probability of its pixels, [H, W] in [0, 1].
 ForegroundFunction = Callable[[Mapping[str, Any]], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelOptions:
-  """Options of pseudo-label generation.
-
-  Attributes:
-    threshold: threshold τ; pixels of lower attention become 'other'. Negative:
-      the threshold of the highest mIoU on `choose_on`, as in the released code.
-    choose_on: split with masks to choose a threshold and a matching on.
-    short_side: short side of the resized images, in pixels.
-    batch_size: global number of images of a batch; does not change the result.
-    saliency: foreground instead of attention: 'rc' for region contrast, or a
-      folder with a saliency map of each image; '' for attention.
-    report: further splits with masks to label and score.
-  """
-
-  threshold: float = -1.0
-  choose_on: str = 'val'
-  short_side: int = 256
-  batch_size: int = 64
-  saliency: str = ''
-  report: tuple[str, ...] = ('val',)
-
-  def __post_init__(self):
-    if self.threshold > 1:
-      raise ValueError(
-        f'threshold: expected at most 1, or negative, got {self.threshold}'
-      )
-
-  def describe(self, kind: features.Kind) -> str:
-    """Describes the protocol in words for results.json.
-
-    Args:
-      kind: unit of clustering.
-    """
-    foreground = 'attention' if kind == 'attended' else 'all pixels'
-    if self.saliency:
-      foreground = f'saliency ({self.saliency})'
-    text = f'foreground by {foreground}, short side {self.short_side}'
-    if self.report:
-      text += f'; categories matched with classes on {self.choose_on}'
-    return text
 
 
 class ForegroundThreshold(NamedTuple):
@@ -100,7 +61,7 @@ class ForegroundThreshold(NamedTuple):
 def pseudo_category_function(
   segmenter: segmenter_lib.Segmenter,
   centroids: Float[np.ndarray, 'K D'],
-  kind: features.Kind,
+  kind: label_options.Kind,
 ) -> short_side_lib.ForwardFn:
   """Builds the function from images to categories and attention of cells.
 

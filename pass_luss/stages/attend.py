@@ -3,12 +3,10 @@
 import dataclasses
 
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import datasets, views
-from pass_luss.pretrain import heads as heads_lib
-from pass_luss.pretrain import view_colors
-from pass_luss.pretrain.objectives import swav
-from pass_luss.pseudo_labels import attention
+from pass_luss.pretrain import objective_options, view_colors
 from pass_luss.stages import base, represent
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
@@ -16,6 +14,11 @@ from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.pretrain import heads as heads_lib
+  from pass_luss.pretrain.objectives import swav
+  from pass_luss.pseudo_labels import attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class AttendOptions:
     recipe: batch size, number of steps, optimizer.
   """
 
-  clusters: swav.SwavOptions
+  clusters: objective_options.SwavOptions
   shared: bool = False
   fresh_projection: bool = False
   large: views.ViewGroup
@@ -73,7 +76,7 @@ class AttendStage(base.ViewsStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int = 0
-  ) -> attention.AttentionMethod:
+  ) -> 'attention.AttentionMethod':
     """Builds the attention method; classes play no role."""
     del num_classes
     block, pretrained = self.options, self.experiment.represent

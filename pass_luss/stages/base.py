@@ -3,18 +3,22 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from etils import epy
+
 from input_pipeline import datasets
-from pass_luss.benchmark import matching
-from pass_luss.protocols import segment
 from runtime import files, options
 from segcore import types
-from segcore.cost import topology as topology_lib
-from segcore.distributed import sharding
-from segcore.eval import results as results_lib
 from segcore.experiment import context as context_lib
 from segcore.experiment import experiment_stage
-from segcore.train import train_state
-from segcore.weights import checkpoint_reader
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import matching
+  from pass_luss.protocols import segment
+  from segcore.cost import topology as topology_lib
+  from segcore.distributed import sharding
+  from segcore.eval import results as results_lib
+  from segcore.train import train_state
+  from segcore.weights import checkpoint_reader
 
 
 class PassStage(experiment_stage.ExperimentStage):
@@ -54,7 +58,7 @@ class PassStage(experiment_stage.ExperimentStage):
 
   def read_state(
     self, folder: files.Path
-  ) -> tuple[int, train_state.TrainState]:
+  ) -> 'tuple[int, train_state.TrainState]':
     """Reads step and variables of the last checkpoint of a stage folder."""
     fields = checkpoint_reader.read_checkpoint_fields(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
@@ -115,7 +119,7 @@ class InferenceStage(PassStage):
     )
 
   def dry_run(
-    self, compiles: bool, topology: topology_lib.Topology | None
+    self, compiles: bool, topology: 'topology_lib.Topology | None'
   ) -> Iterable[str]:
     """Reports that there is no estimate: the images decide the cost."""
     del compiles, topology
@@ -123,12 +127,12 @@ class InferenceStage(PassStage):
 
 
 def add_label_map_scores(
-  results: results_lib.Results,
+  results: 'results_lib.Results',
   name: str,
   split: datasets.Split,
   labels: files.Path,
   num_categories: int,
-  match: matching.Match | None,
+  match: 'matching.Match | None',
   more: Mapping[str, float] | None = None,
 ) -> None:
   """Scores the label maps of a split, logs the scores and draws a panel.

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from etils import epy
+
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets
-from pass_luss.pseudo_labels import cluster as cluster_lib
 from pass_luss.stages import base
-from pass_luss.weak import image_classifier, image_tags, methods, subcategories
+from pass_luss.weak import classifier_options
 from runtime import files
 from segcore import types
 from segcore.experiment import context as context_lib
@@ -23,6 +24,15 @@ from segcore.experiment import start as start_lib
 from segcore.ops import color_augment
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.pseudo_labels import cluster as cluster_lib
+  from pass_luss.weak import (
+    image_classifier,
+    image_tags,
+    methods,
+    subcategories,
+  )
 
 # Name of the stage whose clusters are the labels of images, where it runs.
 _CLUSTERS = 'cluster_images'
@@ -41,7 +51,7 @@ class ClassifyOptions:
     start: parameters of the encoder before step 0.
   """
 
-  learn: methods.Options = image_classifier.ClassifierOptions()
+  learn: classifier_options.Options = classifier_options.ClassifierOptions()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
@@ -123,7 +133,7 @@ class ClassifyStage(ImageLabelStage, experiment_stage.TrainingStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> image_classifier.ImageClassifier:
+  ) -> 'image_classifier.ImageClassifier':
     """Builds the classifier on the network, and its update."""
     block = self.options
     cls = methods.METHODS[type(block.learn)]
@@ -136,7 +146,7 @@ class ClassifyStage(ImageLabelStage, experiment_stage.TrainingStage):
 
   def trained_method(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
-  ) -> image_classifier.ImageClassifier:
+  ) -> 'image_classifier.ImageClassifier':
     """Builds the classifier of the classes of the images."""
     del workspace, streams
     return self.method(self.context, len(self.open_images().classes))

@@ -5,17 +5,21 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import datasets
-from pass_luss.pseudo_labels import cluster as cluster_lib
-from pass_luss.pseudo_labels import clustering_scores, features
+from pass_luss.pseudo_labels import label_options
 from pass_luss.stages import attend, base, represent
 from runtime import console, errors, files, json_files
 from segcore.distributed import collectives
-from segcore.eval import short_side
 from segcore.experiment import experiment_stage
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.pseudo_labels import cluster as cluster_lib
+  from pass_luss.pseudo_labels import clustering_scores, features
+  from segcore.eval import short_side
+  from segcore.train import train_state
 
 # Bytes of the features on a host, at most.
 _MAX_FEATURE_BYTES = 64e9
@@ -48,7 +52,7 @@ class ClusteredStage(base.InferenceStage):
 
   def network_state(
     self, workspace: workspace_lib.Workspace
-  ) -> train_state.TrainState:
+  ) -> 'train_state.TrainState':
     """Reads the variables of the network whose features are clustered."""
     return self.read_state(workspace.needed[self.trained_by.name])[1]
 
@@ -57,7 +61,7 @@ class ClusterStage(ClusteredStage):
   """Clusters the features of the images by k-means."""
 
   name = 'cluster'
-  options: cluster_lib.ClusterOptions
+  options: label_options.ClusterOptions
 
   def check_data(self) -> None:
     """Refuses too few rows to cluster, and more than fit into memory."""

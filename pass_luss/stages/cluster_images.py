@@ -2,18 +2,21 @@
 
 import dataclasses
 
-from pass_luss.pseudo_labels import cluster as cluster_lib
-from pass_luss.pseudo_labels import features
+from etils import epy
+
+from pass_luss.pseudo_labels import label_options
 from pass_luss.stages import cluster
 from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import segmenter
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from segcore.models import segmenter
+  from segcore.train import train_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClusterImagesOptions(cluster_lib.ClusterOptions):
+class ClusterImagesOptions(label_options.ClusterOptions):
   """Options of the clusters of images.
 
   Attributes:
@@ -21,7 +24,7 @@ class ClusterImagesOptions(cluster_lib.ClusterOptions):
     start: encoder whose features are clustered.
   """
 
-  kind: features.Kind = 'image'
+  kind: label_options.Kind = 'image'
   start: start_lib.Start
 
   def __post_init__(self):
@@ -50,14 +53,14 @@ class ClusterImagesStage(cluster.ClusterStage):
     """Returns the images and the encoder."""
     return experiment_stage.Inputs((self.image_input(),), self.options.start)
 
-  def build_network(self) -> segmenter.Segmenter:
+  def build_network(self) -> 'segmenter.Segmenter':
     """Builds the encoder in float32."""
     side = self.options.crop
     return self.exact_context.build({}, (side, side))
 
   def network_state(
     self, workspace: workspace_lib.Workspace
-  ) -> train_state.TrainState:
+  ) -> 'train_state.TrainState':
     """Reads the parameters of the encoder that `start` names."""
     side = self.options.crop
     variables = self.options.start.read(

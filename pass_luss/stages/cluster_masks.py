@@ -6,18 +6,21 @@ from typing import Literal
 
 import jax
 import numpy as np
+from etils import epy
 
 from pass_luss import image_sizes
-from pass_luss.benchmark import label_folders
-from pass_luss.dense import mask_clusters
-from pass_luss.pseudo_labels import cluster as cluster_lib
-from pass_luss.pseudo_labels import features, labeler
 from pass_luss.stages import cluster, represent_masks, segment
 from runtime import console, errors, files
 from runtime.option_ranges import AtLeastOne
-from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders
+  from pass_luss.dense import mask_clusters
+  from pass_luss.pseudo_labels import cluster as cluster_lib
+  from pass_luss.pseudo_labels import features, labeler
+  from segcore.eval import short_side
 
 # Whitening of the descriptors, in the folder of `cluster_masks`.
 _MEAN, _MATRIX = 'mean.npy', 'matrix.npy'
@@ -102,7 +105,9 @@ class ClusterMasksStage(cluster.ClusteredStage):
     features.delete_feature_files(workspace)
     return [workspace.directory / name for name in outputs]
 
-  def predictor(self, function: short_side.ForwardFn) -> short_side.FeatureMaps:
+  def predictor(
+    self, function: 'short_side.ForwardFn'
+  ) -> 'short_side.FeatureMaps':
     """Builds the predictor that applies a function to resized images."""
     block = self.options
     return short_side.FeatureMaps(
@@ -135,7 +140,7 @@ class SegmentMasksStage(segment.LussSegmentationStage):
 
   def build_label_maps(
     self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
-  ) -> tuple[label_folders.LabelMapFunction, None]:
+  ) -> 'tuple[label_folders.LabelMapFunction, None]':
     """Builds the function of label maps."""
     clustered = ClusterMasksStage(self.experiment, self.context)
     folder = workspace.needed[clustered.name]

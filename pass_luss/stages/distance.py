@@ -3,22 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epy
+
 from input_pipeline import datasets
-from pass_luss.benchmark import label_folders
-from pass_luss.protocols import distance as distance_lib
-from pass_luss.protocols import segment
+from pass_luss.protocols import protocol_options
 from pass_luss.stages import base, represent
 from runtime import console, files
-from segcore.eval import results as results_lib
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders
+  from pass_luss.protocols import distance as distance_lib
+  from pass_luss.protocols import segment
+  from segcore.eval import results as results_lib
 
 
 class DistanceStage(base.InferenceStage):
   """Labels images by the nearest regions of labeled images."""
 
   name = 'distance'
-  options: distance_lib.DistanceOptions
+  options: protocol_options.DistanceOptions
   is_report = True
 
   @property
@@ -68,7 +73,7 @@ class DistanceStage(base.InferenceStage):
 
   def build_matcher(
     self, workspace: workspace_lib.Workspace
-  ) -> tuple[int, distance_lib.DistanceMatcher]:
+  ) -> 'tuple[int, distance_lib.DistanceMatcher]':
     """Returns the steps of the encoder's training, and the matcher."""
     context = self.exact_context
     trained_by = represent.RepresentStage(self.experiment, context)
@@ -83,11 +88,11 @@ class DistanceStage(base.InferenceStage):
 
   def _score(
     self,
-    results: results_lib.Results,
+    results: 'results_lib.Results',
     name: str,
     split: datasets.Split,
     folder: files.Path,
-    matcher: distance_lib.DistanceMatcher,
+    matcher: 'distance_lib.DistanceMatcher',
   ) -> None:
     """Scores the label maps of a split, and its images as a whole."""
     block, more = self.options, {}

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets
-from pass_luss import finetune as finetune_lib
-from pass_luss.benchmark import label_folders
-from pass_luss.pretrain import heads as heads_lib
 from pass_luss.stages import base
 from runtime import files
 from segcore import types
@@ -22,6 +20,11 @@ from segcore.experiment import start as start_lib
 from segcore.ops import color_augment
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss import finetune as finetune_lib
+  from pass_luss.benchmark import label_folders
+  from pass_luss.pretrain import heads as heads_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ class SegmenterStage(base.PassStage, experiment_stage.TrainingStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> finetune_lib.Finetune:
+  ) -> 'finetune_lib.Finetune':
     """Builds the segmentation method."""
     block = self.options
     dtype = jnp.dtype(context.network.dtype)

@@ -13,24 +13,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import datasets
-from pass_luss.protocols import frozen_encoder, patch_rows
-from pass_luss.pseudo_labels import features
 from pass_luss.stages import base
 from runtime import console, errors, files, json_files
 from runtime import options as options_lib
 from runtime.option_ranges import CheckedOptions, NonNegative
-from segcore.eval import class_report, evaluator, metrics
-from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import network as network_lib
-from segcore.models import segmenter as segmenter_lib
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
-from segcore.weights import describe, load
+
+with epy.lazy_imports():
+  from pass_luss.protocols import frozen_encoder, patch_rows
+  from pass_luss.pseudo_labels import features
+  from segcore.eval import class_report, evaluator, metrics
+  from segcore.eval import results as results_lib
+  from segcore.experiment import evaluation
+  from segcore.models import network as network_lib
+  from segcore.models import segmenter as segmenter_lib
+  from segcore.train import train_state
+  from segcore.weights import describe, load
 
 # Bytes of the rows of features, at most: each device has all of them.
 _MAX_ROW_BYTES = 16e9
@@ -89,7 +93,7 @@ class FitInputs(NamedTuple):
     workspace: workspace of the stage.
   """
 
-  encoder: frozen_encoder.FrozenEncoder
+  encoder: 'frozen_encoder.FrozenEncoder'
   labeled: datasets.Split
   workspace: workspace_lib.Workspace
 
@@ -103,8 +107,8 @@ class FrozenFit(NamedTuple):
     fields: further entries of results.json.
   """
 
-  predict: Callable[[datasets.Split], evaluator.Predictions]
-  state: train_state.TrainState
+  predict: 'Callable[[datasets.Split], evaluator.Predictions]'
+  state: 'train_state.TrainState'
   fields: dict[str, Any]
 
 
@@ -119,7 +123,7 @@ class FrozenStage(base.InferenceStage):
     """Fits the predictions to the labeled images."""
 
   @abc.abstractmethod
-  def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
+  def describe_protocol(self, encoder: 'frozen_encoder.FrozenEncoder') -> str:
     """Describes the protocol in words, for results.json."""
 
   def settings(self) -> Any:
@@ -198,7 +202,7 @@ class FrozenStage(base.InferenceStage):
 
   def load_encoder(
     self, workspace: workspace_lib.Workspace
-  ) -> frozen_encoder.FrozenEncoder:
+  ) -> 'frozen_encoder.FrozenEncoder':
     """Builds the encoder of the config, or of the weights, and loads them.
 
     Raises:
@@ -232,7 +236,7 @@ class FrozenStage(base.InferenceStage):
 
   def _build_network(
     self, path: files.Path | None, variables: dict[str, Any]
-  ) -> segmenter_lib.Segmenter:
+  ) -> 'segmenter_lib.Segmenter':
     """Builds the encoder of the config, or the one that the weights are for."""
     encoder = self.experiment.network.encoder
     if encoder['name'] == describe.OF_WEIGHTS:
@@ -251,9 +255,9 @@ class FrozenStage(base.InferenceStage):
 
   def row_extractor(
     self,
-    encoder: frozen_encoder.FrozenEncoder,
+    encoder: 'frozen_encoder.FrozenEncoder',
     workspace: workspace_lib.Workspace,
-  ) -> patch_rows.RowExtractor:
+  ) -> 'patch_rows.RowExtractor':
     """Builds the extractor of the rows of the labeled images."""
     return patch_rows.RowExtractor(
       encoder.state,

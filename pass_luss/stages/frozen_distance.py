@@ -3,10 +3,15 @@
 import dataclasses
 import functools
 
-from pass_luss.protocols import distance, frozen_encoder, segment
+from etils import epy
+
+from pass_luss.protocols import protocol_options
 from pass_luss.stages import frozen
 from runtime import console
 from runtime.option_ranges import AtLeastOne, Positive
+
+with epy.lazy_imports():
+  from pass_luss.protocols import distance, frozen_encoder, segment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class FrozenDistanceStage(frozen.FrozenStage):
   name = 'frozen_distance'
   options: FrozenDistanceOptions
 
-  def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
+  def describe_protocol(self, encoder: 'frozen_encoder.FrozenEncoder') -> str:
     """Describes the vote of the nearest regions."""
     block = self.options
     return (
@@ -50,7 +55,7 @@ class FrozenDistanceStage(frozen.FrozenStage):
     matcher = distance.DistanceMatcher(
       encoder.segmenter,
       encoder.state,
-      distance.DistanceOptions(
+      protocol_options.DistanceOptions(
         neighbors=block.neighbors,
         temperature=block.temperature,
         batch_size=block.batch_size,

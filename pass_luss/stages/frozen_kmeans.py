@@ -6,21 +6,21 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epy
 from jaxtyping import Array, Float, Int32
 
 from input_pipeline import datasets
-from pass_luss.protocols import (
-  cluster_matching,
-  frozen_encoder,
-  segment,
-)
-from pass_luss.pseudo_labels import cluster, features, kmeans
+from pass_luss.pseudo_labels import label_options
 from pass_luss.stages import frozen
 from runtime import errors
 from runtime.option_ranges import AtLeastOne, NonNegative
 from segcore.distributed import collectives
-from segcore.eval import metrics, short_side
-from segcore.train import train_state
+
+with epy.lazy_imports():
+  from pass_luss.protocols import cluster_matching, frozen_encoder, segment
+  from pass_luss.pseudo_labels import cluster, features, kmeans
+  from segcore.eval import metrics, short_side
+  from segcore.train import train_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
         f'the number of classes, got {block.clusters}'
       )
 
-  def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
+  def describe_protocol(self, encoder: 'frozen_encoder.FrozenEncoder') -> str:
     """Describes the clusters and how they are matched with classes."""
     block = self.options
     clusters = 'as many clusters as classes'
@@ -133,7 +133,7 @@ class FrozenKmeansStage(frozen.FrozenStage):
     clustering = cluster.fit_centroids(
       rows,
       num_clusters,
-      cluster.ClusterOptions(
+      label_options.ClusterOptions(
         iterations=block.iterations, restarts=block.restarts, seed=block.seed
       ),
       self.context.mesh,
@@ -145,9 +145,9 @@ class FrozenKmeansStage(frozen.FrozenStage):
   def _predictions(
     self,
     split: datasets.Split,
-    predictor: short_side.FeatureMaps,
+    predictor: 'short_side.FeatureMaps',
     classes: tuple[int, ...] | None = None,
-  ) -> segment.CellPredictions:
+  ) -> 'segment.CellPredictions':
     """Builds the predictions of clusters, or of their classes."""
     return segment.CellPredictions(
       split,
@@ -176,8 +176,8 @@ def sample_frozen_patches(
 
 
 def frozen_cluster_function(
-  encoder: frozen_encoder.FrozenEncoder, centroids: Float[np.ndarray, 'K D']
-) -> short_side.ForwardFn:
+  encoder: 'frozen_encoder.FrozenEncoder', centroids: Float[np.ndarray, 'K D']
+) -> 'short_side.ForwardFn':
   """Builds the function from images to the nearest centroid of each cell.
 
   Args:

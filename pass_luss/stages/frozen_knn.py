@@ -1,26 +1,29 @@
 """Stage `frozen_knn`: dense nearest neighbors (spec comparators §8.1.3 c)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from etils import epy
+from jaxtyping import Float, Float32
 
 from input_pipeline import datasets, resampling
-from pass_luss.protocols import frozen_encoder, knn, patch_memory, patch_rows
 from pass_luss.stages import frozen
 from runtime import console, errors
 from runtime.option_ranges import AtLeastOne, NonNegative, Positive
-from segcore.distributed import sharding
-from segcore.eval import evaluator, short_side
-from segcore.train import train_state
 
-# Label maps of fewer pixels than the image are a rule of PASS alone: no image
-# has the square of this side.
-_MAX_SIDE = 2**20
+with epy.lazy_imports():
+  from pass_luss.protocols import (
+    frozen_encoder,
+    knn,
+    patch_memory,
+    patch_rows,
+    patch_scores,
+  )
+  from segcore.distributed import sharding
+  from segcore.eval import evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,60 +46,7 @@ class FrozenKnnOptions(frozen.FrozenOptions):
   temperature: Positive[float] = 0.02
   rows_per_image: NonNegative[int] = 0
   passes: NonNegative[int] = 0
-  unlabeled: patch_memory.Unlabeled = 'class_0'
-
-
-@flax.struct.dataclass
-class FrozenKnnState(train_state.TrainState):
-  """An encoder and its memory.
-
-  Attributes:
-    memory: a `knn.SoftKnnBank`, replicated.
-  """
-
-  memory: Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class NeighborScores:
-  """Model whose class scores are the mean label of the nearest patches.
-
-  Attributes:
-    encoder: the encoder.
-    vote: function from queries and a memory to scores, of
-      `knn.make_sharded_soft_vote`.
-  """
-
-  encoder: frozen_encoder.FrozenEncoder
-  vote: Callable[[Array, knn.SoftKnnBank], Array]
-
-  def predict(
-    self, state: FrozenKnnState, images: Float[Array, 'B H W 3']
-  ) -> Float[Array, 'B h w C']:
-    """Predicts the class scores of each cell."""
-    maps = self.encoder.normalized_features(state, images)
-    scores = self.vote(maps.reshape(-1, maps.shape[-1]), state.memory)
-    return scores.reshape(*maps.shape[:-1], -1)
-
-
-def label_map_predictor(
-  encoder: frozen_encoder.FrozenEncoder,
-  vote: Callable[[Array, knn.SoftKnnBank], Array],
-) -> short_side.LabelMaps:
-  """Builds the predictor of the classes of an image's pixels.
-
-  The scores of cells are interpolated at every pixel of an image of any size.
-
-  Args:
-    encoder: encoder of the cells.
-    vote: function from queries and a memory to scores.
-  """
-  return short_side.LabelMaps(
-    NeighborScores(encoder, vote),
-    encoder.short_side,
-    max_side=_MAX_SIDE,
-    input_multiple=encoder.size_multiple,
-  )
+  unlabeled: 'patch_memory.Unlabeled' = 'class_0'
 
 
 class FrozenKnnStage(frozen.FrozenStage):
@@ -105,7 +55,7 @@ class FrozenKnnStage(frozen.FrozenStage):
   name = 'frozen_knn'
   options: FrozenKnnOptions
 
-  def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
+  def describe_protocol(self, encoder: 'frozen_encoder.FrozenEncoder') -> str:
     """Describes the vote of the nearest patches."""
     block = self.options
     text = (
@@ -134,7 +84,7 @@ class FrozenKnnStage(frozen.FrozenStage):
       field.name: getattr(encoder.state, field.name)
       for field in dataclasses.fields(encoder.state)
     }
-    predictor = label_map_predictor(encoder, vote)
+    predictor = patch_scores.label_map_predictor(encoder, vote)
     return frozen.FrozenFit(
       lambda split: evaluator.Predictions(
         split,
@@ -145,11 +95,13 @@ class FrozenKnnStage(frozen.FrozenStage):
         self.context.operation.reading,
         log_progress=True,
       ),
-      FrozenKnnState(**fields, memory=jax.device_put(memory, replicated)),
+      patch_scores.FrozenKnnState(
+        **fields, memory=jax.device_put(memory, replicated)
+      ),
       {'num_rows': len(memory.features)},
     )
 
-  def _build_memory(self, inputs: frozen.FitInputs) -> knn.SoftKnnBank:
+  def _build_memory(self, inputs: frozen.FitInputs) -> 'knn.SoftKnnBank':
     """Builds the memory of the labeled images, the same on all hosts."""
     encoder, labeled, workspace = inputs
     block, channels = self.options, encoder.channels
@@ -190,7 +142,7 @@ class FrozenKnnStage(frozen.FrozenStage):
 
   def _count_rows(
     self,
-    encoder: frozen_encoder.FrozenEncoder,
+    encoder: 'frozen_encoder.FrozenEncoder',
     labeled: datasets.Split,
     side: int,
   ) -> int:
@@ -204,10 +156,10 @@ class FrozenKnnStage(frozen.FrozenStage):
 
   def _row_function(
     self,
-    encoder: frozen_encoder.FrozenEncoder,
+    encoder: 'frozen_encoder.FrozenEncoder',
     num_classes: int,
     number: int,
-  ) -> patch_rows.RowFunction:
+  ) -> 'patch_rows.RowFunction':
     """Builds the function from an image to rows of features and labels."""
     block = self.options
 

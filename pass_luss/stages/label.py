@@ -4,25 +4,31 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epy
 
 from input_pipeline import datasets, splits
-from pass_luss.benchmark import label_folders
-from pass_luss.protocols import segment
-from pass_luss.pseudo_labels import cluster as cluster_lib
-from pass_luss.pseudo_labels import labeler as labeler_lib
-from pass_luss.stages import base, cluster, threshold
+from pass_luss.pseudo_labels import label_options
+from pass_luss.stages import base, cluster
 from runtime import files
-from segcore.eval import results as results_lib
-from segcore.eval import short_side
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders
+  from pass_luss.protocols import segment
+  from pass_luss.pseudo_labels import cluster as cluster_lib
+  from pass_luss.pseudo_labels import labeler as labeler_lib
+  from pass_luss.stages import threshold
+  from segcore.eval import results as results_lib
+  from segcore.eval import short_side
+  from segcore.experiment import evaluation
 
 
 class LabelStage(cluster.ClusteredStage):
   """Labels the images by the nearest centroids, and scores such labels."""
 
   name = 'label'
-  options: labeler_lib.LabelOptions
+  options: label_options.LabelOptions
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ class LabelStage(cluster.ClusteredStage):
 
   def build_labeler(
     self, workspace: workspace_lib.Workspace
-  ) -> tuple[int, labeler_lib.Labeler]:
+  ) -> 'tuple[int, labeler_lib.Labeler]':
     """Returns the steps of the network's training, and the labeler."""
     block = self.options
     categories = labeler_lib.pseudo_category_function(
@@ -146,10 +152,10 @@ class LabelStage(cluster.ClusteredStage):
   def choose_threshold(
     self,
     workspace: workspace_lib.Workspace,
-    labeler: labeler_lib.Labeler,
+    labeler: 'labeler_lib.Labeler',
     num_categories: int,
-    foreground: labeler_lib.ForegroundFunction | None = None,
-  ) -> labeler_lib.ForegroundThreshold:
+    foreground: 'labeler_lib.ForegroundFunction | None' = None,
+  ) -> 'labeler_lib.ForegroundThreshold':
     """Returns the given threshold, or the best one on `choose_on`.
 
     Args:

@@ -4,24 +4,28 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import datasets, views
-from pass_luss.pretrain import heads as heads_lib
-from pass_luss.pretrain import method as pretrain_method
-from pass_luss.pretrain import objective as objective_lib
-from pass_luss.pretrain import options as pretrain_options
-from pass_luss.pretrain import panels, view_colors
-from pass_luss.stages import base, pcl_clustering
+from pass_luss.pretrain import objective_options, view_colors
+from pass_luss.stages import base
 from runtime import errors
 from segcore import types
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
-from segcore.models import network
-from segcore.train import callbacks, loop
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.pretrain import method as pretrain_method
+  from pass_luss.pretrain import objective as objective_lib
+  from pass_luss.pretrain import objective_list, panels
+  from pass_luss.stages import pcl_clustering
+  from segcore.experiment import evaluation
+  from segcore.models import network
+  from segcore.train import callbacks, loop
 
 # Images whose views are evaluated during training.
 _NUM_EVALUATED = 64
@@ -48,8 +52,8 @@ class RepresentOptions:
 
   data: datasets.DataOptions
   split: str = 'train'
-  learn: pretrain_options.ObjectiveOptions
-  widths: heads_lib.HeadSizes = heads_lib.HeadSizes()
+  learn: objective_options.ObjectiveOptions
+  widths: objective_options.HeadSizes = objective_options.HeadSizes()
   large: views.ViewGroup
   small: views.ViewGroup | None = None
   smaller: tuple[views.ViewGroup, ...] = ()
@@ -58,13 +62,10 @@ class RepresentOptions:
   start: start_lib.Start = start_lib.Start()
 
   def __post_init__(self):
-    objectives = self.objectives
-    numbers = {n for each in objectives for n in each.views}
-    for each in objectives:
-      numbers.update(each.momentum_views if each.needs_momentum else ())
-    check_large_views(self.large, 1 + max(numbers))
-    for each in objectives:
-      each.check_batch_size(self.recipe.batch_size)
+    trained = self.learn.trained
+    check_large_views(self.large, max(x.num_views for x in trained.values()))
+    for name, each in trained.items():
+      each.check_batch_size(self.recipe.batch_size, name)
     if self.small and self.small.name != 'small':
       raise ValueError(f"small.name: expected 'small', got {self.small.name!r}")
     if self.small and not self.learn.clusters:
@@ -76,7 +77,8 @@ class RepresentOptions:
 
   def _check_smaller_views(self) -> None:
     """Raises ValueError unless views of other sizes are there to be read."""
-    is_read = any(each.reads_smaller_views for each in self.objectives)
+    trained = self.learn.trained.values()
+    is_read = any(each.reads_smaller_views for each in trained)
     if is_read != bool(self.smaller):
       expected = 'one or more groups' if is_read else '()'
       raise ValueError(
@@ -97,14 +99,15 @@ class RepresentOptions:
     return views.MultiCrop((self.large, *small, *self.smaller))
 
   @property
-  def objectives(self) -> tuple[objective_lib.Objective, ...]:
+  def objectives(self) -> 'tuple[objective_lib.Objective, ...]':
     """Builds the objectives of `learn`, in the order of their terms."""
-    return pretrain_options.build_objectives(self.learn, self.widths)
+    return objective_list.build_objectives(self.learn, self.widths)
 
   @property
   def keep(self) -> tuple[str, ...]:
     """Returns the labels of images that the objectives read."""
-    return tuple(kind for each in self.objectives for kind in each.keeps)
+    trained = self.learn.trained.values()
+    return tuple(kind for each in trained for kind in each.keeps)
 
 
 class RepresentStage(base.ViewsStage):
@@ -147,12 +150,12 @@ class RepresentStage(base.ViewsStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int = 0
-  ) -> pretrain_method.Pretrain:
+  ) -> 'pretrain_method.Pretrain':
     """Builds the pretraining method; classes play no role."""
     del num_classes
     block = self.options
     objectives = block.objectives
-    heads = pretrain_options.build_objective_heads(
+    heads = objective_list.build_objective_heads(
       objectives, jnp.dtype(context.network.dtype)
     )
     net = context.build(heads, self.size)
@@ -196,10 +199,10 @@ class RepresentStage(base.ViewsStage):
 
   def refresh(
     self,
-    trained: pretrain_method.Pretrain,
+    trained: 'pretrain_method.Pretrain',
     streams: data_lib.Streams,
     workspace: workspace_lib.Workspace,
-  ) -> callbacks.Refresh | None:
+  ) -> 'callbacks.Refresh | None':
     """Returns the clustering between epochs, if an objective needs one."""
     for each in trained.objectives:
       spec = each.needs_embeddings
@@ -220,8 +223,8 @@ class RepresentStage(base.ViewsStage):
     return None
 
   def evaluation(
-    self, trained: pretrain_method.Pretrain, streams: data_lib.Streams
-  ) -> loop.EvaluateFn:
+    self, trained: 'pretrain_method.Pretrain', streams: data_lib.Streams
+  ) -> 'loop.EvaluateFn':
     """Builds the panels of fixed views."""
     stream = streams['']
     count = min(_NUM_EVALUATED, len(stream.split))

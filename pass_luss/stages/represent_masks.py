@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import views
-from pass_luss.dense import mask_contrast, salient_views
-from pass_luss.pretrain import method as pretrain_method
+from pass_luss.dense import dense_options
 from pass_luss.pretrain import view_colors
 from pass_luss.stages import base, represent, represent_pixels, salient_masks
 from runtime import files
@@ -16,6 +16,10 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import start as start_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.dense import mask_contrast, salient_views
+  from pass_luss.pretrain import method as pretrain_method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class RepresentMasksOptions:
     start: parameters of the encoder before step 0.
   """
 
-  learn: mask_contrast.MaskContrastOptions = mask_contrast.MaskContrastOptions()
+  learn: dense_options.MaskContrastOptions = dense_options.MaskContrastOptions()
   large: views.ViewGroup
   shares: tuple[float, float] = (0.01, 0.99)
   colors: view_colors.ViewColors
@@ -48,7 +52,7 @@ class RepresentMasksOptions:
   def __post_init__(self):
     represent.check_large_views(self.large)
     represent.check_whole_batch(self.recipe)
-    self.objective.check_batch_size(self.recipe.batch_size)
+    self.learn.check_batch_size(self.recipe.batch_size, dense_options.MASKS)
     if not 0 <= self.shares[0] < self.shares[1] <= 1:
       raise ValueError(
         f'shares: expected 0 <= least < largest <= 1, got {self.shares}'
@@ -60,7 +64,7 @@ class RepresentMasksOptions:
     return views.MultiCrop((self.large,), with_labels=True)
 
   @property
-  def objective(self) -> mask_contrast.MaskContrast:
+  def objective(self) -> 'mask_contrast.MaskContrast':
     """Returns the objective of MaskContrast with these options."""
     return mask_contrast.MaskContrast(self.learn)
 
@@ -78,7 +82,7 @@ class RepresentMasksStage(base.ViewsStage, base.ImagesStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int = 0
-  ) -> pretrain_method.Pretrain:
+  ) -> 'pretrain_method.Pretrain':
     """Builds the method; classes play no role."""
     del num_classes
     block, objective = self.options, self.options.objective

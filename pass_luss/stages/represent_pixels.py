@@ -5,30 +5,33 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, transforms
-from input_pipeline.sources import masks
-from pass_luss.dense import (
-  base_image,
-  cluster_head,
-  epoch_clusters,
-  image_batches,
-  methods,
-  mini_batch_kmeans,
-  pixel_clustering,
-)
+from pass_luss.dense import dense_options
 from pass_luss.stages import base, represent
 from runtime import files
 from runtime.option_ranges import AtLeastOne, CheckedOptions
 from segcore import types
-from segcore.distributed import sharding
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import start as start_lib
-from segcore.train import callbacks
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from input_pipeline.sources import masks
+  from pass_luss.dense import (
+    base_image,
+    cluster_head,
+    epoch_clusters,
+    image_batches,
+    methods,
+    pixel_clustering,
+  )
+  from segcore.distributed import sharding
+  from segcore.train import callbacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,10 @@ class RepresentPixelsOptions(CheckedOptions):
     start: parameters of the encoder before step 0.
   """
 
-  learn: methods.Options
+  learn: dense_options.Options
   base_side: AtLeastOne = 640
   side: AtLeastOne = 320
-  kmeans: mini_batch_kmeans.KmeansOptions = mini_batch_kmeans.KmeansOptions()
+  kmeans: dense_options.KmeansOptions = dense_options.KmeansOptions()
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()
 
@@ -97,7 +100,7 @@ class RepresentPixelsStage(base.ImagesStage):
 
   def method(
     self, context: context_lib.Context, num_classes: int
-  ) -> pixel_clustering.PixelClustering:
+  ) -> 'pixel_clustering.PixelClustering':
     """Builds the method, with a cluster for each class and 'other'."""
     block = self.options
     count = block.learn.clusters or num_classes
@@ -124,10 +127,10 @@ class RepresentPixelsStage(base.ImagesStage):
 
   def refresh(
     self,
-    trained: pixel_clustering.PixelClustering,
+    trained: 'pixel_clustering.PixelClustering',
     streams: data_lib.Streams,
     workspace: workspace_lib.Workspace,
-  ) -> callbacks.Refresh:
+  ) -> 'callbacks.Refresh':
     """Returns the clustering at the start of each epoch."""
     recipe, stream = self.options.recipe, streams['']
     every = max(len(stream.split) // recipe.batch_size, 1)

@@ -2,12 +2,16 @@
 
 import dataclasses
 
+from etils import epy
+
 from input_pipeline import datasets
-from pass_luss.benchmark import label_folders
 from pass_luss.stages import classify, finetune, segment, segment_cam
 from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders
 
 
 class RetrainStage(classify.ImageLabelStage, finetune.SegmenterStage):

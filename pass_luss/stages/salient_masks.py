@@ -6,19 +6,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epy
 from jaxtyping import Float
 
 from input_pipeline import datasets, transforms
-from pass_luss.benchmark import label_folders, png_format
-from pass_luss.dense import salient_views
-from pass_luss.pseudo_labels import features, labeler
 from pass_luss.stages import base
 from runtime import console, errors, files, threads
 from runtime.option_ranges import CheckedOptions, UnitInterval
-from segcore.cost import topology as topology_lib
 from segcore.distributed import collectives
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders, png_format
+  from pass_luss.dense import salient_views
+  from pass_luss.pseudo_labels import features, labeler
+  from segcore.cost import topology as topology_lib
 
 # Outputs in the stage's folder: the masks, and the salient share of each image.
 _FOLDER, _SHARES = 'train', 'shares.npy'
@@ -68,7 +71,7 @@ class SalientMasksStage(base.PassStage):
     labeler.foreground_function(self.options.saliency, self.open_images().ids())
 
   def dry_run(
-    self, compiles: bool, topology: topology_lib.Topology | None
+    self, compiles: bool, topology: 'topology_lib.Topology | None'
   ) -> Iterable[str]:
     """Reports that there is no estimate: hosts compute the masks."""
     del compiles, topology

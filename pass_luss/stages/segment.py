@@ -6,21 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from etils import epy
 
 from input_pipeline import datasets
-from pass_luss.benchmark import label_folders, matching
-from pass_luss.protocols import segment as segment_lib
-from pass_luss.pseudo_labels import labeler as labeler_lib
-from pass_luss.stages import base, finetune, threshold
+from pass_luss.protocols import protocol_options
+from pass_luss.stages import base, finetune
 from runtime import errors, files, json_files
 from runtime.option_ranges import CheckedOptions
-from segcore.eval import predict, short_side
-from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage, stage
-from segcore.train import method as method_lib
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders, matching
+  from pass_luss.protocols import segment as segment_lib
+  from pass_luss.pseudo_labels import labeler as labeler_lib
+  from pass_luss.stages import threshold
+  from segcore.eval import predict, short_side
+  from segcore.eval import results as results_lib
+  from segcore.train import method as method_lib
+  from segcore.train import train_state
 
 # Of the matched categories and classes.
 _MATCH_FILE = 'match.json'
@@ -48,7 +53,7 @@ class SegmentOptions(CheckedOptions):
   threshold: float = -1.0
   short_side: int = 256
   batch_size: int = 16
-  about: segment_lib.SubmissionInfo = segment_lib.SubmissionInfo()
+  about: protocol_options.SubmissionInfo = protocol_options.SubmissionInfo()
 
   def __post_init__(self):
     super().__post_init__()
@@ -100,8 +105,8 @@ class TrainedModel(NamedTuple):
     num_categories: number of its categories without 'other'.
   """
 
-  method: method_lib.Method
-  state: train_state.TrainState
+  method: 'method_lib.Method'
+  state: 'train_state.TrainState'
   num_categories: int
 
 
@@ -215,7 +220,7 @@ class LussSegmentationStage(base.InferenceStage):
 
   def build_label_maps(
     self, workspace: workspace_lib.Workspace, model: TrainedModel
-  ) -> tuple[label_folders.LabelMapFunction, Choice | None]:
+  ) -> 'tuple[label_folders.LabelMapFunction, Choice | None]':
     """Builds the function of label maps, and what is chosen for it.
 
     This is the threshold of 'cam'; a subclass may choose something else.
@@ -258,7 +263,7 @@ class SegmentStage(LussSegmentationStage):
   options: SegmentOptions
   trainer = finetune.FinetuneStage
 
-  def load_model(self, workdir: files.Path) -> predict.Model:
+  def load_model(self, workdir: files.Path) -> 'predict.Model':
     """Loads the fine-tuned network; its categories have their classes' names.
 
     Raises:

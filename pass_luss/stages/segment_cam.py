@@ -5,17 +5,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from etils import epy
 
 from input_pipeline import datasets
-from pass_luss.benchmark import label_folders
-from pass_luss.pseudo_labels import labeler as labeler_lib
-from pass_luss.stages import base, classify, segment, threshold
-from pass_luss.weak import advcam, image_classifier, image_tags, multi_scale
+from pass_luss.stages import base, classify, segment
+from pass_luss.weak import classifier_options
 from runtime import files, json_files
 from runtime.option_ranges import AtLeastOne
-from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders
+  from pass_luss.pseudo_labels import labeler as labeler_lib
+  from pass_luss.stages import threshold
+  from pass_luss.weak import image_classifier, image_tags, multi_scale
+  from segcore.eval import short_side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class SegmentCamOptions(segment.SegmentOptions):
   trained_by: Literal['classify', 'classify3'] = 'classify'
   scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
   size_multiple: AtLeastOne = 32
-  climbing: advcam.AdvCamOptions | None = None
+  climbing: classifier_options.AdvCamOptions | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -69,7 +74,7 @@ class SegmentCamStage(classify.ImageLabelStage, segment.LussSegmentationStage):
 
   def build_label_maps(
     self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
-  ) -> tuple[label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold]:
+  ) -> 'tuple[label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold]':
     """Builds the function of label maps, and the threshold."""
     block = self.options
     labeler = self.build_labeler(
@@ -91,15 +96,15 @@ class SegmentCamStage(classify.ImageLabelStage, segment.LussSegmentationStage):
     return lambda split: labeler.label_maps(split, chosen.threshold), chosen
 
   def multi_scale_cams(
-    self, method: image_classifier.ImageClassifier
-  ) -> multi_scale.MultiScaleCams:
+    self, method: 'image_classifier.ImageClassifier'
+  ) -> 'multi_scale.MultiScaleCams':
     """Builds the multi-scale maps of a trained classifier."""
     block = self.options
     return multi_scale.MultiScaleCams(method, block.scales, block.climbing)
 
   def build_labeler(
-    self, function: short_side.ForwardFn, state: Any
-  ) -> labeler_lib.Labeler:
+    self, function: 'short_side.ForwardFn', state: Any
+  ) -> 'labeler_lib.Labeler':
     """Builds the labeler of a function of category and activation.
 
     Args:

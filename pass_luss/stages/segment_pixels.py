@@ -7,30 +7,34 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epy
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import transforms
-from pass_luss.benchmark import label_folders, matching
-from pass_luss.dense import (
-  base_image,
-  fresh_clusters,
-  image_batches,
-  mini_batch_kmeans,
-  pixel_clustering,
-)
-from pass_luss.protocols import segment as segment_lib
+from pass_luss.dense import dense_options
 from pass_luss.stages import represent_pixels, segment
 from runtime import console, errors
 from runtime.option_ranges import AtLeastOne
-from segcore.distributed import sharding
-from segcore.eval import evaluator, gather, short_side
-from segcore.eval import metrics as metrics_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
-from segcore.train import method as method_lib
-from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
-from segcore.weights import checkpoint_reader
+
+with epy.lazy_imports():
+  from pass_luss.benchmark import label_folders, matching
+  from pass_luss.dense import (
+    base_image,
+    fresh_clusters,
+    image_batches,
+    mini_batch_kmeans,
+    pixel_clustering,
+  )
+  from pass_luss.protocols import segment as segment_lib
+  from segcore.distributed import sharding
+  from segcore.eval import evaluator, gather, short_side
+  from segcore.eval import metrics as metrics_lib
+  from segcore.train import method as method_lib
+  from segcore.train import train_state
+  from segcore.weights import checkpoint_reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class SegmentPixelsOptions(segment.SegmentOptions):
   border: AtLeastOne = 1
   classifier: Literal['trained', 'view2', 'fresh'] = 'trained'
   fresh_split: str = ''
-  kmeans: mini_batch_kmeans.KmeansOptions = mini_batch_kmeans.KmeansOptions()
+  kmeans: dense_options.KmeansOptions = dense_options.KmeansOptions()
   seed: int = 0
 
   def __post_init__(self):
@@ -151,7 +155,7 @@ class SegmentPixelsStage(segment.LussSegmentationStage):
 
   def build_label_maps(
     self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
-  ) -> tuple[label_folders.LabelMapFunction, OtherCluster]:
+  ) -> 'tuple[label_folders.LabelMapFunction, OtherCluster]':
     """Builds the function of label maps, and chooses the cluster 'other'."""
     block, context = self.options, self.context
     state = self._with_classifier(workspace, model)
@@ -172,7 +176,7 @@ class SegmentPixelsStage(segment.LussSegmentationStage):
 
   def _with_classifier(
     self, workspace: workspace_lib.Workspace, model: segment.TrainedModel
-  ) -> train_state.TrainState:
+  ) -> 'train_state.TrainState':
     """Returns the trained state with the chosen classifier."""
     block, context = self.options, self.context
     if block.classifier == 'trained':
@@ -275,7 +279,7 @@ class OtherFirst:
     num_clusters: number of clusters.
   """
 
-  method: method_lib.ScoreModel
+  method: 'method_lib.ScoreModel'
   other: int
   num_clusters: int
 
@@ -286,7 +290,7 @@ class OtherFirst:
     return (self.other, *rest)
 
   def predict(
-    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
+    self, state: 'train_state.TrainState', images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w K']:
     """Computes the scores of the categories."""
     scores = self.method.predict(state, images)

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
+from etils import epy
 
 from pass_luss import image_sizes
-from pass_luss.pseudo_labels import features
 from pass_luss.stages import base, classify
-from pass_luss.weak import image_tags, subcategories
 from runtime import files
 from runtime.option_ranges import AtLeastOne
-from segcore.eval import short_side
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from pass_luss.pseudo_labels import features
+  from pass_luss.weak import image_tags, subcategories
+  from segcore.eval import short_side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

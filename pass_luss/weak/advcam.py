@@ -8,21 +8,13 @@ Source: Lee et al. 2021 (Anti-adversarially manipulated attributions for weakly
 and semi-supervised semantic segmentation); spec comparators §4.3.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pass_luss.weak import image_classifier
-from runtime.option_ranges import (
-  AtLeastOne,
-  CheckedOptions,
-  NonNegative,
-  UnitInterval,
-)
+from pass_luss.weak import classifier_options, image_classifier
 from segcore import types
 from segcore.models import cam
 from segcore.models.layers import standardize
@@ -32,27 +24,6 @@ from segcore.train import train_state
 _EPSILON = 1e-12
 
 Pairs = Float[Array, 'B_doubled h w 3']
-
-
-@dataclasses.dataclass(frozen=True)
-class AdvCamOptions(CheckedOptions):
-  """Options of AdvCAM; the defaults are those for a classifier on VOC.
-
-  Attributes:
-    num_steps: number T of steps at each scale; fewer below scale 1.
-    step_size: largest change of a standardized pixel in a step.
-    weight: λ, weight of the regularization.
-    threshold: share of the largest value from which a region is discriminative,
-      so that its changes are penalized.
-    accumulate: what is added up: the 'regions' of Grad-CAM, or the 'evidence'
-      of the method, as the refined maps of SEAM.
-  """
-
-  num_steps: AtLeastOne = 27
-  step_size: NonNegative[float] = 0.08
-  weight: NonNegative[float] = 7.0
-  threshold: UnitInterval = 0.5
-  accumulate: Literal['regions', 'evidence'] = 'regions'
 
 
 def plan_steps(
@@ -80,7 +51,7 @@ def plan_steps(
 
 def climb(
   method: image_classifier.ImageClassifier,
-  options: AdvCamOptions,
+  options: classifier_options.AdvCamOptions,
   state: train_state.TrainState,
   pairs: Pairs,
   classes: Int[Array, 'B'],

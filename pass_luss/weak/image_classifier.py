@@ -5,7 +5,7 @@ Spec comparators §4. `seam` and `sc_cam` extend this class; `advcam` reads it.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline import batch as batch_lib
-from runtime.option_ranges import CheckedOptions, NonNegative
+from pass_luss.weak import classifier_options
 from segcore import types
 from segcore.models import cam, segmenter
 from segcore.models import features as features_lib
@@ -26,28 +26,6 @@ from segcore.train import update as update_lib
 
 # Added to the maximum that a map is divided by.
 _EPSILON = 1e-5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierOptions(CheckedOptions):
-  """Options of a classifier of whole images.
-
-  Attributes:
-    name: 'classifier'.
-    dropout_rate: share of the channels of the deepest map that are dropped in
-      training, for each image.
-    fixed_norms: whether the encoder's batch norms use their running statistics
-      in training, which then stay as they are.
-  """
-
-  name: Literal['classifier'] = 'classifier'
-  dropout_rate: NonNegative[float] = 0.5
-  fixed_norms: bool = True
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.dropout_rate >= 1:
-      raise ValueError(f'dropout_rate: expected < 1, got {self.dropout_rate}')
 
 
 def class_head(num_classes: int) -> nn.Module:
@@ -73,12 +51,12 @@ class ImageClassifier(method_lib.SingleLossMethod):
     colors: color augmentation.
   """
 
-  options: ClassifierOptions
+  options: classifier_options.ClassifierOptions
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
   @classmethod
   def heads(
-    cls, options: ClassifierOptions, num_classes: int
+    cls, options: classifier_options.ClassifierOptions, num_classes: int
   ) -> Mapping[str, nn.Module]:
     """Builds the heads: scores of the classes without 'other'.
 
@@ -90,7 +68,9 @@ class ImageClassifier(method_lib.SingleLossMethod):
     return {'classes': class_head(num_classes)}
 
   @classmethod
-  def num_tags(cls, options: ClassifierOptions, num_classes: int) -> int:
+  def num_tags(
+    cls, options: classifier_options.ClassifierOptions, num_classes: int
+  ) -> int:
     """Returns the number of tags of an image, among them that of 'other'."""
     del options
     return 1 + num_classes

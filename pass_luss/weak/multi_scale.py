@@ -10,7 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pass_luss.weak import advcam, image_classifier
+from pass_luss.weak import advcam, classifier_options, image_classifier
 from segcore.models import cam
 from segcore.models.layers import resize
 from segcore.train import train_state
@@ -42,7 +42,7 @@ class MultiScaleCams:
 
   method: image_classifier.ImageClassifier
   scales: tuple[float, ...]
-  climbing: advcam.AdvCamOptions | None = None
+  climbing: classifier_options.AdvCamOptions | None = None
 
   def predicted(
     self, state: train_state.TrainState, images: Images

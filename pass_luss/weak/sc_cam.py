@@ -7,36 +7,16 @@ clustering that assigns an image to sub-categories of its classes.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, Int
 
-from pass_luss.weak import image_classifier
-from runtime.option_ranges import AtLeastOne, NonNegative
+from pass_luss.weak import classifier_options, image_classifier
 from segcore import types
 from segcore.models import features as features_lib
 from segcore.ops import losses
 from segcore.train import update as update_lib
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScCamOptions(image_classifier.ClassifierOptions):
-  """Options of SC-CAM: sub-categories, and the maps that segment.
-
-  Attributes:
-    name: 'sc_cam'.
-    num_subcategories: number K of sub-categories of each class.
-    sub_weight: weight of the loss of sub-categories.
-    evidence: maps that segment: those of the 'classes', or at each pixel the
-      largest of those of the class's 'subcategories'.
-  """
-
-  name: Literal['sc_cam'] = 'sc_cam'
-  num_subcategories: AtLeastOne = 10
-  sub_weight: NonNegative[float] = 5.0
-  evidence: Literal['classes', 'subcategories'] = 'classes'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +30,11 @@ class ScCam(image_classifier.ImageClassifier):
     options: number and weight of sub-categories.
   """
 
-  options: ScCamOptions
+  options: classifier_options.ScCamOptions
 
   @classmethod
   def heads(
-    cls, options: ScCamOptions, num_classes: int
+    cls, options: classifier_options.ScCamOptions, num_classes: int
   ) -> Mapping[str, nn.Module]:
     """Builds the heads: scores of classes, and of their sub-categories."""
     return {
@@ -65,7 +45,9 @@ class ScCam(image_classifier.ImageClassifier):
     }
 
   @classmethod
-  def num_tags(cls, options: ScCamOptions, num_classes: int) -> int:
+  def num_tags(
+    cls, options: classifier_options.ScCamOptions, num_classes: int
+  ) -> int:
     """Returns the number of tags: 'other', classes and sub-categories."""
     return 1 + num_classes * (1 + options.num_subcategories)
 

@@ -6,14 +6,17 @@ weakly supervised semantic segmentation); spec comparators §4.1.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pass_luss.weak import image_classifier, pixel_correlation
+from pass_luss.weak import (
+  classifier_options,
+  image_classifier,
+  pixel_correlation,
+)
 from segcore import types
 from segcore.models import features as features_lib
 from segcore.models.layers import resize
@@ -24,32 +27,6 @@ from segcore.types import Cells, Images
 _EPSILON = 1e-5
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SeamOptions(image_classifier.ClassifierOptions):
-  """Options of SEAM: the second image, and what is compared with it.
-
-  Attributes:
-    name: 'seam'.
-    scale: factor of the sides of the second image.
-    hardest: share of all values at which the two images differ most that the
-      cross regularization counts.
-    module_maps: names of the encoder's maps that the pixel correlation module
-      reads: those before the deepest one.
-  """
-
-  name: Literal['seam'] = 'seam'
-  scale: float = 0.3
-  hardest: float = 0.2
-  module_maps: tuple[str, str] = ('x2', 'x3')
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not 0 < self.scale < 1:
-      raise ValueError(f'scale: expected 0 < scale < 1, got {self.scale}')
-    if not 0 < self.hardest <= 1:
-      raise ValueError(f'hardest: expected (0, 1], got {self.hardest}')
-
-
 @dataclasses.dataclass(frozen=True)
 class Seam(image_classifier.ImageClassifier):
   """Trains maps of an image, and refined ones, to agree with a smaller image.
@@ -58,11 +35,11 @@ class Seam(image_classifier.ImageClassifier):
     options: scale, and maps of the pixel correlation module.
   """
 
-  options: SeamOptions
+  options: classifier_options.SeamOptions
 
   @classmethod
   def heads(
-    cls, options: SeamOptions, num_classes: int
+    cls, options: classifier_options.SeamOptions, num_classes: int
   ) -> Mapping[str, nn.Module]:
     """Builds the heads: scores with those of 'other', and the module."""
     return {

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
 from input_pipeline import datasets, splits
-from input_pipeline.sources import fingerprints
 from runtime import errors
 from segcore.experiment import data as data_lib
 from segcore.models import network_options
 from segcore.train import operation as operation_lib
 
 with epy.lazy_imports():
+  from input_pipeline.sources import fingerprints
   from segcore.models import heads as heads_lib
   from segcore.models import network as network_lib
   from segcore.models import segmenter

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epy
 
 from input_pipeline import (
   crop_content,
@@ -12,16 +13,18 @@ from input_pipeline import (
   datasets,
   loader,
   long_side_crop,
-  record_views,
   samplers,
   splits,
   transforms,
   views,
 )
-from input_pipeline.sources import records
 from runtime import console, files, json_files, options
 from segcore.ops import class_weights
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from input_pipeline import record_views
+  from input_pipeline.sources import records
 
 # Crops by their names in configs.
 CROPS = {
@@ -146,7 +149,7 @@ class ViewStream:
 
 def _stored_records(
   split: datasets.Split, keep: tuple[str, ...]
-) -> Sequence[records.Record]:
+) -> 'Sequence[records.Record]':
   """Returns the records of a split, with their places if these are kept."""
   if 'index' in keep:
     return record_views.IndexedRecords(split.records)

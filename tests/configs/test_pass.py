@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pass_luss import main
-from pass_luss.protocols import segment
+from pass_luss.protocols import protocol_options
 from pass_luss.stages import base
 from runtime import errors, options
 from segcore.experiment import dry_run, stage
@@ -256,7 +256,7 @@ def test_submissions_say_what_the_servers_ask_for():
     config = loading.load(name, 'branch=pixpro')
     for block in ('segment', 'segment_semi', 'distance'):
       built = options.build_options(
-        segment.SubmissionInfo, config[block].about, 'about'
+        protocol_options.SubmissionInfo, config[block].about, 'about'
       )
       assert all(dataclasses.astuple(built))
       assert built.networks == network and built.name == 'PASSp'

@@ -130,8 +130,10 @@ def test_settings_of_the_authors(name, batch_size, epochs, rate):
   if name == 'adco':
     assert block.learn.adco.variant == 'plain'
   own = name if name in ('simclr', 'byol') else 'torchvision'
-  assert block.colors.get('rules', 'torchvision') == own
-  assert represent(name, '').colors.get('rules', 'torchvision') == 'torchvision'
+  plain = represent(name, '')
+  for each, rules in ((block, own), (plain, 'torchvision')):
+    assert each.colors.rules == each.large.rules == rules
+    assert each.large.antialias == (rules == 'torchvision')
 
 
 def view_sizes(block):

@@ -3,6 +3,7 @@ import pytest
 
 from input_pipeline import crop_boxes, transforms
 from tests.support import images
+from tests.transcriptions import luss_comparators
 
 
 def test_inception_box_is_within_its_ranges():
@@ -97,3 +98,47 @@ def test_inception_crop_shows_its_box():
     np.testing.assert_allclose(actual['image'][..., 2], expected, atol=1)
     columns = [left + (2 * j + 1) * w // 48 for j in range(24)]
     assert actual['label'].tolist() == [columns] * 16
+
+
+def test_clipped_box_is_drawn_once():
+  """A side beyond the image is clipped, and the other one is kept."""
+  places = set()
+  for rng in images.draws(200):
+    box = crop_boxes.sample_clipped_box(rng, (100, 400), (1.0, 1.0), (1.0, 1.0))
+    assert (box.top, box.height, box.width) == (0, 100, 200)
+    places.add(box.left)
+  assert min(places) >= 0 and max(places) <= 200 and len(places) > 100
+  for shape in ((1, 1), (1, 9), (30, 20)):
+    for rng in images.draws(50):
+      t, left, h, w = crop_boxes.sample_clipped_box(
+        rng, shape, (0.08, 1.0), (3 / 4, 4 / 3)
+      )
+      assert h > 0 and w > 0 and t >= 0 and left >= 0
+      assert t + h <= shape[0] and left + w <= shape[1]
+
+
+def test_clipped_boxes_that_fit_are_inception_boxes():
+  arguments = ((400, 400), (0.1, 0.5), (3 / 4, 4 / 3))
+  for clipped, retried in zip(images.draws(50), images.draws(50), strict=True):
+    assert crop_boxes.sample_clipped_box(
+      clipped, *arguments
+    ) == crop_boxes.sample_inception_box(retried, *arguments)
+
+
+@pytest.mark.parametrize(
+  'shape', [(375, 500), (500, 333), (20, 240), (7, 5), (1, 1)]
+)
+@pytest.mark.parametrize('area', [(0.08, 1.0), (0.02, 0.15), (0.9, 1.0)])
+def test_tensorflow_box_equals_the_transcription(shape, area):
+  aspect = (3 / 4, 4 / 3)
+  boxes = []
+  for rng, other in zip(images.draws(60), images.draws(60), strict=True):
+    box = crop_boxes.sample_tensorflow_box(rng, shape, area, aspect)
+    expected = luss_comparators.tensorflow_box(other, shape, area, aspect)
+    assert tuple(box) == expected
+    boxes.append(box)
+  shares = [h * w / (shape[0] * shape[1]) for _, _, h, w in boxes]
+  assert min(shares) >= 0.1
+  if shape == (20, 240):  # The largest box has a ninth of the area.
+    whole = area == (0.9, 1.0)
+    assert (min(shares) == 1) == whole

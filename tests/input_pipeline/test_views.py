@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -55,6 +56,36 @@ def test_views_match_their_boxes_and_flips(ramp):
         shown[bool(flip)] += 1
   # Of 80 views half are mirrored; four standard deviations are 18.
   assert abs(shown[True] - shown[False]) <= 36
+
+
+@pytest.mark.parametrize('rules', ['simclr', 'byol'])
+def test_bicubic_views_match_their_boxes_and_flips(rules, ramp):
+  group = dataclasses.replace(LARGE, rules=rules, area=(0.3, 1.0))
+  shown = set()
+  for seed in range(10):
+    actual = views.MultiCrop((group,))(ramp, np.random.default_rng(seed))
+    for view, (t, left, h, w), flip in zip(
+      actual['views_large'],
+      actual['box_large'],
+      actual['flip_large'],
+      strict=True,
+    ):
+      assert t >= 0 and t + h <= HEIGHT and left >= 0 and left + w <= WIDTH
+      shift = 0.0 if rules == 'simclr' else 0.5
+      x, y = (
+        start + (np.arange(count) + shift) * length / count - shift
+        for start, length, count in ((left, w, 48), (t, h, 64))
+      )
+      expected = np.zeros(view.shape)
+      expected[..., 0] = x[::-1] if flip else x
+      expected[..., 1] = y[:, None]
+      # Bytes are rounded, and the kernel of SimCLR bends a ramp by 0.05; its
+      # outermost pixels are at the border of the crop.
+      np.testing.assert_allclose(
+        view[2:-2, 2:-2], expected[2:-2, 2:-2], atol=0.56
+      )
+      shown.add(bool(flip))
+  assert shown == {True, False}
 
 
 def test_boxes_have_the_given_area_and_aspect(ramp):
@@ -124,6 +155,10 @@ def test_the_generator_determines_the_result_also_after_pickling(ramp):
     ({'area': (0.5, 0.2)}, r'area: expected .* got \(0\.5, 0\.2\)'),
     ({'aspect': (-1.0, 1.0)}, r'aspect: expected .* got \(-1\.0, 1\.0\)'),
     ({'flip': 2.0}, r'flip: expected 0 to 1, got 2\.0'),
+    (
+      {'rules': 'byol', 'antialias': True},
+      'views large: expected antialias=False with rules=byol',
+    ),
   ],
 )
 def test_invalid_views_are_refused(changes, message):
@@ -138,6 +173,12 @@ def test_groups_of_the_same_name_are_refused():
     match=r"groups: expected one or more .* got \('large', 'large'\)",
   ):
     views.MultiCrop((LARGE, LARGE))
+
+
+def test_bicubic_views_with_label_maps_are_refused():
+  group = dataclasses.replace(LARGE, rules='simclr')
+  with pytest.raises(ValueError, match="rules='torchvision' with label maps"):
+    views.MultiCrop((group,), with_labels=True)
 
 
 def test_views_compose_with_other_transforms(ramp):

@@ -10,8 +10,7 @@ import pytest
 
 from configs import pass_frozen
 from pass_luss import main
-from pass_luss.protocols import frozen_encoder, patch_rows
-from pass_luss.stages import frozen_knn
+from pass_luss.protocols import frozen_encoder, patch_rows, patch_scores
 from runtime import errors
 from segcore.experiment import config_file, stage
 from tests.support import vit_states
@@ -222,7 +221,7 @@ def test_scores_are_interpolated_at_every_pixel_of_a_large_image():
   encoder = mock.Mock(
     spec=frozen_encoder.FrozenEncoder, short_side=8, size_multiple=4
   )
-  predictor = frozen_knn.label_map_predictor(encoder, mock.Mock())
+  predictor = patch_scores.label_map_predictor(encoder, mock.Mock())
   # PASS would predict 1,000 rows.
   size = (1100, 1000)
   inputs = predictor.prepare(

@@ -10,6 +10,7 @@ constant. Symbols: B images, D features, E embedding, K keys or clusters.
 §2.1 classification_loss(scores, classes)
 §2.2 simclr_head(pooled, weights, kind), simclr_loss(z, temperature, released)
      simclr_lars_steps(w, gradients, rates, ...)
+     bicubic(image, size, legacy), tensorflow_box(rng, image, area, aspect)
 §2.3 moco_head(pooled, weights)
      epoch_cosine(step, steps_per_epoch, epochs, base, final)
 §2.4 adco_logits, adco_loss, adco_gradient, adco_multi_crop, adco_update
@@ -125,6 +126,87 @@ def simclr_lars_steps(
     v = momentum * v + rate * ratio * g
     w = w - v
   return w
+
+
+def _cubic_weight(distance, a):
+  distance = abs(distance)
+  if distance <= 1:
+    return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+  if distance < 2:
+    return a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+  return 0.0
+
+
+def bicubic(image, size, legacy):
+  """Resizes bicubically, pixel by pixel; BYOL's (§2.5) is not legacy.
+
+  Positions are exact: TensorFlow rounds them to 1/1024 pixel.
+  """
+  image = np.asarray(image, np.float64)
+  axes = []
+  for old, new in zip(image.shape, size, strict=False):
+    taps = []
+    for i in range(new):
+      at = i * old / new if legacy else (i + 0.5) * old / new - 0.5
+      pixels = [math.floor(at) + k for k in (-1, 0, 1, 2)]
+      weights = [
+        _cubic_weight(at - j, -0.75 if legacy else -0.5) for j in pixels
+      ]
+      pairs = list(zip(pixels, weights, strict=True))
+      if not legacy:
+        pairs = [(j, w) for j, w in pairs if 0 <= j < old]
+      total = sum(w for _, w in pairs)
+      taps.append([(min(max(j, 0), old - 1), w / total) for j, w in pairs])
+    axes.append(taps)
+  out = np.zeros((*size, image.shape[2]))
+  for i, rows in enumerate(axes[0]):
+    for j, columns in enumerate(axes[1]):
+      for row, v in rows:
+        for column, w in columns:
+          out[i, j] += v * w * image[row, column]
+  return out
+
+
+def tensorflow_box(rng, image, area, aspect):
+  """Samples (top, left, height, width), line by line as the C++ code."""
+  original_height, original_width = image
+  min_area, max_area = (a * original_width * original_height for a in area)
+  for _ in range(100):
+    ratio = rng.uniform(aspect[0], aspect[1])
+    height = round(math.sqrt(min_area / ratio))
+    max_height = round(math.sqrt(max_area / ratio))
+    if round(max_height * ratio) > original_width:
+      max_height = int((original_width + 0.5 - 1e-7) / ratio)
+      if round(max_height * ratio) > original_width:
+        max_height -= 1
+    if max_height > original_height:
+      max_height = original_height
+    if height >= max_height:
+      height = max_height
+    height += int(rng.integers(max_height - height + 1))
+    width = round(height * ratio)
+    if width * height < min_area:
+      height += 1
+      width = round(height * ratio)
+    if width * height > max_area:
+      height -= 1
+      width = round(height * ratio)
+    if not min_area <= width * height <= max_area:
+      continue
+    if width > original_width or height > original_height:
+      continue
+    if width <= 0 or height <= 0:
+      continue
+    covered = width * height / (original_width * original_height)
+    if covered < 0.1:
+      continue
+    y = x = 0
+    if height < original_height:
+      y = int(rng.integers(original_height - height))
+    if width < original_width:
+      x = int(rng.integers(original_width - width))
+    return y, x, height, width
+  return 0, 0, original_height, original_width
 
 
 # §2.3 MoCo v2

@@ -10,7 +10,6 @@ from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import samplers
-from input_pipeline.sources import fingerprints
 from runtime import console, errors
 from segcore import types
 from segcore.experiment import context as context_lib
@@ -23,6 +22,7 @@ from u2pl.adapt import options as adapt_options
 from u2pl.stages import base, pixel_heads
 
 with epy.lazy_imports():
+  from input_pipeline.sources import fingerprints
   from segcore.eval import evaluator
   from segcore.experiment import evaluation
   from segcore.models import heads as heads_lib

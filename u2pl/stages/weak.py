@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from etils import epy
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, split_tags
-from input_pipeline.sources import fingerprints, tag_files
+from input_pipeline import datasets
 from runtime import console, errors
 from runtime import options as options_lib
 from segcore import types
@@ -24,6 +23,8 @@ from u2pl.stages import base, pixel_heads
 from u2pl.weak import options as weak_options
 
 with epy.lazy_imports():
+  from input_pipeline import split_tags
+  from input_pipeline.sources import fingerprints, tag_files
   from segcore.eval import evaluator
   from segcore.experiment import evaluation
   from segcore.models import heads as heads_lib

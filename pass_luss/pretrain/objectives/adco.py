@@ -17,24 +17,25 @@ InfoNCE of the first query against W alone, and after the last the momentum
 encoder is made equal to the encoder.
 """
 
-import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pass_luss.pretrain import contrast, embedding_ops, objective
-from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain import (
+  contrast,
+  embedding_ops,
+  objective,
+  objective_options,
+)
 from pass_luss.pretrain.objectives import moco
-from runtime.option_ranges import AtLeastOne, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 Embeddings = Float[Array, 'B D']
-Variant = Literal['plain', 'symmetric', 'multi_crop']
 
 
 class _Views(NamedTuple):
@@ -44,35 +45,11 @@ class _Views(NamedTuple):
   keys: tuple[int, ...]
 
 
-_VIEWS: dict[Variant, _Views] = {
+_VIEWS: dict[objective_options.AdcoVariant, _Views] = {
   'plain': _Views((0,), (1,)),
   'symmetric': _Views((0, 1), (0, 1)),
   'multi_crop': _Views((1,), (0,)),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdcoOptions(moco.KeyOptions):
-  """Negatives, their training, and the momentum encoder of AdCo.
-
-  Attributes:
-    negatives: number K of negatives, a multiple of the batch size.
-    negative_temperature: temperature τ of the gradient of the negatives.
-    negative_learning_rate: learning rate of the negatives.
-    negative_momentum: momentum of their SGD.
-    negative_weight_decay: weight decay of their SGD.
-    variant: 'plain': a query of view 1, a key of view 2; 'symmetric': of both
-      views; 'multi_crop': a key of view 1, queries of view 2 and of all smaller
-      views.
-  """
-
-  temperature: Positive[float] = 0.12
-  negatives: AtLeastOne = 65_536
-  negative_temperature: Positive[float] = 0.02
-  negative_learning_rate: Positive[float] = 3.0
-  negative_momentum: UnitInterval = 0.9
-  negative_weight_decay: UnitInterval = 1e-4
-  variant: Variant = 'symmetric'
 
 
 @flax.struct.dataclass
@@ -91,7 +68,7 @@ class Negatives:
 class Adco(moco.KeyObjective):
   """The AdCo objective: keys of the batch and trained negatives."""
 
-  options: AdcoOptions
+  options: objective_options.AdcoOptions
 
   name = 'adco'
 
@@ -105,17 +82,6 @@ class Adco(moco.KeyObjective):
     """Returns the numbers of the views of the keys."""
     return _VIEWS[self.options.variant].keys
 
-  @property
-  def reads_smaller_views(self) -> bool:
-    """Returns whether smaller views are queries, too."""
-    return self.options.variant == 'multi_crop'
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError unless batches fill the negatives evenly."""
-    queue_lib.check_ring_length(
-      'adco.negatives', self.options.negatives, batch_size
-    )
-
   def initial_memory(self, rng: Array) -> Negatives:
     """Builds negatives of Gaussian noise, with a velocity of 0."""
     shape = self.options.negatives, self.options.size
@@ -126,7 +92,7 @@ class Adco(moco.KeyObjective):
   ) -> objective.Arrays:
     """Embeds the views of the queries, the large ones first: q [B, V, D]."""
     maps = [views.view(number) for number in self.views]
-    if self.reads_smaller_views:
+    if self.options.reads_smaller_views:
       maps += views.smaller
     return {'queries': self.embed(net, maps)}
 
@@ -289,7 +255,9 @@ def negative_gradient(
 
 
 def train_negatives(
-  negatives: Negatives, gradient: Float[Array, 'K D'], options: AdcoOptions
+  negatives: Negatives,
+  gradient: Float[Array, 'K D'],
+  options: objective_options.AdcoOptions,
 ) -> Negatives:
   """Computes a step of SGD with momentum and weight decay."""
   velocity = (

@@ -8,7 +8,6 @@ Grill et al., arXiv:2006.07733 (spec §2.5):
   m   = 1 - (1 - m_0) (cos(π t/T) + 1) / 2
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -20,33 +19,17 @@ from pass_luss.pretrain import (
   embedding_ops,
   momentum,
   objective,
+  objective_options,
   projection_heads,
 )
-from runtime.option_ranges import CheckedOptions, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.types import Scalar
-
-
-@dataclasses.dataclass(frozen=True)
-class ByolOptions(CheckedOptions):
-  """Heads and momentum encoder of BYOL.
-
-  Attributes:
-    hidden: width of projector and predictor.
-    size: number of features of a projection.
-    decay: decay m_0 of the momentum encoder at the first step; it rises to 1 at
-      the last.
-  """
-
-  hidden: Positive[int] = 4096
-  size: Positive[int] = 256
-  decay: UnitInterval = 0.99
 
 
 class Byol(objective.Objective):
   """The BYOL objective, on both large views."""
 
-  options: ByolOptions
+  options: objective_options.ByolOptions
 
   name = 'byol'
   # Separate forward passes: batch statistics are of one view.

@@ -16,39 +16,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pass_luss.pretrain import heads, objective
+from pass_luss.pretrain import heads, objective, objective_options
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
-
-_STAGES = (3, 2, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class D2SOptions:
-  """Supervised stages and their targets.
-
-  Attributes:
-    stages: numbers of the supervised stages of the encoder: 3 is 'x3'; () for
-      none.
-    targets: assignments of the 'deep' features, or of the stage's 'own' ones.
-    view: large view whose targets supervise a view: the 'other' one, or the
-      'same'.
-  """
-
-  stages: tuple[int, ...] = (3,)
-  targets: Literal['deep', 'own'] = 'deep'
-  view: Literal['other', 'same'] = 'other'
-
-  def __post_init__(self):
-    if len(set(self.stages)) < len(self.stages) or not (
-      set(self.stages) <= set(_STAGES)
-    ):
-      raise ValueError(
-        f'stages: expected some of {_STAGES}, each once, got {self.stages}'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +35,9 @@ class D2S(objective.Objective):
       targets.
   """
 
-  options: D2SOptions
-  sizes: heads.HeadSizes
-  clusters: swav.SwavOptions
+  options: objective_options.D2SOptions
+  sizes: objective_options.HeadSizes
+  clusters: objective_options.SwavOptions
 
   name = 'd2s'
   averaged = True

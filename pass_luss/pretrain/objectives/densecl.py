@@ -12,8 +12,6 @@ Wang et al., arXiv:2011.09157 (spec §2.8):
 with λ = 1/2; the second term is a mean over images and cells.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,31 +22,18 @@ from pass_luss.pretrain import (
   contrast,
   embedding_ops,
   objective,
+  objective_options,
   projection_heads,
 )
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime.option_ranges import Positive, UnitInterval
 from segcore.models import segmenter
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DenseclOptions(moco.MocoOptions):
-  """Head, rings, momentum encoder and weights of DenseCL.
-
-  Attributes:
-    hidden: width of both projections.
-    dense_weight: weight λ of the cells' loss; the images' has 1 - λ.
-  """
-
-  hidden: Positive[int] = 2048
-  dense_weight: UnitInterval = 0.5
 
 
 class Densecl(moco.RingObjective):
   """The DenseCL objective: queries of view 1, keys of view 2."""
 
-  options: DenseclOptions
+  options: objective_options.DenseclOptions
 
   name = 'densecl'
   head_modules = ('image_projector', 'cell_projector')

@@ -26,43 +26,12 @@ from pass_luss.pretrain import (
   embedding_ops,
   momentum,
   objective,
+  objective_options,
   projection_heads,
 )
 from pass_luss.pretrain import queue as queue_lib
-from runtime.option_ranges import (
-  AtLeastOne,
-  CheckedOptions,
-  Positive,
-  UnitInterval,
-)
 from segcore.models import segmenter
 from segcore.types import Scalar
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KeyOptions(CheckedOptions):
-  """Options of all objectives that compare with keys.
-
-  Attributes:
-    size: number of features of queries and keys.
-    temperature: temperature T.
-    decay: decay m of the momentum encoder.
-  """
-
-  size: Positive[int] = 128
-  temperature: Positive[float] = 0.2
-  decay: UnitInterval = 0.999
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MocoOptions(KeyOptions):
-  """Head, ring and momentum encoder of MoCo v2.
-
-  Attributes:
-    queue: number of keys in the ring, a multiple of the batch size.
-  """
-
-  queue: AtLeastOne = 65_536
 
 
 class KeyObjective(objective.Objective):
@@ -73,7 +42,7 @@ class KeyObjective(objective.Objective):
       encoder has.
   """
 
-  options: KeyOptions
+  options: objective_options.KeyOptions
 
   head_modules: ClassVar[tuple[str, ...]] = ('projector',)
   # The official code encodes each view by itself, by a network of its own.
@@ -141,13 +110,7 @@ class KeyObjective(objective.Objective):
 class RingObjective(KeyObjective):
   """Base of the objectives whose negatives are the keys of earlier batches."""
 
-  options: MocoOptions
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError unless batches fill the ring evenly."""
-    queue_lib.check_ring_length(
-      f'{self.name}.queue', self.options.queue, batch_size
-    )
+  options: objective_options.MocoOptions
 
   def image_loss(self, step: objective.Step, ring: queue_lib.Ring) -> Scalar:
     """Computes InfoNCE(q, k, ring; T), of one view of each image.

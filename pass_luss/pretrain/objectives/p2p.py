@@ -11,8 +11,7 @@ The losses of the paper's ablations are in `p2p_variants`.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -24,60 +23,15 @@ from pass_luss.pretrain import (
   embedding_ops,
   heads,
   objective,
+  objective_options,
   view_axis,
   view_geometry,
 )
 from pass_luss.pretrain import prototypes as prototypes_lib
-from pass_luss.pretrain.objectives import p2p_variants, swav
+from pass_luss.pretrain.objectives import p2p_variants
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
-
-
-@dataclasses.dataclass(frozen=True)
-class P2POptions:
-  """The loss that aligns pixels.
-
-  Attributes:
-    kind: 'regression' of one view's embedding from the other's, without
-      negatives; 'clustering', by swapped assignments of pixels to SwAV's
-      prototypes; 'contrastive', against all other points of the other view.
-    grid: number n of points on each side of the overlap.
-    project: whether pixels are projected by p; else the encoder's deepest map
-      itself is aligned.
-    temperature: temperature τ of kind 'contrastive'.
-    predictor_statistics: batch statistics of the predictor: 'joint' over both
-      views, as in the released code, or 'per_view'.
-  """
-
-  kind: Literal['regression', 'clustering', 'contrastive'] = 'regression'
-  grid: int = 7
-  project: bool = True
-  temperature: float = 0.2
-  predictor_statistics: Literal['joint', 'per_view'] = 'joint'
-
-  def __post_init__(self):
-    if self.grid < 2:
-      raise ValueError(f'grid: expected 2 or more, got {self.grid}')
-    if self.temperature <= 0:
-      raise ValueError(
-        f'temperature: expected more than 0, got {self.temperature}'
-      )
-    if self.predictor_statistics != 'joint' and not KINDS[self.kind].predicts:
-      raise ValueError(
-        f'predictor_statistics: expected joint with kind={self.kind!r}, which '
-        f'has no predictor, got {self.predictor_statistics}'
-      )
-    if self.needs_prototypes and not self.project:
-      raise ValueError(
-        f'project: expected True with kind={self.kind!r}, which compares '
-        'projected pixels with prototypes, got False'
-      )
-
-  @property
-  def needs_prototypes(self) -> bool:
-    """Returns whether the loss compares pixels with SwAV's prototypes."""
-    return KINDS[self.kind].needs_prototypes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +44,11 @@ class P2P(objective.Objective):
     clusters: SwAV's options, for kinds that compare with its prototypes.
   """
 
-  options: P2POptions
-  sizes: heads.HeadSizes
-  clusters: swav.SwavOptions | None
+  options: objective_options.P2POptions
+  sizes: objective_options.HeadSizes
+  clusters: objective_options.SwavOptions | None
 
   name = 'p2p'
-
-  @property
-  def kind(self) -> 'Kind':
-    """Returns the loss and its requirements."""
-    return KINDS[self.options.kind]
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
     """Builds the projection p and the predictor q, as far as used."""
@@ -109,14 +58,14 @@ class P2P(objective.Objective):
       self.sizes.hidden,
       self.sizes.embedding,
       has_projection=self.options.project,
-      has_predictor=self.kind.predicts,
+      has_predictor=self.options.predicts,
       dtype=dtype,
     )
     return {'pixels': head}
 
   @property
   def _has_head(self) -> bool:
-    return self.options.project or self.kind.predicts
+    return self.options.project or self.options.predicts
 
   def outputs(
     self, net: segmenter.Segmenter, views: objective.EncodedViews
@@ -137,7 +86,7 @@ class P2P(objective.Objective):
       view_axis.merge_view_axis(columns),
     )
     outputs = {'overlap': overlap, 'points': views.split(sampled)}
-    if self.kind.predicts:
+    if self.options.predicts:
       predicted = PREDICTIONS[self.options.predictor_statistics](
         lambda points: net.heads.call_method('pixels', 'predict', points, True),
         outputs['points'],
@@ -149,7 +98,7 @@ class P2P(objective.Objective):
     """Computes L, by the kind's formula."""
     overlap = step.outputs[self.name]['overlap']
     return objective.LossTerms(
-      {'loss_p2p': self.kind.loss(self, step)},
+      {'loss_p2p': LOSSES[self.options.kind](self, step)},
       {'overlap_share': jnp.mean(overlap.astype(jnp.float32))},
     )
 
@@ -176,21 +125,6 @@ def p2p_regression_loss(
   return -jnp.mean(embedding_ops.cosine_similarities(predicted, other))
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-  """A loss of P2P and its requirements.
-
-  Attributes:
-    loss: function that computes the loss of an objective in a step.
-    predicts: whether the loss compares predictions q(z) instead of z.
-    needs_prototypes: whether the loss compares pixels with SwAV's prototypes.
-  """
-
-  loss: Callable[[P2P, objective.Step], Scalar]
-  predicts: bool = False
-  needs_prototypes: bool = False
-
-
 def _regression(p2p: P2P, step: objective.Step) -> Scalar:
   outputs = step.outputs[p2p.name]
   return p2p_regression_loss(outputs['predicted'], outputs['points'])
@@ -213,8 +147,9 @@ def _clustering(p2p: P2P, step: objective.Step) -> Scalar:
   )
 
 
-KINDS = {
-  'regression': Kind(_regression, predicts=True),
-  'contrastive': Kind(_contrastive),
-  'clustering': Kind(_clustering, needs_prototypes=True),
+# The loss of an objective in a step, by the option `kind`.
+LOSSES: Mapping[str, Callable[[P2P, objective.Step], Scalar]] = {
+  'regression': _regression,
+  'contrastive': _contrastive,
+  'clustering': _clustering,
 }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pass_luss.pretrain import embedding_ops, sinkhorn
+from pass_luss.pretrain import embedding_ops, objective_options, sinkhorn
 from pass_luss.pretrain.objectives import swav
 from segcore.types import Scalar
 
@@ -51,7 +51,7 @@ def p2p_clustering_loss(
   projected: Float[Array, 'B 2 n m D'],
   prototypes: Float[Array, 'D K'],
   overlap: Bool[Array, 'B'],
-  options: swav.SwavOptions,
+  options: objective_options.SwavOptions,
 ) -> Scalar:
   """Computes SwAV's loss of points in place of images, without a queue.
 

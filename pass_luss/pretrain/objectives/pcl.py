@@ -14,7 +14,6 @@ In a step, with the query q of view 1 and MoCo's ring of keys:
 over the prototypes of the batch and some that are no image's own.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -23,50 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pass_luss import image_sizes
-from pass_luss.pretrain import contrast, objective
+from pass_luss.pretrain import contrast, objective, objective_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
-from runtime.option_ranges import AtLeastOne, NonNegative
 from segcore.ops import losses
 from segcore.types import Scalar
 
 # Percentiles between which densities are clipped.
 _LOW, _HIGH = 10, 90
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PclOptions(moco.MocoOptions, image_sizes.CenterCropOptions):
-  """Ring, clusterings and momentum encoder of PCL v2.
-
-  Attributes:
-    queue: number of keys in the ring, a multiple of the batch size.
-    num_images: number of images of the training split.
-    clusters: number of clusters of each clustering.
-    negatives: number of prototypes that are drawn as further negatives; of few
-      clusters as many as are left without those of a batch.
-    from_step: first step with prototypes.
-    every: number of steps between clusterings: those of an epoch.
-    iterations: number of iterations of k-means.
-    restarts: number of restarts of k-means.
-  """
-
-  queue: AtLeastOne = 16_384
-  num_images: AtLeastOne
-  clusters: tuple[int, ...] = (25_000, 50_000, 100_000)
-  negatives: AtLeastOne = 16_384
-  from_step: NonNegative[int]
-  every: AtLeastOne
-  iterations: AtLeastOne = 20
-  restarts: AtLeastOne = 5
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not self.clusters or max(self.clusters) > self.num_images:
-      raise ValueError(
-        f'clusters: expected numbers up to that of the images, '
-        f'{self.num_images}, got {self.clusters}'
-      )
 
 
 @flax.struct.dataclass
@@ -102,10 +65,9 @@ class Memory:
 class Pcl(moco.RingObjective):
   """The PCL objective: a query of view 1, a key of view 2, and prototypes."""
 
-  options: PclOptions
+  options: objective_options.PclOptions
 
   name = 'pcl'
-  keeps = ('index',)
 
   @property
   def needs_embeddings(self) -> objective.EmbeddingSpec:
@@ -118,16 +80,6 @@ class Pcl(moco.RingObjective):
       options.short_side,
       options.crop,
     )
-
-  def check_batch_size(self, batch_size: int) -> None:
-    """Raises ValueError if ring or prototypes are too few for the batch."""
-    super().check_batch_size(batch_size)
-    # Negatives are prototypes to which no image of the batch belongs.
-    if min(self.options.clusters) <= batch_size:
-      raise ValueError(
-        f'pcl.clusters: expected more than the batch of {batch_size} images '
-        f'each, got {self.options.clusters}'
-      )
 
   def initial_memory(self, rng: Array) -> Memory:
     """Builds the ring of keys, of noise, and no clusterings."""

@@ -11,7 +11,6 @@ The factor 2 is the official code's. The paper's loss on whole images is not
 used (its weight is 0).
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -24,39 +23,18 @@ from pass_luss.pretrain import (
   heads,
   momentum,
   objective,
+  objective_options,
   view_geometry,
 )
-from runtime.option_ranges import CheckedOptions, Positive, UnitInterval
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Cells, Scalar
 
 
-@dataclasses.dataclass(frozen=True)
-class PixproOptions(CheckedOptions):
-  """Head, propagation and momentum encoder of PixPro.
-
-  Attributes:
-    hidden: width of the projector g.
-    size: channels of a pixel's embedding.
-    power: exponent γ of the similarity in the propagation.
-    distance: threshold 𝒯, in diagonals of a cell, below which cells are
-      positive.
-    decay: decay of the momentum encoder at the first step; it rises to 1 at the
-      last.
-  """
-
-  hidden: Positive[int] = 4096
-  size: Positive[int] = 256
-  power: Positive[float] = 2.0
-  distance: Positive[float] = 0.7
-  decay: UnitInterval = 0.99
-
-
 class Pixpro(objective.Objective):
   """The PixPro objective, on the large views."""
 
-  options: PixproOptions
+  options: objective_options.PixproOptions
 
   name = 'pixpro'
   # The official model encodes and projects one view after the other. Other

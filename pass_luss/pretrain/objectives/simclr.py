@@ -9,7 +9,6 @@ Chen et al., arXiv:2002.05709 (spec §2.2):
 Gradients flow through both factors of s, of all devices.
 """
 
-import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -22,39 +21,19 @@ from pass_luss.pretrain import (
   contrast,
   embedding_ops,
   objective,
+  objective_options,
   projection_heads,
   view_axis,
 )
-from runtime.option_ranges import CheckedOptions, Positive
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 
-@dataclasses.dataclass(frozen=True)
-class SimclrOptions(CheckedOptions):
-  """Options of SimCLR: the head, and the loss of the views.
-
-  Attributes:
-    head: 'batch_256', of the re-implementation for batches of 256: two layers
-      with batch norms; 'released', of the authors' code: three, and the last
-      norm has no shift; 'paper': two without norms, the first with a bias.
-    size: number of features of an embedding.
-    temperature: temperature T.
-    combine_views: 'mean' of the losses of both views, or their 'sum', which the
-      authors' code has.
-  """
-
-  head: Literal['batch_256', 'released', 'paper'] = 'batch_256'
-  size: Positive[int] = 128
-  temperature: Positive[float] = 0.1
-  combine_views: Literal['mean', 'sum'] = 'mean'
-
-
 class Simclr(objective.Objective):
   """The SimCLR objective, on both large views together."""
 
-  options: SimclrOptions
+  options: objective_options.SimclrOptions
 
   name = 'simclr'
 

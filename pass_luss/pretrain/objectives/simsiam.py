@@ -20,11 +20,11 @@ from jaxtyping import Array, Float
 from pass_luss.pretrain import (
   embedding_ops,
   objective,
+  objective_options,
   projection_heads,
   view_axis,
 )
 from pass_luss.pretrain.objectives import swav
-from runtime.option_ranges import CheckedOptions, Positive
 from segcore.models import segmenter
 from segcore.types import Scalar
 
@@ -32,23 +32,10 @@ from segcore.types import Scalar
 PREDICTOR = '^heads/simsiam/predictor/'
 
 
-@dataclasses.dataclass(frozen=True)
-class SimsiamOptions(CheckedOptions):
-  """Options of SimSiam: the sizes of projector and predictor.
-
-  Attributes:
-    size: number of features of a projection.
-    hidden: width of the predictor.
-  """
-
-  size: Positive[int] = 2048
-  hidden: Positive[int] = 512
-
-
 class Simsiam(objective.Objective):
   """The SimSiam objective, on both large views."""
 
-  options: SimsiamOptions
+  options: objective_options.SimsiamOptions
 
   name = 'simsiam'
   # Separate forward passes: batch statistics are of one view.

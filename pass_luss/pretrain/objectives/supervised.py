@@ -4,49 +4,29 @@ s = FC(pool(f(x)))                    class scores of one view
 L = mean_b CE(s, class of the folder)
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pass_luss.pretrain import embedding_ops, objective, projection_heads
+from pass_luss.pretrain import (
+  embedding_ops,
+  objective,
+  objective_options,
+  projection_heads,
+)
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 
-@dataclasses.dataclass(frozen=True)
-class SupervisedOptions:
-  """Options of supervised pretraining: the classes of the data set.
-
-  Attributes:
-    num_classes: number C of classes.
-    first_class: id of the first of them in the data set: 1 where 0 is 'other',
-      which no image has as its class.
-  """
-
-  num_classes: int
-  first_class: int = 0
-
-  def __post_init__(self):
-    if self.num_classes < 2:
-      raise ValueError(
-        f'num_classes: expected 2 or more, got {self.num_classes}'
-      )
-    if self.first_class not in (0, 1):
-      raise ValueError(f'first_class: expected 0 or 1, got {self.first_class}')
-
-
 class Supervised(objective.Objective):
   """The supervised objective, on the first large view."""
 
-  options: SupervisedOptions
+  options: objective_options.SupervisedOptions
 
   name = 'supervised'
-  keeps = ('tags',)
 
   @property
   def views(self) -> tuple[int, ...]:

@@ -22,41 +22,18 @@ from pass_luss.pretrain import (
   embedding_ops,
   heads,
   objective,
+  objective_options,
   sinkhorn,
   view_axis,
 )
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
-from runtime.option_ranges import CheckedOptions, NonNegative, Positive
 from segcore import types
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 Scores = Float[Array, 'B K']
-
-
-@dataclasses.dataclass(frozen=True)
-class SwavOptions(CheckedOptions):
-  """Targets, their loss and the queue.
-
-  Attributes:
-    temperature: temperature τ of the predictions.
-    epsilon: ε of Sinkhorn's algorithm: the smaller, the sharper the targets.
-    sinkhorn_iterations: number of iterations of Sinkhorn's algorithm.
-    queue: number of embeddings kept of each large view, over all devices; 0 for
-      no queue.
-    queue_from_step: first step that stores embeddings in the queue, which is
-      used once it is full.
-    frozen_steps: number of first steps in which prototypes are not updated.
-  """
-
-  temperature: Positive[float] = 0.1
-  epsilon: Positive[float] = 0.05
-  sinkhorn_iterations: Positive[int] = 3
-  queue: NonNegative[int] = 0
-  queue_from_step: NonNegative[int] = 0
-  frozen_steps: NonNegative[int] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +45,8 @@ class Swav(objective.Objective):
     sizes: widths of the head.
   """
 
-  options: SwavOptions
-  sizes: heads.HeadSizes
+  options: objective_options.SwavOptions
+  sizes: objective_options.HeadSizes
 
   name = 'swav'
   averaged = True
@@ -163,7 +140,7 @@ def swav_view_targets(
   scores: Float[Array, 'B V K'],
   queue: queue_lib.Queue | None,
   prototypes: Float[Array, 'D K'],
-  options: SwavOptions,
+  options: objective_options.SwavOptions,
 ) -> Float[Array, 'B 2 K']:
   """Computes the targets q of both large views.
 
@@ -200,7 +177,7 @@ def swav_targets(
   scores: Scores,
   queue_scores: Float[Array, 'L K'],
   queue_is_full: Bool[Array, ''],
-  options: SwavOptions,
+  options: objective_options.SwavOptions,
 ) -> Scores:
   """Computes the targets of one view; rows sum to 1, without a gradient.
 
@@ -251,7 +228,7 @@ def update_embedding_queue(
   queue: queue_lib.Queue,
   embeddings: Float[Array, 'B V D'],
   step: Array,
-  options: SwavOptions,
+  options: objective_options.SwavOptions,
 ) -> queue_lib.Queue:
   """Stores the embeddings of the large views, from `queue_from_step` on.
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from pass_luss.dense import (
+  dense_options,
   fresh_clusters,
   image_batches,
   mini_batch_kmeans,
@@ -104,7 +105,7 @@ def test_fresh_clusters_of_whole_images():
     PixelMethod(),
     state,
     FixedBatches([*images], meshes.mesh_of(1)),
-    mini_batch_kmeans.KmeansOptions(BATCH, 2, 20),
+    dense_options.KmeansOptions(BATCH, 2, 20),
     K,
     3,
   )

@@ -10,9 +10,9 @@ import pytest
 from input_pipeline import loader, transforms
 from pass_luss.dense import (
   base_image,
+  dense_options,
   epoch_clusters,
   image_batches,
-  mini_batch_kmeans,
   pixel_clustering,
 )
 from segcore.distributed import sharding
@@ -167,7 +167,7 @@ class Epoch:
       loader.ReadOptions(1, 1),
       workspace_lib.Workspace(folder, {}, ''),
     )
-    options = mini_batch_kmeans.KmeansOptions(batch_size, initial_batches=1)
+    options = dense_options.KmeansOptions(batch_size, initial_batches=1)
     self.begin = epoch_clusters.EpochClusters(
       self.trained, images, options, 3, 0
     )

@@ -9,10 +9,9 @@ import numpy as np
 
 from pass_luss.dense import (
   cluster_head,
+  dense_options,
   mask_contrast,
-  mdc,
   methods,
-  picie,
   pixel_clustering,
 )
 from pass_luss.pretrain import method as pretrain_method
@@ -29,10 +28,12 @@ from tests.transcriptions import luss_dense as reference
 
 BATCH, BASE, SIDE, CLUSTERS, FEATURES = 8, 40, 32, 4, 3
 PIXELS = {
-  'mdc': mdc.MdcOptions(name='mdc'),
-  'picie_h': picie.PicieOptions(name='picie', over_clusters=6, adds_mse=True),
+  'mdc': dense_options.MdcOptions(name='mdc'),
+  'picie_h': dense_options.PicieOptions(
+    name='picie', over_clusters=6, adds_mse=True
+  ),
 }
-MASKS = mask_contrast.MaskContrastOptions(
+MASKS = dense_options.MaskContrastOptions(
   size=6, width=4, dilations=(1,), dropout_rate=0.0, decay=0.9, queue=16
 )
 SGD = optimizers.OptimizerOptions(

@@ -7,12 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import embedding_ops
-from pass_luss.pretrain import options as options_lib
+from pass_luss.pretrain import embedding_ops, objective_options
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
-from pass_luss.pretrain.objectives import d2s as d2s_lib
-from pass_luss.pretrain.objectives import p2p as p2p_lib
 from pass_luss.pretrain.objectives import pixpro, swav
 from segcore.cost import communication
 from segcore.distributed import sharding
@@ -181,11 +178,11 @@ def test_views_of_all_sizes_pass_the_head_together():
 
 def test_pixpro_alone_encodes_one_view_after_the_other():
   """As two forward passes of the official model: outputs and statistics."""
-  alone = options_lib.ObjectiveOptions(
+  alone = objective_options.ObjectiveOptions(
     clusters=None,
     alignment=None,
-    shallow=d2s_lib.D2SOptions(()),
-    pixpro=pixpro.PixproOptions(hidden=8, size=6),
+    shallow=objective_options.D2SOptions(()),
+    pixpro=objective_options.PixproOptions(hidden=8, size=6),
   )
   method = make_method(alone)
   state, views, outputs, stats = forward_views(method, make_batch(small=False))
@@ -340,17 +337,18 @@ def test_totals(combine):
   [
     dataclasses.replace(
       SWAV,
-      alignment=p2p_lib.P2POptions('clustering', 4),
-      shallow=d2s_lib.D2SOptions((3, 2), targets='own', view='same'),
+      alignment=objective_options.P2POptions('clustering', 4),
+      shallow=objective_options.D2SOptions((3, 2), targets='own', view='same'),
     ),
     dataclasses.replace(
-      SWAV, alignment=p2p_lib.P2POptions('contrastive', 4, project=False)
+      SWAV,
+      alignment=objective_options.P2POptions('contrastive', 4, project=False),
     ),
-    options_lib.ObjectiveOptions(
+    objective_options.ObjectiveOptions(
       clusters=None,
-      alignment=p2p_lib.P2POptions(grid=4, project=False),
-      shallow=d2s_lib.D2SOptions(()),
-      pixpro=pixpro.PixproOptions(hidden=8, size=6),
+      alignment=objective_options.P2POptions(grid=4, project=False),
+      shallow=objective_options.D2SOptions(()),
+      pixpro=objective_options.PixproOptions(hidden=8, size=6),
     ),
   ],
   ids=['clustering-own-same', 'contrastive-unprojected', 'pixpro-unprojected'],
@@ -430,7 +428,7 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
 @pytest.mark.parametrize('absent', [None, ()])
 def test_state_without_queue_or_momentum_encoder_is_restored(absent, tmp_path):
   """Checkpoints written before hold () where None is now."""
-  options = dataclasses.replace(SWAV, clusters=swav.SwavOptions())
+  options = dataclasses.replace(SWAV, clusters=objective_options.SwavOptions())
   method, batch = make_method(options), batch_spec(make_batch())
   shapes = jax.eval_shape(
     lambda rng: method.init(rng, batch, None), jax.random.PRNGKey(0)
@@ -457,7 +455,7 @@ def test_state_without_queue_or_momentum_encoder_is_restored(absent, tmp_path):
   ('objective', 'need'),
   [
     (swav.Swav(CLUSTERS, SIZES), 'needs_queue'),
-    (pixpro.Pixpro(pixpro.PixproOptions()), 'needs_momentum'),
+    (pixpro.Pixpro(objective_options.PixproOptions()), 'needs_momentum'),
   ],
 )
 def test_a_second_queue_or_momentum_encoder_is_refused(objective, need):

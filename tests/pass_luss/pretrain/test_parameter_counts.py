@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pass_luss.pretrain import heads
-from pass_luss.pretrain import options as options_lib
-from pass_luss.pretrain.objectives import d2s as d2s_lib
+from pass_luss.pretrain import heads, objective_list, objective_options
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
 
@@ -21,7 +19,7 @@ def published_network(depth):
   encoder = resnet.DilatedResNet(
     blocks=blocks, unit=kind, stem='plain', output_stride=32, zero_init=False
   )
-  return encoder, heads.HeadSizes(*sizes)
+  return encoder, objective_options.HeadSizes(*sizes)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +32,14 @@ def published_network(depth):
 )
 def test_published_parameter_counts(depth, stages, backbone, total):
   encoder, sizes = published_network(depth)
-  options = options_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
+  options = objective_options.ObjectiveOptions(
+    shallow=objective_options.D2SOptions(stages)
+  )
   net = segmenter.Segmenter(
     encoder,
     None,
-    options_lib.build_objective_heads(
-      options_lib.build_objectives(options, sizes), jnp.float32
+    objective_list.build_objective_heads(
+      objective_list.build_objectives(options, sizes), jnp.float32
     ),
   )
   shapes = jax.eval_shape(

@@ -8,23 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pass_luss.pretrain import heads, view_colors
 from pass_luss.pretrain import method as method_lib
-from pass_luss.pretrain import options as options_lib
-from pass_luss.pretrain.objectives import (
-  adco,
-  byol,
-  densecl,
-  moco,
-  pcl,
-  pixpro,
-  simclr,
-  simsiam,
-  supervised,
-  swav,
-)
-from pass_luss.pretrain.objectives import d2s as d2s_lib
-from pass_luss.pretrain.objectives import p2p as p2p_lib
+from pass_luss.pretrain import objective_list, objective_options, view_colors
 from segcore.models import features, segmenter
 from segcore.models.layers import norm
 from segcore.ops import color_augment
@@ -33,27 +18,31 @@ from segcore.train import update as update_lib
 from tests.pass_luss import support
 
 BATCH, LARGE, SMALL = 8, 32, 24
-SIZES = heads.HeadSizes(hidden=8, embedding=6, prototypes=5)
-CLUSTERS = swav.SwavOptions(queue=16, queue_from_step=1, frozen_steps=2)
-SWAV = options_lib.ObjectiveOptions(
-  clusters=CLUSTERS, alignment=p2p_lib.P2POptions(grid=4)
+SIZES = objective_options.HeadSizes(hidden=8, embedding=6, prototypes=5)
+CLUSTERS = objective_options.SwavOptions(
+  queue=16, queue_from_step=1, frozen_steps=2
 )
-PIXPRO = options_lib.ObjectiveOptions(
+SWAV = objective_options.ObjectiveOptions(
+  clusters=CLUSTERS, alignment=objective_options.P2POptions(grid=4)
+)
+PIXPRO = objective_options.ObjectiveOptions(
   clusters=CLUSTERS,
-  alignment=p2p_lib.P2POptions(grid=4),
-  shallow=d2s_lib.D2SOptions(stages=(3, 2)),
-  pixpro=pixpro.PixproOptions(hidden=8, size=6),
+  alignment=objective_options.P2POptions(grid=4),
+  shallow=objective_options.D2SOptions(stages=(3, 2)),
+  pixpro=objective_options.PixproOptions(hidden=8, size=6),
 )
 # Objectives that PASS is compared with, by name.
 _KEYS = {'size': 6, 'decay': 0.9}
 COMPARED = {
-  'supervised': supervised.SupervisedOptions(num_classes=4, first_class=1),
-  'simclr': simclr.SimclrOptions(size=6),
-  'moco': moco.MocoOptions(queue=16, **_KEYS),
-  'byol': byol.ByolOptions(hidden=8, size=6, decay=0.9),
-  'simsiam': simsiam.SimsiamOptions(size=8, hidden=4),
-  'densecl': densecl.DenseclOptions(queue=16, hidden=8, **_KEYS),
-  'pcl': pcl.PclOptions(
+  'supervised': objective_options.SupervisedOptions(
+    num_classes=4, first_class=1
+  ),
+  'simclr': objective_options.SimclrOptions(size=6),
+  'moco': objective_options.MocoOptions(queue=16, **_KEYS),
+  'byol': objective_options.ByolOptions(hidden=8, size=6, decay=0.9),
+  'simsiam': objective_options.SimsiamOptions(size=8, hidden=4),
+  'densecl': objective_options.DenseclOptions(queue=16, hidden=8, **_KEYS),
+  'pcl': objective_options.PclOptions(
     queue=16,
     num_images=40,
     clusters=(12, 16),
@@ -65,7 +54,7 @@ COMPARED = {
     crop=32,
     **_KEYS,
   ),
-  'adco': adco.AdcoOptions(negatives=16, **_KEYS),
+  'adco': objective_options.AdcoOptions(negatives=16, **_KEYS),
 }
 MULTI_CROP = dataclasses.replace(COMPARED['adco'], variant='multi_crop')
 LARC = optimizers.OptimizerOptions(
@@ -91,18 +80,18 @@ def compared_options(name, **fields):
   alone = {
     'clusters': None,
     'alignment': None,
-    'shallow': d2s_lib.D2SOptions(()),
+    'shallow': objective_options.D2SOptions(()),
   }
-  return options_lib.ObjectiveOptions(
+  return objective_options.ObjectiveOptions(
     **{**alone, name: COMPARED[name], **fields}
   )
 
 
 def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   """Builds a method with a tiny network."""
-  objectives = options_lib.build_objectives(options, SIZES)
+  objectives = objective_list.build_objectives(options, SIZES)
   net = support.build_network(
-    options_lib.build_objective_heads(objectives, dtype), dtype
+    objective_list.build_objective_heads(objectives, dtype), dtype
   )
   update = update_lib.Update(('encoder', 'heads'), tx, num_steps)
   return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
@@ -158,11 +147,11 @@ class TinyEncoder(nn.Module):
 def make_tiny_method(name, dtype=jnp.float64, num_steps=20, rate=0.1, **fields):
   """Builds an objective that PASS is compared with, on the tiny encoder."""
   options = compared_options(name, **fields)
-  objectives = options_lib.build_objectives(options, SIZES)
+  objectives = objective_list.build_objectives(options, SIZES)
   net = segmenter.Segmenter(
     TinyEncoder(dtype),
     None,
-    options_lib.build_objective_heads(objectives, dtype),
+    objective_list.build_objective_heads(objectives, dtype),
   )
   tx = optimizers.OptimizerOptions(
     name='sgd', learning_rate=rate, schedule='constant'

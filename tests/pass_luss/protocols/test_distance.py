@@ -6,7 +6,12 @@ import jax
 import numpy as np
 
 from pass_luss.pretrain import heads
-from pass_luss.protocols import distance, frozen_encoder, segment
+from pass_luss.protocols import (
+  distance,
+  frozen_encoder,
+  protocol_options,
+  segment,
+)
 from segcore.distributed import sharding
 from tests.pass_luss import support
 from tests.support import fake_data
@@ -17,7 +22,7 @@ def test_cells_are_classified_by_the_vote_of_regions():
   split = fake_data.labeled_split([(32, 32)] * 4)
   net = support.build_network({'logits': heads.Classifier(2)})
   mesh = sharding.make_mesh(devices=jax.devices()[:2])
-  options = distance.DistanceOptions(
+  options = protocol_options.DistanceOptions(
     neighbors=3, short_side=32, batch_size=2, temperature=0.07
   )
   state = jax.device_put(
@@ -62,7 +67,7 @@ def test_maps_of_a_frozen_encoder_enlarged_four_times_are_the_default():
     jax.device_get(support.random_state(net)),
     sharding.replicated_sharding(mesh),
   )
-  options = distance.DistanceOptions(short_side=32, batch_size=4)
+  options = protocol_options.DistanceOptions(short_side=32, batch_size=4)
   encoder = frozen_encoder.FrozenEncoder.build(net, state, short_side=32)
   maps = encoder.feature_maps(
     functools.partial(encoder.enlarged_features, factor=4)

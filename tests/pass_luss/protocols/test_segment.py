@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pass_luss.benchmark import label_folders, matching, png_format
-from pass_luss.protocols import segment
+from pass_luss.protocols import protocol_options, segment
 from segcore.train import workspace as workspace_lib
 from tests.support import fake_data
 
@@ -64,7 +64,7 @@ def test_submission_zip(folder):
     png_format.write_imagenet_s_png(folder / f'{name}.png', np.array([[0, 2]]))
   match = folder.parent / 'match.json'
   matching.Match((0, 2, 1)).write(match)
-  about = segment.SubmissionInfo(name='ours', networks='ResNet-18')
+  about = protocol_options.SubmissionInfo(name='ours', networks='ResNet-18')
   path = segment.write_submission(split, folder, match, about)
   with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
     assert sorted(archive.namelist()) == [

@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 
+from pass_luss.pretrain import objective_options, view_colors
 from pass_luss.pretrain import prototypes as prototypes_lib
-from pass_luss.pretrain import view_colors
-from pass_luss.pretrain.objectives import swav
 from pass_luss.pseudo_labels import attention as attention_lib
 from segcore.ops import color_augment
 from segcore.train import optimizers, update
@@ -25,7 +24,7 @@ def build_method(num_steps=10):
   return attention_lib.AttentionMethod(
     net,
     update.Update(('heads',), tx, num_steps),
-    swav.SwavOptions(queue=8),
+    objective_options.SwavOptions(queue=8),
     view_colors.ViewColors(large=(color_augment.ColorOptions(),) * 2),
   )
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pass_luss.pseudo_labels import labeler
+from pass_luss.pseudo_labels import label_options, labeler
 from tests.pass_luss import support
 from tests.transcriptions import pass_labels, pass_pretraining
 
@@ -60,4 +60,4 @@ def test_pseudo_labels():
 
 def test_a_threshold_above_1_is_refused():
   with pytest.raises(ValueError, match='threshold: expected at most 1'):
-    labeler.LabelOptions(threshold=2.0)
+    label_options.LabelOptions(threshold=2.0)

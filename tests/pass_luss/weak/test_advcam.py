@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.weak import advcam, image_classifier, multi_scale
+from pass_luss.weak import (
+  advcam,
+  classifier_options,
+  image_classifier,
+  multi_scale,
+)
 from segcore.distributed import sharding
 from segcore.models.layers import standardize
 from segcore.train import train_state
@@ -15,7 +20,9 @@ from tests.pass_luss.weak import tiny
 from tests.transcriptions import wsss
 
 SIDE, FEATURES, CLASSES, STEPS = 4, 5, 3, 3
-OPTIONS = advcam.AdvCamOptions(num_steps=STEPS, weight=2.0, step_size=0.3)
+OPTIONS = classifier_options.AdvCamOptions(
+  num_steps=STEPS, weight=2.0, step_size=0.3
+)
 
 
 class CellNetwork(image_classifier.ImageClassifier):
@@ -104,7 +111,7 @@ def test_eight_devices_are_one_in_float64():
   """Compares category and activation of images that climb at two scales."""
   with jax.enable_x64():
     trained = tiny.make_method(
-      image_classifier.ClassifierOptions(), dtype=jnp.float64
+      classifier_options.ClassifierOptions(), dtype=jnp.float64
     )
     batch = tiny.draw_batch()
     state = tiny.init_state(trained, batch, jnp.float64)

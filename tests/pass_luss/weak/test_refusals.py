@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from pass_luss.stages import cluster_images, segment_cam, subdivide
-from pass_luss.weak import advcam, image_classifier, image_tags, sc_cam, seam
+from pass_luss.weak import (
+  classifier_options,
+  image_tags,
+)
 from runtime import errors
 from segcore.experiment import start
 from tests.support import fake_data
@@ -16,21 +19,45 @@ from tests.support import fake_data
   ('options', 'fields', 'message'),
   [
     (
-      image_classifier.ClassifierOptions,
+      classifier_options.ClassifierOptions,
       {'dropout_rate': 1.0},
       'dropout_rate: expected < 1, got 1.0',
     ),
-    (seam.SeamOptions, {'scale': 1.0}, 'scale: expected 0 < scale < 1, got 1'),
-    (seam.SeamOptions, {'scale': -0.5}, 'scale: expected 0 < .*, got -0.5'),
-    (seam.SeamOptions, {'hardest': 0.0}, r'hardest: expected \(0, 1\], got 0'),
     (
-      sc_cam.ScCamOptions,
+      classifier_options.SeamOptions,
+      {'scale': 1.0},
+      'scale: expected 0 < scale < 1, got 1',
+    ),
+    (
+      classifier_options.SeamOptions,
+      {'scale': -0.5},
+      'scale: expected 0 < .*, got -0.5',
+    ),
+    (
+      classifier_options.SeamOptions,
+      {'hardest': 0.0},
+      r'hardest: expected \(0, 1\], got 0',
+    ),
+    (
+      classifier_options.ScCamOptions,
       {'num_subcategories': 0},
       'num_subcategories: expected 1 or more, got 0',
     ),
-    (sc_cam.ScCamOptions, {'sub_weight': -1.0}, 'sub_weight: expected 0 or mo'),
-    (advcam.AdvCamOptions, {'num_steps': 0}, 'num_steps: expected 1 or more'),
-    (advcam.AdvCamOptions, {'threshold': 2.0}, 'threshold: expected 0 to 1'),
+    (
+      classifier_options.ScCamOptions,
+      {'sub_weight': -1.0},
+      'sub_weight: expected 0 or mo',
+    ),
+    (
+      classifier_options.AdvCamOptions,
+      {'num_steps': 0},
+      'num_steps: expected 1 or more',
+    ),
+    (
+      classifier_options.AdvCamOptions,
+      {'threshold': 2.0},
+      'threshold: expected 0 to 1',
+    ),
     (
       segment_cam.SegmentCamOptions,
       {'scales': (1.0, 0.0)},

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pass_luss.weak import (
+  classifier_options,
   image_classifier,
   image_tags,
   multi_scale,
-  sc_cam,
   subcategories,
 )
 from segcore.train import update as update_lib
@@ -17,7 +17,7 @@ from tests.pass_luss.weak import tiny
 from tests.support import fake_data, meshes
 from tests.transcriptions import wsss
 
-OPTIONS = sc_cam.ScCamOptions(num_subcategories=2)
+OPTIONS = classifier_options.ScCamOptions(num_subcategories=2)
 NUM_TAGS = 1 + 3 * tiny.CLASSES
 
 
@@ -73,7 +73,9 @@ def test_the_loss_of_classes_and_sub_categories(stepped):
 def test_maps_of_two_scales(stepped, evidence):
   """Sub-categories of a class share a maximum."""
   trained, batch, state, *_ = stepped
-  options = sc_cam.ScCamOptions(num_subcategories=2, evidence=evidence)
+  options = classifier_options.ScCamOptions(
+    num_subcategories=2, evidence=evidence
+  )
   trained = tiny.make_method(options)
   cams = multi_scale.MultiScaleCams(trained, (0.5, 1.0))
 

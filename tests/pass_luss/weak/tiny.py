@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pass_luss.weak import methods, seam
+from pass_luss.weak import classifier_options, methods
 from segcore.ops import color_augment
 from segcore.train import optimizers
 from segcore.train import update as update_lib
@@ -28,7 +28,7 @@ SGD = optimizers.OptimizerOptions(
   ),
 )
 # A network of stride 8: the smaller image has 12 pixels, two cells a side.
-SEAM = seam.SeamOptions(scale=0.4)
+SEAM = classifier_options.SeamOptions(scale=0.4)
 
 
 def make_method(options=SEAM, colors=COLORS, dtype=jnp.float32):

@@ -10,13 +10,12 @@ from segcore.train import update as update_lib
 from tests.transcriptions import semi as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import tiny
-from u2pl import box_masks
+from u2pl import box_masks, ema_options
 from u2pl.semi import (
   perturbations,
   strong_view_options,
   strong_views,
   two_network_options,
-  unimatch_v2,
 )
 
 # About the median of the initial network.
@@ -231,7 +230,7 @@ def test_a_whole_step_of_unimatch_v2_equals_the_reference():
     ),
     (
       lambda: strong_view_options.UniMatchV2Options(
-        teacher=unimatch_v2.ema.EmaOptions(statistics='own')
+        teacher=ema_options.EmaOptions(statistics='own')
       ),
       "teacher.statistics: expected 'ema' or 'copy'",
     ),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pass_luss.pretrain import objective_options
 from pass_luss.pretrain.objectives import adco
 from tests.pass_luss.pretrain import arrays, training
 from tests.pass_luss.pretrain.objectives import support
@@ -87,7 +88,9 @@ def after_step(objective, number, queries, keys):
 
 
 def make_objective(variant='plain'):
-  return adco.Adco(adco.AdcoOptions(negatives=6, size=4, variant=variant))
+  return adco.Adco(
+    objective_options.AdcoOptions(negatives=6, size=4, variant=variant)
+  )
 
 
 @pytest.mark.parametrize('variant', ['plain', 'symmetric', 'multi_crop'])
@@ -229,8 +232,10 @@ def test_views_and_refusals():
   ):
     objective = make_objective(variant)
     assert (objective.views, objective.momentum_views) == views
-    assert objective.reads_smaller_views == (variant == 'multi_crop')
+    assert objective.options.reads_smaller_views == (variant == 'multi_crop')
   with pytest.raises(ValueError, match='adco.negatives: expected a multiple'):
-    make_objective().check_batch_size(4)
+    make_objective().options.check_batch_size(4, 'adco')
   with pytest.raises(ValueError, match='negative_temperature: expected more'):
-    dataclasses.replace(adco.AdcoOptions(), negative_temperature=0.0)
+    dataclasses.replace(
+      objective_options.AdcoOptions(), negative_temperature=0.0
+    )

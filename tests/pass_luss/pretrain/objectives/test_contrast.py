@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import contrast
+from pass_luss.pretrain import contrast, objective_options
 from pass_luss.pretrain import queue as queue_lib
 from tests.pass_luss.pretrain import arrays
 from tests.transcriptions import luss_comparators
@@ -52,8 +52,8 @@ def test_no_gradient_flows_into_the_ring():
 
 
 def test_a_length_that_batches_do_not_divide_is_refused():
-  queue_lib.check_ring_length('moco.queue', 12, 4)
+  objective_options.check_ring_length('moco.queue', 12, 4)
   with pytest.raises(
     ValueError, match='moco.queue: expected a multiple of .*5'
   ):
-    queue_lib.check_ring_length('moco.queue', 12, 5)
+    objective_options.check_ring_length('moco.queue', 12, 5)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import heads
-from pass_luss.pretrain.objectives import d2s, swav
+from pass_luss.pretrain import heads, objective_options
+from pass_luss.pretrain.objectives import d2s
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import BATCH, PROTOTYPES, SIZE
 from tests.pass_luss.pretrain.objectives import support
@@ -14,7 +14,7 @@ from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
-SIZES = heads.HeadSizes(8, SIZE, PROTOTYPES)
+SIZES = objective_options.HeadSizes(8, SIZE, PROTOTYPES)
 
 
 def random_targets():
@@ -51,7 +51,9 @@ def test_objective_on_two_stages(kind):
   }
   deep = random_targets()
   objective = d2s.D2S(
-    d2s.D2SOptions((3, 2), targets=kind), SIZES, swav.SwavOptions()
+    objective_options.D2SOptions((3, 2), targets=kind),
+    SIZES,
+    objective_options.SwavOptions(),
   )
 
   @jax.jit
@@ -98,4 +100,4 @@ def test_shallow_scores_give_the_prototypes_no_gradient():
 def test_unknown_stages_are_refused():
   for stages in ((4,), (3, 3)):
     with pytest.raises(ValueError, match=r'stages: expected some of \(3, 2, 1'):
-      d2s.D2SOptions(stages)
+      objective_options.D2SOptions(stages)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pass_luss.pretrain import objective_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import densecl
 from tests.pass_luss.pretrain import arrays
@@ -27,7 +28,9 @@ def test_first_of_equally_similar_cells_is_matched():
 
 def evaluator(maps):
   """Returns a function from maps and memory to results, and the weights."""
-  objective = densecl.Densecl(densecl.DenseclOptions(queue=6, size=4, hidden=7))
+  objective = densecl.Densecl(
+    objective_options.DenseclOptions(queue=6, size=4, hidden=7)
+  )
   net, params = support.bind_head(objective, maps)
   weights = {
     f'{name}_{key}': value
@@ -120,8 +123,8 @@ def test_gradient_with_respect_to_the_maps():
 
 
 def test_refusals():
-  objective = densecl.Densecl(densecl.DenseclOptions(queue=6))
+  options = objective_options.DenseclOptions(queue=6)
   with pytest.raises(ValueError, match='densecl.queue: expected a multiple'):
-    objective.check_batch_size(4)
+    options.check_batch_size(4, 'densecl')
   with pytest.raises(ValueError, match='dense_weight: expected 0 to 1'):
-    densecl.DenseclOptions(dense_weight=1.5)
+    objective_options.DenseclOptions(dense_weight=1.5)

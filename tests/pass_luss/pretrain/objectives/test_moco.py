@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pass_luss.pretrain import objective_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
 from tests.pass_luss.pretrain import arrays
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 def test_query_of_view_1_and_key_of_view_2():
   maps = arrays.normal(2, 2, 2, 3, 5)
-  objective = moco.Moco(moco.MocoOptions(queue=6, size=4))
+  objective = moco.Moco(objective_options.MocoOptions(queue=6, size=4))
   net, params = support.bind_head(objective, maps)
   weights = params['projector']
   assert weights['w1'].shape == (5, 5)  # as wide as the encoder
@@ -37,10 +38,10 @@ def test_query_of_view_1_and_key_of_view_2():
 
 
 def test_momentum_encoder_and_views():
-  objective = moco.Moco(moco.MocoOptions(decay=0.99))
+  objective = moco.Moco(objective_options.MocoOptions(decay=0.99))
   spec = objective.needs_momentum
   assert (spec.decay(jnp.asarray(3), 10), spec.after_update) == (0.99, False)
   assert spec.head_modules == {'moco': ('projector',)}
   assert (objective.views, objective.momentum_views) == ((0,), (1,))
   with pytest.raises(ValueError, match='queue: expected a multiple of .* 96'):
-    objective.check_batch_size(96)
+    objective.options.check_batch_size(96, 'moco')

@@ -2,34 +2,50 @@
 
 import pytest
 
-from pass_luss.pretrain.objectives import moco, pixpro, simclr, simsiam, swav
+from pass_luss.pretrain import objective_options
 
 
 @pytest.mark.parametrize(
   ('options', 'fields', 'message'),
   [
-    (pixpro.PixproOptions, {'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
-    (pixpro.PixproOptions, {'size': 0}, 'size: expected more than 0, got 0'),
     (
-      swav.SwavOptions,
+      objective_options.PixproOptions,
+      {'decay': 1.5},
+      'decay: expected 0 to 1, got 1.5',
+    ),
+    (
+      objective_options.PixproOptions,
+      {'size': 0},
+      'size: expected more than 0, got 0',
+    ),
+    (
+      objective_options.SwavOptions,
       {'epsilon': 0.0},
       'epsilon: expected more than 0, got 0.0',
     ),
-    (swav.SwavOptions, {'queue': -1}, 'queue: expected 0 or more, got -1'),
     (
-      moco.MocoOptions,
+      objective_options.SwavOptions,
+      {'queue': -1},
+      'queue: expected 0 or more, got -1',
+    ),
+    (
+      objective_options.MocoOptions,
       {'temperature': 0.0},
       'temperature: expected more than 0',
     ),
-    (moco.MocoOptions, {'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
-    (moco.MocoOptions, {'queue': 0}, 'queue: expected'),
     (
-      simclr.SimclrOptions,
+      objective_options.MocoOptions,
+      {'decay': 1.5},
+      'decay: expected 0 to 1, got 1.5',
+    ),
+    (objective_options.MocoOptions, {'queue': 0}, 'queue: expected'),
+    (
+      objective_options.SimclrOptions,
       {'temperature': 0.0},
       'temperature: expected more than 0',
     ),
     (
-      simsiam.SimsiamOptions,
+      objective_options.SimsiamOptions,
       {'hidden': 0},
       'hidden: expected more than 0, got 0',
     ),

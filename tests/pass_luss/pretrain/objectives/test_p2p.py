@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import heads, view_geometry
-from pass_luss.pretrain.objectives import p2p, p2p_variants, swav
+from pass_luss.pretrain import objective_options, view_geometry
+from pass_luss.pretrain.objectives import p2p, p2p_variants
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import PROTOTYPES, SIZE
 from tests.pass_luss.pretrain.objectives import support
@@ -14,7 +14,7 @@ from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
-SIZES = heads.HeadSizes(8, SIZE, PROTOTYPES)
+SIZES = objective_options.HeadSizes(8, SIZE, PROTOTYPES)
 
 
 def test_regression_from_maps_and_its_gradient():
@@ -111,7 +111,9 @@ def test_statistics_of_the_predictor():
   losses = {}
   for statistics in ('joint', 'per_view'):
     objective = p2p.P2P(
-      p2p.P2POptions(grid=4, predictor_statistics=statistics), SIZES, None
+      objective_options.P2POptions(grid=4, predictor_statistics=statistics),
+      SIZES,
+      None,
     )
     head = objective.heads(jnp.float64)['pixels']
     net, params = support.bind('pixels', head, maps[:, 0])
@@ -168,7 +170,7 @@ def test_clustering_loss():
 
   def loss(points, prototypes, overlap):
     return p2p_variants.p2p_clustering_loss(
-      points, prototypes, overlap, swav.SwavOptions()
+      points, prototypes, overlap, objective_options.SwavOptions()
     )
 
   actual, gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))(
@@ -203,7 +205,9 @@ def test_objective_of_each_kind(kind):
       logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
     ),
   }[kind]
-  objective = p2p.P2P(p2p.P2POptions(kind), SIZES, swav.SwavOptions())
+  objective = p2p.P2P(
+    objective_options.P2POptions(kind), SIZES, objective_options.SwavOptions()
+  )
   outputs = {'points': points, 'overlap': overlap, 'predicted': predicted}
   terms, scalars = jax.jit(
     lambda outputs, prototypes: objective.loss(
@@ -217,15 +221,15 @@ def test_objective_of_each_kind(kind):
 @pytest.mark.parametrize(
   ('options', 'parts'),
   [
-    (p2p.P2POptions(), (True, True)),
-    (p2p.P2POptions(project=False), (False, True)),
-    (p2p.P2POptions('contrastive'), (True, False)),
-    (p2p.P2POptions('contrastive', project=False), None),
-    (p2p.P2POptions('clustering'), (True, False)),
+    (objective_options.P2POptions(), (True, True)),
+    (objective_options.P2POptions(project=False), (False, True)),
+    (objective_options.P2POptions('contrastive'), (True, False)),
+    (objective_options.P2POptions('contrastive', project=False), None),
+    (objective_options.P2POptions('clustering'), (True, False)),
   ],
 )
 def test_head_has_the_parts_that_are_used(options, parts):
-  objective = p2p.P2P(options, SIZES, swav.SwavOptions())
+  objective = p2p.P2P(options, SIZES, objective_options.SwavOptions())
   built = objective.heads(jnp.float32)
   if parts is None:
     assert built == {}
@@ -248,4 +252,4 @@ def test_head_has_the_parts_that_are_used(options, parts):
 )
 def test_refusals(fields, message):
   with pytest.raises(ValueError, match=message):
-    p2p.P2POptions(**fields)
+    objective_options.P2POptions(**fields)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pass_luss.pretrain import objective_options
 from pass_luss.pretrain.objectives import pixpro
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import SIZE
@@ -49,7 +50,9 @@ def test_statistics_of_the_projector(by_view):
   # The views differ in mean and scale, so that their statistics do.
   maps = arrays.normal(3, 2, 4, 4, SIZE)
   maps[:, 1] = 2 * maps[:, 1] + 1
-  objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
+  objective = pixpro.Pixpro(
+    objective_options.PixproOptions(hidden=8, size=SIZE)
+  )
   head = objective.heads(jnp.float64)['pixpro']
   net, params = support.bind('pixpro', head, maps[:, 0])
   projector, transform = params['projector'], params['transform']
@@ -100,7 +103,9 @@ def test_objective_from_boxes():
   expected = pass_pixpro.pixpro_loss(
     y[:, 0], y[:, 1], k[:, 0], k[:, 1], np.array(masks)
   )
-  objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
+  objective = pixpro.Pixpro(
+    objective_options.PixproOptions(hidden=8, size=SIZE)
+  )
 
   @jax.jit
   def loss(propagated, keys, batch):
@@ -119,6 +124,6 @@ def test_objective_from_boxes():
 
 
 def test_momentum_decay_is_that_of_the_options():
-  objective = pixpro.Pixpro(pixpro.PixproOptions(decay=0.9))
+  objective = pixpro.Pixpro(objective_options.PixproOptions(decay=0.9))
   decay = objective.needs_momentum.decay(jnp.asarray(37), 100)
   arrays.assert_close(decay, pass_updates.momentum(37, 100, 0.9))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pass_luss.pretrain import objective_options
 from pass_luss.pretrain.objectives import simclr
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.objectives import support
@@ -37,7 +38,9 @@ def test_objective_with_each_head(head, combine_views):
   # The views differ in mean and scale: batch statistics are of both.
   maps[:, 1] = 2 * maps[:, 1] + 1
   objective = simclr.Simclr(
-    simclr.SimclrOptions(head=head, size=3, combine_views=combine_views)
+    objective_options.SimclrOptions(
+      head=head, size=3, combine_views=combine_views
+    )
   )
   net, params = support.bind_head(objective, maps)
   weights = params['projector']

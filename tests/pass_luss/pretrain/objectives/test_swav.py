@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import embedding_ops, heads
+from pass_luss.pretrain import embedding_ops, objective_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 from tests.pass_luss.pretrain import arrays
@@ -18,7 +18,7 @@ from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
-SIZES = heads.HeadSizes(8, SIZE, PROTOTYPES)
+SIZES = objective_options.HeadSizes(8, SIZE, PROTOTYPES)
 LENGTH = 8
 
 
@@ -31,7 +31,7 @@ def test_targets_use_a_queue_once_it_is_full(full):
   scores = arrays.normal(BATCH, PROTOTYPES, scale=0.3)
   queue_scores = arrays.normal(9, PROTOTYPES, seed=1, scale=0.3)
   actual = jax.jit(swav.swav_targets, static_argnums=3)(
-    scores, queue_scores, full, swav.SwavOptions()
+    scores, queue_scores, full, objective_options.SwavOptions()
   )
   joint = np.concatenate([queue_scores, scores]) if full else scores
   arrays.assert_close(
@@ -44,7 +44,9 @@ def test_no_gradient_flows_through_targets():
   queue_scores = arrays.normal(3, PROTOTYPES, scale=0.3)
 
   def total(s, r):
-    targets = swav.swav_targets(s, r, jnp.asarray(True), swav.SwavOptions())
+    targets = swav.swav_targets(
+      s, r, jnp.asarray(True), objective_options.SwavOptions()
+    )
     return jnp.sum(targets * jnp.arange(PROTOTYPES))
 
   for gradient in jax.jit(jax.grad(total, (0, 1)))(scores, queue_scores):
@@ -78,7 +80,9 @@ def test_objective_and_its_gradient(num_views, queued):
     0.05,
     3,
   )
-  objective = swav.Swav(swav.SwavOptions(queue=LENGTH * queued), SIZES)
+  objective = swav.Swav(
+    objective_options.SwavOptions(queue=LENGTH * queued), SIZES
+  )
 
   def step(x, p):
     return support.step(
@@ -126,7 +130,7 @@ def test_objective_and_its_gradient(num_views, queued):
 
 
 def test_queue_fills_from_its_step_on():
-  options = swav.SwavOptions(queue=4, queue_from_step=3)
+  options = objective_options.SwavOptions(queue=4, queue_from_step=3)
   new = jnp.asarray(arrays.normal(2, 3, SIZE))
   empty = queue_lib.empty_embedding_queue(swav.Swav(options, SIZES).needs_queue)
   assert empty.rows.shape == (2, 4, SIZE)
@@ -136,7 +140,7 @@ def test_queue_fills_from_its_step_on():
   assert after.count == 2
   # Of three views, the large ones are stored.
   arrays.assert_close(after.rows[:, :2], np.moveaxis(new[:, :2], 1, 0))
-  assert swav.Swav(swav.SwavOptions(), SIZES).needs_queue is None
+  assert swav.Swav(objective_options.SwavOptions(), SIZES).needs_queue is None
 
 
 @pytest.mark.parametrize('step', [1, 2])
@@ -149,7 +153,7 @@ def test_prototypes_are_frozen_before_their_step(step):
     state = support.state(step, params)
     return state.replace(opt_state={'slot': params})
 
-  objective = swav.Swav(swav.SwavOptions(frozen_steps=2), SIZES)
+  objective = swav.Swav(objective_options.SwavOptions(frozen_steps=2), SIZES)
   inputs = dataclasses.replace(support.step({}), state=state(1.0))
   new = objective.after_update(inputs, state(3.0))
   expected = 1.0 if step < 2 else 3.0
