@@ -6,7 +6,6 @@ content.encoded, content.pixels   # Of a record: JPEG or PNG, and RGB.
 
 import dataclasses
 import io
-import re
 import threading
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ import numpy as np
 from etils import epy
 from jaxtyping import Shaped, UInt8, UInt16
 
+from input_pipeline.sources import jpeg_markers
 from runtime import errors
 
 with epy.lazy_imports():
@@ -59,14 +59,6 @@ _TIFF_DEPTH = 258  # The tag of a TIFF.
 
 # PIL's limit is a global variable.
 _PIL_LIMIT_LOCK = threading.Lock()
-
-# A JPEG marker with a length field, which counts itself; and the marker after
-# which compressed data start.
-_SEGMENT = re.compile(rb'\xff([\xc0-\xcf\xda-\xfe])(..)', re.DOTALL)
-_START_OF_SCAN = b'\xda'
-_END_OF_IMAGE = b'\xff\xd9'
-# A marker that is no part of compressed data; restarts and stuffed bytes are.
-_MARKER = re.compile(rb'\xff([^\x00\xff\xd0-\xd7])')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +143,9 @@ def read_image_file(
     UserError: the image is damaged, too large, or of an unknown format or kind;
       the message does not name the file.
   """
+  if jpeg_markers.is_plain_jpeg(data, options.max_megapixels):
+    pixels = records.decode_record_image(data)
+    return ImageContent(data, pixels, 8, UPRIGHT, int(pixels.max()), True)
   decoded = decode_stored_image(data, FORMATS, options.max_megapixels)
   turned = options.follow_exif and decoded.orientation != UPRIGHT
   deep = decoded.depth == 16
@@ -218,7 +213,7 @@ def decode_stored_image(
     _check_frames(image)
     depth = _depth(image, data)
     orientation = _orientation(image)
-    is_complete = kind == 'JPEG' and _is_complete_jpeg(data)
+    is_complete = kind == 'JPEG' and jpeg_markers.is_complete_jpeg(data)
     if not is_complete:
       image.load()
     if kind == 'PNG':  # Decoding does not verify its checksums.
@@ -234,7 +229,9 @@ def decode_stored_image(
       errors.format_on_one_line(f'cannot be decoded: {error}')
     ) from error
   # PIL accepts a download that was truncated and padded with zeros.
-  if kind == 'JPEG' and not is_complete and not _has_end_marker(data):
+  if (
+    kind == 'JPEG' and not is_complete and not jpeg_markers.has_end_marker(data)
+  ):
     raise errors.UserError('cannot be decoded: the JPEG has no end, truncated?')
   if kind == 'TIFF' and orientation != UPRIGHT:  # PIL has turned it.
     name = _TURNS[_INVERSE.get(orientation, orientation)]
@@ -360,33 +357,3 @@ def _alternatives(names: Sequence[str]) -> str:
   """Formats names as 'JPEG, PNG or GIF'."""
   *first, last = names
   return f'{", ".join(first)} or {last}' if first else last
-
-
-def _has_end_marker(jpeg: bytes) -> bool:
-  """Returns whether the end marker follows the start of compressed data.
-
-  A search of the whole file would not do: embedded thumbnails have an end
-  marker, too, and come before the compressed data, which cannot contain one.
-  After the end, phones append data of any kind.
-  """
-  at = 0
-  while (segment := _SEGMENT.search(jpeg, at)) and segment[1] != _START_OF_SCAN:
-    at = segment.end() - 2 + int.from_bytes(segment[2], 'big')
-  return segment is not None and jpeg.find(_END_OF_IMAGE, segment.end()) >= 0
-
-
-def _is_complete_jpeg(jpeg: bytes) -> bool:
-  """Returns whether the compressed data are one scan, which ends at the end.
-
-  Decoding the pixels detects no other damage then: inside of a scan, libjpeg
-  takes any value, and stops at the first marker.
-  """
-  at = 0
-  while marker := _MARKER.search(jpeg, at):
-    at = marker.end()
-    if _SEGMENT.match(jpeg, marker.start()):
-      at += int.from_bytes(jpeg[at : at + 2], 'big')
-    if marker[1] == _START_OF_SCAN:
-      following = _MARKER.search(jpeg, at)
-      return following is not None and following[0] == _END_OF_IMAGE
-  return False

@@ -63,6 +63,18 @@ def test_digests_differ_with_a_bit():
   assert fingerprints.image_digest(data) != fingerprints.image_digest(other)
 
 
+@pytest.mark.parametrize(
+  'size',
+  [(375, 500), (33, 35), (334, 250), (32, 50), (31, 70), (480, 640), (100, 64)],
+)
+def test_thumbnails_are_those_of_opencv_to_the_bit(size):
+  for seed in range(5):
+    gray = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    expected = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA)
+    actual = fingerprints.shrink_gray_image(gray)
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_splits_without_common_images_pass():
   train, val = index_of(['a', 'b']), index_of(['c', 'd'], first=2)
   fingerprints.check_splits_disjoint(train, val, ('train', 'val'))
