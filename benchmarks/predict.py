@@ -34,7 +34,7 @@ from configs import networks
 from input_pipeline import datasets
 from segcore.distributed import sharding
 from segcore.eval import evaluator, inference, metrics, predict, protocols
-from segcore.models import heads, network
+from segcore.models import heads, network, network_options
 from segcore.train import method, train_state
 
 try:
@@ -66,7 +66,9 @@ def make_folder(folder: pathlib.Path, count: int, num_sizes: int, side: int):
 def make_model(mesh: Any) -> predict.Model:
   """Builds the network with random values."""
   segmenter = network.build_network(
-    network.NetworkOptions(**networks.named('efficientnet+unet').to_dict()),
+    network_options.NetworkOptions(
+      **networks.named('efficientnet+unet').to_dict()
+    ),
     {'logits': heads.ConvHead(image_folders.CLASSES, stride=4)},
     'network',
   )

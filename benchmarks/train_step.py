@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from configs import networks
-from segcore.models import heads, network
+from segcore.models import heads, network, network_options
 from segcore.models.layers import depthwise, norm, resize
 from segcore.ops import losses
 
@@ -64,7 +64,7 @@ def step_in_jax(shape: Shape, frozen: bool) -> Callable[[], Any]:
   """Builds the function that runs the next step, jitted as a whole."""
   options = networks.named('efficientnet+unet', frozen=frozen).to_dict()
   segmenter = network.build_network(
-    network.NetworkOptions(**options),
+    network_options.NetworkOptions(**options),
     {'logits': heads.ConvHead(shape.classes, stride=4)},
     'network',
   )

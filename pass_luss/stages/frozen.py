@@ -23,6 +23,7 @@ from runtime.option_ranges import CheckedOptions, NonNegative
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
 from segcore.experiment import start as start_lib
+from segcore.models import network_options
 from segcore.train import workspace as workspace_lib
 
 with epy.lazy_imports():
@@ -250,7 +251,7 @@ class FrozenStage(base.InferenceStage):
       fields = ', '.join(f'{k}={v!r}' for k, v in encoder.items())
       console.print_line(f'encoder: {fields}')
     return network_lib.build_network(
-      network_lib.NetworkOptions(encoder), {}, 'config.network'
+      network_options.NetworkOptions(encoder), {}, 'config.network'
     )
 
   def row_extractor(

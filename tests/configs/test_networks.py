@@ -10,7 +10,7 @@ import pytest
 from configs import networks
 from runtime import errors
 from runtime import options as options_lib
-from segcore.models import heads
+from segcore.models import heads, network_options
 from segcore.models import network as network_lib
 from segcore.models.encoders import mit, vit
 
@@ -96,7 +96,7 @@ def _build(name, head, **options):
   if block.encoder.name == 'vit' and block.decoder.name == 'dpt':
     block.encoder.update(hidden_size=64, num_heads=1, mlp_dim=64)
   network = options_lib.build_options(
-    network_lib.NetworkOptions, block, 'config.network'
+    network_options.NetworkOptions, block, 'config.network'
   )
   return network_lib.build_network(network, {'logits': head}, 'config.network')
 

@@ -24,6 +24,7 @@ from segcore.models import heads as heads_lib
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.train import loop, method, optimizers, train_state
+from segcore.train import operation as operation_lib
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from tests.support import fake_data, fake_network
@@ -465,7 +466,7 @@ def train(
     loaded=loaded,
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
-  operation = loop.OperationOptions(log_every=1, save_every=3)
+  operation = operation_lib.OperationOptions(log_every=1, save_every=3)
   return loop.run_training_loop(training, workspace, operation, mesh)
 
 

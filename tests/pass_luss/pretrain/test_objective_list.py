@@ -88,6 +88,20 @@ def test_contradictions_are_refused(fields, message):
 
 
 @pytest.mark.parametrize('name', training.COMPARED)
+def test_options_say_how_many_views_their_objectives_read(name):
+  options = training.compared_options(name)
+  (own,) = options.trained.values()
+  (built,) = objective_list.build_objectives(options, SIZES)
+  keys = built.momentum_views if built.needs_momentum else ()
+  assert own.num_views == 1 + max({*built.views, *keys})
+  assert [*options.trained] == [built.name]
+
+
+def test_each_field_of_a_method_has_an_objective():
+  assert tuple(objective_list.METHODS) == objective_options.METHODS
+
+
+@pytest.mark.parametrize('name', training.COMPARED)
 def test_each_objective_takes_p2p_and_swav_with_d2s(name):
   alone = objective_list.build_objectives(
     training.compared_options(name), SIZES

@@ -9,7 +9,7 @@ import pytest
 from configs import networks
 from pass_luss.benchmark import png_format
 from pass_luss.weak import subcategories
-from segcore.models import network
+from segcore.models import network, network_options
 from segcore.weights import load
 from tests.pass_luss import all_stages
 from tests.support import runs
@@ -61,7 +61,7 @@ def config(tmp_path_factory):
   all_stages.write_config(folder)
   block = networks.small_pass().encoder.to_dict()
   net = network.build_network(
-    network.NetworkOptions({**block, 'width': 4}), {}, 'config.network'
+    network_options.NetworkOptions({**block, 'width': 4}), {}, 'config.network'
   )
   init = jax.jit(net.init)
   variables = init(jax.random.PRNGKey(0), jnp.zeros((1, 32, 32, 3)))

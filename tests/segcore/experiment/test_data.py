@@ -12,9 +12,9 @@ from segcore.distributed import sharding
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import reporting
-from segcore.models import network
+from segcore.models import network_options
 from segcore.ops import class_weights
-from segcore.train import loop
+from segcore.train import operation as operation_lib
 from segcore.train import workspace as workspace_lib
 from tests.support import fake_data, messages
 
@@ -96,9 +96,9 @@ def test_without_class_weights_nothing_is_written(tmp_path, capsys):
 def context_and_block(split, **subset):
   data = datasets.DataOptions('shapes/scenes')
   context = context_lib.Context(
-    network.NetworkOptions({'name': 'vit'}),
+    network_options.NetworkOptions({'name': 'vit'}),
     '',
-    loop.OperationOptions(),
+    operation_lib.OperationOptions(),
     sharding.make_mesh(),
     opened={(data, 'train'): split},
   )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.models import features, network
+from segcore.models import features, network, network_options
 from segcore.models import heads as heads_lib
 from segcore.models.decoders import deeplabv3plus, dpt, unet
 from segcore.models.encoders import bit, efficientnet, hybrid_vit, resnet_gn
@@ -126,7 +126,7 @@ class _Given(nn.Module):
 def _encode(options):
   """Returns the shapes of the maps and parameters of an encoder."""
   encoder = network.build_network(
-    network.NetworkOptions(dict(options), None), {}, 'here'
+    network_options.NetworkOptions(dict(options), None), {}, 'here'
   ).encoder
   return jax.eval_shape(
     encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
@@ -138,7 +138,7 @@ def test_networks_have_the_published_sizes(
   encoder, decoder, encoder_size, size
 ):
   module = network.build_network(
-    network.NetworkOptions(encoder, decoder),
+    network_options.NetworkOptions(encoder, decoder),
     {'head': _HEADS[decoder['name']]},
     'here',
   )
@@ -215,7 +215,7 @@ _SMALL_BIT = {'name': 'bit', 'blocks': (1, 1, 1)}
 )
 def test_networks_whose_parts_do_not_fit_are_refused(encoder, decoder, message):
   module = network.build_network(
-    network.NetworkOptions(encoder, decoder),
+    network_options.NetworkOptions(encoder, decoder),
     {'noise': heads_lib.ConvHead(3)},
     'here',
   )

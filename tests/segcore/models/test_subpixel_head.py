@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import errors
-from segcore.models import heads, network, segmenter
+from segcore.models import heads, network, network_options, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
 
@@ -74,7 +74,7 @@ def test_a_stride_that_is_no_whole_number_of_pixels_is_refused():
   encoder |= {'hidden_size': 16, 'num_heads': 1, 'mlp_dim': 16}
   decoder = {'name': 'dpt', 'widths': (4,) * 4, 'fusion_width': 4}
   net = network.build_network(
-    network.NetworkOptions(encoder, decoder),
+    network_options.NetworkOptions(encoder, decoder),
     {'noise': heads.SubpixelHead(3)},
     'here',
   )

@@ -7,7 +7,7 @@ import pytest
 
 from runtime import errors
 from segcore.models import heads as heads_lib
-from segcore.models import network, segmenter
+from segcore.models import network, network_options, segmenter
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
@@ -188,7 +188,7 @@ def test_other_encoders_fit(encoder, side):
 
 
 def test_network_of_a_config_has_its_dtype():
-  options = network.NetworkOptions(
+  options = network_options.NetworkOptions(
     encoder={
       'name': 'dilated_resnet',
       'blocks': (1, 1),

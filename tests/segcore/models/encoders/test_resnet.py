@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import errors
-from segcore.models import heads, network, segmenter
+from segcore.models import heads, network, network_options, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet
 from segcore.weights.layouts import torchvision
@@ -413,9 +413,8 @@ _LOGITS = heads.ConvHead(3)
 
 def _logits_shape(encoder, decoder, head=_LOGITS, side=64):
   """Checks a network as a run does, and returns the shape of its logits."""
-  module = network.build_network(
-    network.NetworkOptions(encoder, decoder), {'logits': head}, 'network'
-  )
+  options = network_options.NetworkOptions(encoder, decoder)
+  module = network.build_network(options, {'logits': head}, 'network')
   network.check_network_image_size(module, (side, side), 'size')
   outputs, _ = jax.eval_shape(
     module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
