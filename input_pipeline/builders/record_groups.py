@@ -17,8 +17,8 @@ from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors
 
 # A group has at most so many images, and ends where it has so many pixels.
-_MAX_IMAGES = 8
-_ENOUGH_PIXELS = 2**21
+_MAX_IMAGES = 16
+_ENOUGH_PIXELS = 2**22
 
 
 class ReadRecord(NamedTuple):

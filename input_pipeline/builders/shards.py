@@ -45,7 +45,7 @@ _RECORD_FILE = 'group_size:1,zstd:-5'
 # A split has a shard per so many images, but at most MAX_SHARDS of them.
 IMAGES_PER_SHARD = 1000
 MAX_SHARDS = 1024
-# A process is started per so many images: it takes as long as 200 of them.
+# A process is started per so many images: it takes as long as 500 of them.
 IMAGES_PER_PROCESS = 1000
 
 

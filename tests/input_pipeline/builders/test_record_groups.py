@@ -58,5 +58,5 @@ def test_a_step_begins_before_samples_are_too_large(
 
 def test_groups_are_parts_of_the_sources():
   groups = [*record_groups.divide_into_groups(range(20))]
-  assert [len(group) for group in groups] == [8, 8, 4]
+  assert [len(group) for group in groups] == [16, 4]
   assert [i for group in groups for i in group] == [*range(20)]
