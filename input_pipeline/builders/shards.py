@@ -14,18 +14,19 @@ written again.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from array_record.python import array_record_module
 from etils import epy
 
-from input_pipeline.builders import shard_processes
+from input_pipeline.builders import record_groups, shard_processes
 from input_pipeline.sources import (
   audit,
   class_counts,
@@ -307,11 +308,18 @@ class ShardWriter:
     """
     shard = next(shard for shard in self._shards if shard.name == name)
     content = _Content(self._num_classes)
+    reader = record_groups.GroupReader(
+      self._builder.read_sample, self._builder.encode, self._num_classes
+    )
     partial = self._path(shard, f'.array_record.{os.getpid()}')
     writer = array_record_module.ArrayRecordWriter(str(partial), _RECORD_FILE)
     try:
-      for result in threads.map_in_threads(
-        audit.catch_bad_files(self._read), shard.sources, num_threads
+      for result in itertools.chain.from_iterable(
+        threads.map_in_threads(
+          reader.read,
+          record_groups.divide_into_groups(shard.sources),
+          num_threads,
+        )
       ):
         advance()
         if isinstance(result, errors.BadFile):
@@ -350,16 +358,6 @@ class ShardWriter:
         'choose another --data_dir'
       )
 
-  def _read(self, source: Any) -> '_Read':
-    """Returns the sample of a source, its record, its index and its counts."""
-    sample = self._builder.read_sample(source)
-    # The label's parts one after the other, while it is in the processor's
-    # cache; then the image.
-    record = self._builder.encode(sample)
-    counts = class_counts.count_sample(sample, self._num_classes)
-    index = fingerprints.ImageIndex.from_sample(sample)
-    return _Read(sample, record, index, counts)
-
   def _path(self, shard: Shard, suffix: str) -> pathlib.Path:
     return self.folder / f'{shard.name}{suffix}'
 
@@ -382,15 +380,6 @@ class ShardWriter:
     return self._plans[shard.name]
 
 
-class _Read(NamedTuple):
-  """Holds what is written of one source."""
-
-  sample: records.Sample
-  record: bytes
-  index: fingerprints.ImageIndex
-  counts: class_counts.ClassCounts
-
-
 class _Content:
   """Accumulates what is known about the sources of a shard.
 
@@ -409,12 +398,12 @@ class _Content:
     self._traits = file_traits.TraitCounter()
     self._num_bytes = 0
 
-  def add(self, read: _Read) -> None:
+  def add(self, read: record_groups.ReadRecord) -> None:
     """Adds a source that was read."""
     self.indices.append(read.index)
     self.pixels.append(read.counts.pixels)
     self.counts.merge(read.counts)
-    self._traits.add(read.sample.id, read.sample.traits)
+    self._traits.add(read.id, read.traits)
     self._num_bytes += len(read.record)
 
   def to_json(self) -> dict[str, Any]:
