@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from runtime.option_ranges import (
   AtLeastOne,
   CheckedOptions,
@@ -86,7 +86,7 @@ Options = MdcOptions | PicieOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskContrastOptions(objective_options.MocoOptions):
+class MaskContrastOptions(comparator_options.MocoOptions):
   """Head, ring and momentum encoder of MaskContrast.
 
   Attributes:

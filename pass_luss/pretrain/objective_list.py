@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jax.typing import DTypeLike
 
-from pass_luss.pretrain import objective, objective_options
+from pass_luss.pretrain import objective, objective_choice, objective_options
 from pass_luss.pretrain.objectives import adco as adco_lib
 from pass_luss.pretrain.objectives import byol as byol_lib
 from pass_luss.pretrain.objectives import d2s, p2p, swav
@@ -32,7 +32,7 @@ METHODS = {
 
 
 def build_objectives(
-  options: objective_options.ObjectiveOptions,
+  options: objective_choice.ObjectiveOptions,
   sizes: objective_options.HeadSizes,
 ) -> tuple[objective.Objective, ...]:
   """Builds the objectives; D2S after SwAV, whose targets it reads."""

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from pass_luss.pretrain import embedding_ops, objective_options
+from pass_luss.pretrain import comparator_options, embedding_ops
 from pass_luss.pretrain import objective as objective_lib
 from pass_luss.pretrain.objectives import pcl as pcl_lib
 from pass_luss.pseudo_labels import features, kmeans
@@ -113,7 +113,7 @@ class EpochClustering:
     embeddings: Float32[np.ndarray, 'N D'],
     k: int,
     position: int,
-    options: objective_options.PclOptions,
+    options: comparator_options.PclOptions,
   ) -> pcl_lib.Prototypes:
     """Runs k-means, seeded by the position of the number of clusters."""
     rows = embeddings

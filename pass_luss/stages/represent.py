@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from etils import epy
 
 from input_pipeline import datasets, views
-from pass_luss.pretrain import objective_options, view_colors
+from pass_luss.pretrain import objective_choice, objective_options, view_colors
 from pass_luss.stages import base
 from runtime import errors
 from segcore import types
@@ -52,7 +52,7 @@ class RepresentOptions:
 
   data: datasets.DataOptions
   split: str = 'train'
-  learn: objective_options.ObjectiveOptions
+  learn: objective_choice.ObjectiveOptions
   widths: objective_options.HeadSizes = objective_options.HeadSizes()
   large: views.ViewGroup
   small: views.ViewGroup | None = None

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   contrast,
   embedding_ops,
   objective,
-  objective_options,
 )
 from pass_luss.pretrain.objectives import moco
 from segcore.models import segmenter
@@ -45,7 +45,7 @@ class _Views(NamedTuple):
   keys: tuple[int, ...]
 
 
-_VIEWS: dict[objective_options.AdcoVariant, _Views] = {
+_VIEWS: dict[comparator_options.AdcoVariant, _Views] = {
   'plain': _Views((0,), (1,)),
   'symmetric': _Views((0, 1), (0, 1)),
   'multi_crop': _Views((1,), (0,)),
@@ -68,7 +68,7 @@ class Negatives:
 class Adco(moco.KeyObjective):
   """The AdCo objective: keys of the batch and trained negatives."""
 
-  options: objective_options.AdcoOptions
+  options: comparator_options.AdcoOptions
 
   name = 'adco'
 
@@ -257,7 +257,7 @@ def negative_gradient(
 def train_negatives(
   negatives: Negatives,
   gradient: Float[Array, 'K D'],
-  options: objective_options.AdcoOptions,
+  options: comparator_options.AdcoOptions,
 ) -> Negatives:
   """Computes a step of SGD with momentum and weight decay."""
   velocity = (

@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   embedding_ops,
   momentum,
   objective,
-  objective_options,
   projection_heads,
 )
 from segcore.models import segmenter
@@ -29,7 +29,7 @@ from segcore.types import Scalar
 class Byol(objective.Objective):
   """The BYOL objective, on both large views."""
 
-  options: objective_options.ByolOptions
+  options: comparator_options.ByolOptions
 
   name = 'byol'
   # Separate forward passes: batch statistics are of one view.

@@ -19,10 +19,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   contrast,
   embedding_ops,
   objective,
-  objective_options,
   projection_heads,
 )
 from pass_luss.pretrain import queue as queue_lib
@@ -33,7 +33,7 @@ from segcore.models import segmenter
 class Densecl(moco.RingObjective):
   """The DenseCL objective: queries of view 1, keys of view 2."""
 
-  options: objective_options.DenseclOptions
+  options: comparator_options.DenseclOptions
 
   name = 'densecl'
   head_modules = ('image_projector', 'cell_projector')

@@ -22,11 +22,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   contrast,
   embedding_ops,
   momentum,
   objective,
-  objective_options,
   projection_heads,
 )
 from pass_luss.pretrain import queue as queue_lib
@@ -42,7 +42,7 @@ class KeyObjective(objective.Objective):
       encoder has.
   """
 
-  options: objective_options.KeyOptions
+  options: comparator_options.KeyOptions
 
   head_modules: ClassVar[tuple[str, ...]] = ('projector',)
   # The official code encodes each view by itself, by a network of its own.
@@ -110,7 +110,7 @@ class KeyObjective(objective.Objective):
 class RingObjective(KeyObjective):
   """Base of the objectives whose negatives are the keys of earlier batches."""
 
-  options: objective_options.MocoOptions
+  options: comparator_options.MocoOptions
 
   def image_loss(self, step: objective.Step, ring: queue_lib.Ring) -> Scalar:
     """Computes InfoNCE(q, k, ring; T), of one view of each image.

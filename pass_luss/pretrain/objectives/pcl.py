@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pass_luss.pretrain import contrast, objective, objective_options
+from pass_luss.pretrain import comparator_options, contrast, objective
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
 from segcore.ops import losses
@@ -65,7 +65,7 @@ class Memory:
 class Pcl(moco.RingObjective):
   """The PCL objective: a query of view 1, a key of view 2, and prototypes."""
 
-  options: objective_options.PclOptions
+  options: comparator_options.PclOptions
 
   name = 'pcl'
 

@@ -18,10 +18,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   contrast,
   embedding_ops,
   objective,
-  objective_options,
   projection_heads,
   view_axis,
 )
@@ -33,7 +33,7 @@ from segcore.types import Scalar
 class Simclr(objective.Objective):
   """The SimCLR objective, on both large views together."""
 
-  options: objective_options.SimclrOptions
+  options: comparator_options.SimclrOptions
 
   name = 'simclr'
 

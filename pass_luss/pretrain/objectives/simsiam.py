@@ -18,9 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   embedding_ops,
   objective,
-  objective_options,
   projection_heads,
   view_axis,
 )
@@ -35,7 +35,7 @@ PREDICTOR = '^heads/simsiam/predictor/'
 class Simsiam(objective.Objective):
   """The SimSiam objective, on both large views."""
 
-  options: objective_options.SimsiamOptions
+  options: comparator_options.SimsiamOptions
 
   name = 'simsiam'
   # Separate forward passes: batch statistics are of one view.

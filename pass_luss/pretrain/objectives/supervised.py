@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pass_luss.pretrain import (
+  comparator_options,
   embedding_ops,
   objective,
-  objective_options,
   projection_heads,
 )
 from segcore.models import segmenter
@@ -24,7 +24,7 @@ from segcore.types import Scalar
 class Supervised(objective.Objective):
   """The supervised objective, on the first large view."""
 
-  options: objective_options.SupervisedOptions
+  options: comparator_options.SupervisedOptions
 
   name = 'supervised'
 

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import embedding_ops, objective_options
+from pass_luss.pretrain import (
+  embedding_ops,
+  objective_choice,
+  objective_options,
+)
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import pixpro, swav
@@ -178,7 +182,7 @@ def test_views_of_all_sizes_pass_the_head_together():
 
 def test_pixpro_alone_encodes_one_view_after_the_other():
   """As two forward passes of the official model: outputs and statistics."""
-  alone = objective_options.ObjectiveOptions(
+  alone = objective_choice.ObjectiveOptions(
     clusters=None,
     alignment=None,
     shallow=objective_options.D2SOptions(()),
@@ -344,7 +348,7 @@ def test_totals(combine):
       SWAV,
       alignment=objective_options.P2POptions('contrastive', 4, project=False),
     ),
-    objective_options.ObjectiveOptions(
+    objective_choice.ObjectiveOptions(
       clusters=None,
       alignment=objective_options.P2POptions(grid=4, project=False),
       shallow=objective_options.D2SOptions(()),

@@ -2,7 +2,12 @@
 
 import pytest
 
-from pass_luss.pretrain import objective_list, objective_options
+from pass_luss.pretrain import (
+  comparator_options,
+  objective_choice,
+  objective_list,
+  objective_options,
+)
 from tests.pass_luss.pretrain import training
 
 SIZES = objective_options.HeadSizes(8, 6, 5)
@@ -12,12 +17,12 @@ SIZES = objective_options.HeadSizes(8, 6, 5)
   ('options', 'names', 'head_names'),
   [
     (
-      objective_options.ObjectiveOptions(),
+      objective_choice.ObjectiveOptions(),
       ('swav', 'd2s', 'p2p'),
       {'clusters', 'shallow3', 'pixels'},
     ),
     (
-      objective_options.ObjectiveOptions(
+      objective_choice.ObjectiveOptions(
         alignment=None,
         shallow=objective_options.D2SOptions((3, 2)),
         pixpro=objective_options.PixproOptions(),
@@ -26,7 +31,7 @@ SIZES = objective_options.HeadSizes(8, 6, 5)
       {'clusters', 'shallow3', 'shallow2', 'pixpro'},
     ),
     (
-      objective_options.ObjectiveOptions(
+      objective_choice.ObjectiveOptions(
         clusters=None,
         alignment=None,
         shallow=objective_options.D2SOptions(()),
@@ -68,15 +73,15 @@ def test_objectives_and_their_heads(options, names, head_names):
     ),
     (
       {
-        'moco': objective_options.MocoOptions(),
-        'byol': objective_options.ByolOptions(),
+        'moco': comparator_options.MocoOptions(),
+        'byol': comparator_options.ByolOptions(),
       },
       'byol: expected None beside moco, as at most one of .* is trained',
     ),
     (
       {
         'pixpro': objective_options.PixproOptions(),
-        'simclr': objective_options.SimclrOptions(),
+        'simclr': comparator_options.SimclrOptions(),
       },
       'simclr: expected None beside pixpro',
     ),
@@ -84,7 +89,7 @@ def test_objectives_and_their_heads(options, names, head_names):
 )
 def test_contradictions_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    objective_options.ObjectiveOptions(**fields)
+    objective_choice.ObjectiveOptions(**fields)
 
 
 @pytest.mark.parametrize('name', training.COMPARED)
@@ -98,7 +103,7 @@ def test_options_say_how_many_views_their_objectives_read(name):
 
 
 def test_each_field_of_a_method_has_an_objective():
-  assert tuple(objective_list.METHODS) == objective_options.METHODS
+  assert tuple(objective_list.METHODS) == objective_choice.METHODS
 
 
 @pytest.mark.parametrize('name', training.COMPARED)

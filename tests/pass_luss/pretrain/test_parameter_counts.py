@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pass_luss.pretrain import heads, objective_list, objective_options
+from pass_luss.pretrain import (
+  heads,
+  objective_choice,
+  objective_list,
+  objective_options,
+)
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
 
@@ -32,7 +37,7 @@ def published_network(depth):
 )
 def test_published_parameter_counts(depth, stages, backbone, total):
   encoder, sizes = published_network(depth)
-  options = objective_options.ObjectiveOptions(
+  options = objective_choice.ObjectiveOptions(
     shallow=objective_options.D2SOptions(stages)
   )
   net = segmenter.Segmenter(

@@ -8,8 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pass_luss.pretrain import (
+  comparator_options,
+  objective_choice,
+  objective_list,
+  objective_options,
+  view_colors,
+)
 from pass_luss.pretrain import method as method_lib
-from pass_luss.pretrain import objective_list, objective_options, view_colors
 from segcore.models import features, segmenter
 from segcore.models.layers import norm
 from segcore.ops import color_augment
@@ -22,10 +28,10 @@ SIZES = objective_options.HeadSizes(hidden=8, embedding=6, prototypes=5)
 CLUSTERS = objective_options.SwavOptions(
   queue=16, queue_from_step=1, frozen_steps=2
 )
-SWAV = objective_options.ObjectiveOptions(
+SWAV = objective_choice.ObjectiveOptions(
   clusters=CLUSTERS, alignment=objective_options.P2POptions(grid=4)
 )
-PIXPRO = objective_options.ObjectiveOptions(
+PIXPRO = objective_choice.ObjectiveOptions(
   clusters=CLUSTERS,
   alignment=objective_options.P2POptions(grid=4),
   shallow=objective_options.D2SOptions(stages=(3, 2)),
@@ -34,15 +40,15 @@ PIXPRO = objective_options.ObjectiveOptions(
 # Objectives that PASS is compared with, by name.
 _KEYS = {'size': 6, 'decay': 0.9}
 COMPARED = {
-  'supervised': objective_options.SupervisedOptions(
+  'supervised': comparator_options.SupervisedOptions(
     num_classes=4, first_class=1
   ),
-  'simclr': objective_options.SimclrOptions(size=6),
-  'moco': objective_options.MocoOptions(queue=16, **_KEYS),
-  'byol': objective_options.ByolOptions(hidden=8, size=6, decay=0.9),
-  'simsiam': objective_options.SimsiamOptions(size=8, hidden=4),
-  'densecl': objective_options.DenseclOptions(queue=16, hidden=8, **_KEYS),
-  'pcl': objective_options.PclOptions(
+  'simclr': comparator_options.SimclrOptions(size=6),
+  'moco': comparator_options.MocoOptions(queue=16, **_KEYS),
+  'byol': comparator_options.ByolOptions(hidden=8, size=6, decay=0.9),
+  'simsiam': comparator_options.SimsiamOptions(size=8, hidden=4),
+  'densecl': comparator_options.DenseclOptions(queue=16, hidden=8, **_KEYS),
+  'pcl': comparator_options.PclOptions(
     queue=16,
     num_images=40,
     clusters=(12, 16),
@@ -54,7 +60,7 @@ COMPARED = {
     crop=32,
     **_KEYS,
   ),
-  'adco': objective_options.AdcoOptions(negatives=16, **_KEYS),
+  'adco': comparator_options.AdcoOptions(negatives=16, **_KEYS),
 }
 MULTI_CROP = dataclasses.replace(COMPARED['adco'], variant='multi_crop')
 LARC = optimizers.OptimizerOptions(
@@ -82,7 +88,7 @@ def compared_options(name, **fields):
     'alignment': None,
     'shallow': objective_options.D2SOptions(()),
   }
-  return objective_options.ObjectiveOptions(
+  return objective_choice.ObjectiveOptions(
     **{**alone, name: COMPARED[name], **fields}
   )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain.objectives import adco
 from tests.pass_luss.pretrain import arrays, training
 from tests.pass_luss.pretrain.objectives import support
@@ -89,7 +89,7 @@ def after_step(objective, number, queries, keys):
 
 def make_objective(variant='plain'):
   return adco.Adco(
-    objective_options.AdcoOptions(negatives=6, size=4, variant=variant)
+    comparator_options.AdcoOptions(negatives=6, size=4, variant=variant)
   )
 
 
@@ -237,5 +237,5 @@ def test_views_and_refusals():
     make_objective().options.check_batch_size(4, 'adco')
   with pytest.raises(ValueError, match='negative_temperature: expected more'):
     dataclasses.replace(
-      objective_options.AdcoOptions(), negative_temperature=0.0
+      comparator_options.AdcoOptions(), negative_temperature=0.0
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain.objectives import byol, simsiam
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.objectives import support
@@ -43,7 +43,7 @@ def test_loss_is_that_of_simsiam_times_four_plus_four():
 def test_objective_has_statistics_of_each_view():
   maps = arrays.normal(4, 2, 2, 3, 5)
   maps[:, 1] = 2 * maps[:, 1] + 1
-  objective = byol.Byol(objective_options.ByolOptions(hidden=6, size=3))
+  objective = byol.Byol(comparator_options.ByolOptions(hidden=6, size=3))
   net, params = support.bind_head(objective, maps)
   projector, predictor = params['projector'], params['predictor']
   for weights in (projector, predictor):
@@ -60,10 +60,10 @@ def test_objective_has_statistics_of_each_view():
 
 
 def test_momentum_encoder_is_updated_after_the_encoder():
-  spec = byol.Byol(objective_options.ByolOptions()).needs_momentum
+  spec = byol.Byol(comparator_options.ByolOptions()).needs_momentum
   assert spec.after_update and spec.head_modules == {'byol': ('projector',)}
   arrays.assert_close(
     spec.decay(jnp.asarray(37), 100), pass_updates.momentum(37, 100, 0.99)
   )
   with pytest.raises(ValueError, match='decay: expected 0 to 1, got 2.0'):
-    objective_options.ByolOptions(decay=2.0)
+    comparator_options.ByolOptions(decay=2.0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import densecl
 from tests.pass_luss.pretrain import arrays
@@ -29,7 +29,7 @@ def test_first_of_equally_similar_cells_is_matched():
 def evaluator(maps):
   """Returns a function from maps and memory to results, and the weights."""
   objective = densecl.Densecl(
-    objective_options.DenseclOptions(queue=6, size=4, hidden=7)
+    comparator_options.DenseclOptions(queue=6, size=4, hidden=7)
   )
   net, params = support.bind_head(objective, maps)
   weights = {
@@ -123,8 +123,8 @@ def test_gradient_with_respect_to_the_maps():
 
 
 def test_refusals():
-  options = objective_options.DenseclOptions(queue=6)
+  options = comparator_options.DenseclOptions(queue=6)
   with pytest.raises(ValueError, match='densecl.queue: expected a multiple'):
     options.check_batch_size(4, 'densecl')
   with pytest.raises(ValueError, match='dense_weight: expected 0 to 1'):
-    objective_options.DenseclOptions(dense_weight=1.5)
+    comparator_options.DenseclOptions(dense_weight=1.5)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import moco
 from tests.pass_luss.pretrain import arrays
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 def test_query_of_view_1_and_key_of_view_2():
   maps = arrays.normal(2, 2, 2, 3, 5)
-  objective = moco.Moco(objective_options.MocoOptions(queue=6, size=4))
+  objective = moco.Moco(comparator_options.MocoOptions(queue=6, size=4))
   net, params = support.bind_head(objective, maps)
   weights = params['projector']
   assert weights['w1'].shape == (5, 5)  # as wide as the encoder
@@ -38,7 +38,7 @@ def test_query_of_view_1_and_key_of_view_2():
 
 
 def test_momentum_encoder_and_views():
-  objective = moco.Moco(objective_options.MocoOptions(decay=0.99))
+  objective = moco.Moco(comparator_options.MocoOptions(decay=0.99))
   spec = objective.needs_momentum
   assert (spec.decay(jnp.asarray(3), 10), spec.after_update) == (0.99, False)
   assert spec.head_modules == {'moco': ('projector',)}

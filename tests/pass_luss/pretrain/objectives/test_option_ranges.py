@@ -2,7 +2,7 @@
 
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options, objective_options
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,23 @@ from pass_luss.pretrain import objective_options
       'queue: expected 0 or more, got -1',
     ),
     (
-      objective_options.MocoOptions,
+      comparator_options.MocoOptions,
       {'temperature': 0.0},
       'temperature: expected more than 0',
     ),
     (
-      objective_options.MocoOptions,
+      comparator_options.MocoOptions,
       {'decay': 1.5},
       'decay: expected 0 to 1, got 1.5',
     ),
-    (objective_options.MocoOptions, {'queue': 0}, 'queue: expected'),
+    (comparator_options.MocoOptions, {'queue': 0}, 'queue: expected'),
     (
-      objective_options.SimclrOptions,
+      comparator_options.SimclrOptions,
       {'temperature': 0.0},
       'temperature: expected more than 0',
     ),
     (
-      objective_options.SimsiamOptions,
+      comparator_options.SimsiamOptions,
       {'hidden': 0},
       'hidden: expected more than 0, got 0',
     ),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import contrast, objective_options
+from pass_luss.pretrain import comparator_options, contrast
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import pcl
 from tests.pass_luss.pretrain import arrays
@@ -15,7 +15,7 @@ from tests.transcriptions import luss_comparators, pass_pretraining
 pytestmark = pytest.mark.usefixtures('float64')
 
 REQUIRED = {'num_images': 9, 'from_step': 4, 'every': 2}
-OPTIONS = objective_options.PclOptions(
+OPTIONS = comparator_options.PclOptions(
   queue=6, clusters=(5, 7), negatives=4, size=4, **REQUIRED
 )
 
@@ -166,7 +166,7 @@ def test_objective(is_clustered):
 )
 def test_refusals(fields, message):
   with pytest.raises(ValueError, match=message):
-    objective_options.PclOptions(**{**REQUIRED, **fields})
+    comparator_options.PclOptions(**{**REQUIRED, **fields})
 
 
 def test_a_batch_that_leaves_too_few_prototypes_is_refused():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain.objectives import simclr
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.objectives import support
@@ -38,7 +38,7 @@ def test_objective_with_each_head(head, combine_views):
   # The views differ in mean and scale: batch statistics are of both.
   maps[:, 1] = 2 * maps[:, 1] + 1
   objective = simclr.Simclr(
-    objective_options.SimclrOptions(
+    comparator_options.SimclrOptions(
       head=head, size=3, combine_views=combine_views
     )
   )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain.objectives import simsiam
 from segcore.train import optimizers, tree_paths
 from tests.pass_luss.pretrain import arrays
@@ -33,7 +33,7 @@ def test_objective_has_statistics_of_each_view():
   maps = arrays.normal(4, 2, 2, 3, 5)
   maps[:, 1] = 2 * maps[:, 1] + 1
   objective = simsiam.Simsiam(
-    objective_options.SimsiamOptions(size=6, hidden=3)
+    comparator_options.SimsiamOptions(size=6, hidden=3)
   )
   head = objective.heads(jnp.float64)['simsiam']
   net, params = support.bind('simsiam', head, maps[:, 0])

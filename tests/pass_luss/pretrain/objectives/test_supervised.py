@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import objective_options
+from pass_luss.pretrain import comparator_options
 from pass_luss.pretrain.objectives import supervised
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.objectives import support
@@ -36,7 +36,7 @@ def test_loss():
 
 def test_objective_classifies_the_first_view():
   maps = arrays.normal(4, 2, 2, 3, 5)
-  objective = supervised.Supervised(objective_options.SupervisedOptions(3, 1))
+  objective = supervised.Supervised(comparator_options.SupervisedOptions(3, 1))
   net, params = support.bind_head(objective, maps)
   weights = params['projector']
   # Class 0 of the data set is 'other'.
@@ -65,4 +65,4 @@ def test_objective_classifies_the_first_view():
 )
 def test_refusals(fields, message):
   with pytest.raises(ValueError, match=message):
-    objective_options.SupervisedOptions(**fields)
+    comparator_options.SupervisedOptions(**fields)
