@@ -22,7 +22,7 @@ _ENOUGH_PIXELS = 2**22
 
 
 class ReadRecord(NamedTuple):
-  """What is written of one source.
+  """Record of one source, with what reports and indices need of it.
 
   Attributes:
     id: official name of the image.
@@ -75,15 +75,15 @@ class GroupReader:
     encoded = [self.encode(sample) for sample in good]
     counts = [class_counts.count_sample(s, self.num_classes) for s in good]
     indices = [fingerprints.ImageIndex.from_sample(sample) for sample in good]
-    read = iter(zip(good, encoded, indices, counts, strict=True))
-    results = []
-    for each in samples:
-      if not isinstance(each, errors.BadFile):
-        # Without the pixels, which would be kept until the record is written.
-        sample, *rest = next(read)
-        each = ReadRecord(sample.id, sample.traits, *rest)
-      results.append(each)
-    return results
+    # Without the pixels, which would be kept until the record is written.
+    read = (
+      ReadRecord(sample.id, sample.traits, *rest)
+      for sample, *rest in zip(good, encoded, indices, counts, strict=True)
+    )
+    return [
+      each if isinstance(each, errors.BadFile) else next(read)
+      for each in samples
+    ]
 
 
 def divide_into_groups(sources: Sequence[Any]) -> Iterator[Sequence[Any]]:

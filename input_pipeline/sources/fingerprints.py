@@ -61,8 +61,8 @@ def shrink_gray_image(
   """Computes the thumbnail that is hashed: `cv2.resize` with INTER_AREA.
 
   OpenCV adds the pixels of a row one after the other, each to the sum before.
-  These are the same additions in the same order, but of columns of the turned
-  image, four at a time, which takes two thirds of the time.
+  These are the same additions in the same order, but of columns of the
+  transposed image, four at a time, which takes two thirds of the time.
   """
   sides = np.array(gray.shape)
   if sides.min() < _THUMBNAIL or not np.all(sides % _THUMBNAIL):
@@ -71,8 +71,8 @@ def shrink_gray_image(
     return small.astype(np.float32)
   height, width = gray.shape
   padded = cv2.copyMakeBorder(gray, 0, -height % 4, 0, 0, cv2.BORDER_CONSTANT)
-  turned = cv2.transpose(padded).astype(np.float32).reshape(width, -1, 4)
-  columns = _resize_by_area(turned, (turned.shape[1], _THUMBNAIL))
+  pixels = cv2.transpose(padded).astype(np.float32).reshape(width, -1, 4)
+  columns = _resize_by_area(pixels, (pixels.shape[1], _THUMBNAIL))
   rows = cv2.transpose(columns.reshape(_THUMBNAIL, -1)[:, :height])
   return np.rint(_resize_by_area(rows, (_THUMBNAIL, _THUMBNAIL)))
 

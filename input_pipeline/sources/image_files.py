@@ -4,10 +4,11 @@ content = image_files.read_image_file(data, ImageOptions(follow_exif=True))
 content.encoded, content.pixels   # Of a record: JPEG or PNG, and RGB.
 """
 
+import contextlib
 import dataclasses
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epy
@@ -144,24 +145,21 @@ def read_image_file(
       the message does not name the file.
   """
   if jpeg_markers.is_plain_jpeg(data, options.max_megapixels):
-    pixels = records.decode_record_image(data)
+    pixels = _decode_as_in_training(data)
     return ImageContent(data, pixels, 8, UPRIGHT, int(pixels.max()), True)
   decoded = decode_stored_image(data, FORMATS, options.max_megapixels)
   turned = options.follow_exif and decoded.orientation != UPRIGHT
   deep = decoded.depth == 16
   rescaled = deep and options.image_depth < 16
-  try:
-    values = _deep_values(data, decoded) if deep else None
-    if rescaled or (deep and decoded.format not in _STORED):
-      pixels = _scale(values, options.image_depth)
-    elif decoded.format in _STORED:
-      # By the decoder that is used in training: PIL detects damage that OpenCV
-      # accepts, and OpenCV refuses some files that PIL reads.
-      pixels = records.decode_record_image(data)
-    else:
-      pixels = _convert(decoded.image)
-  except cv2.error:
-    raise errors.UserError('cannot be decoded by OpenCV') from None
+  values = _deep_values(data, decoded) if deep else None
+  if rescaled or (deep and decoded.format not in _STORED):
+    pixels = _scale(values, options.image_depth)
+  elif decoded.format in _STORED:
+    # PIL detects damage that OpenCV accepts, and OpenCV refuses some files that
+    # PIL reads.
+    pixels = _decode_as_in_training(data)
+  else:
+    pixels = _convert(decoded.image)
   peak = int((pixels if values is None else values).max())
   as_stored = not (turned or rescaled or decoded.format not in _STORED)
   encoded = data
@@ -321,7 +319,8 @@ def _orientation(image: 'PIL.Image.Image') -> int:
 
 def _deep_values(data: bytes, decoded: Decoded) -> UInt16[np.ndarray, 'H W 3']:
   """Decodes a file of 16 bits per sample, as RGB without transparency."""
-  values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  with _opencv_errors_for_users():
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is None or values.dtype != np.uint16:
     raise errors.UserError('cannot be decoded by OpenCV as 16 bits per value')
   if decoded.format == 'TIFF':  # OpenCV turns these, asked or not.
@@ -329,6 +328,21 @@ def _deep_values(data: bytes, decoded: Decoded) -> UInt16[np.ndarray, 'H W 3']:
   if values.ndim == 2:
     return np.stack([values] * 3, axis=-1)
   return values[..., 2::-1]  # From BGR or BGRA.
+
+
+def _decode_as_in_training(data: bytes) -> UInt8[np.ndarray, 'H W 3']:
+  """Decodes a JPEG or PNG by the decoder of records."""
+  with _opencv_errors_for_users():
+    return records.decode_record_image(data)
+
+
+@contextlib.contextmanager
+def _opencv_errors_for_users() -> Iterator[None]:
+  """Turns errors of OpenCV, as of too little memory, into one for users."""
+  try:
+    yield
+  except cv2.error:
+    raise errors.UserError('cannot be decoded by OpenCV') from None
 
 
 def _scale(

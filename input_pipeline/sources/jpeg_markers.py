@@ -1,4 +1,4 @@
-"""What the markers of a JPEG file say, without decoding its pixels.
+"""Checks of a JPEG file by its markers, without decoding pixels.
 
 A file is segments, each of a marker and a length, and scans, whose compressed
 data end at the next marker.
@@ -39,16 +39,16 @@ def is_plain_jpeg(jpeg: bytes, max_megapixels: int) -> bool:
       return num_frames == 1 and _ends_after_scan(jpeg, end)
     if marker in _FRAMES:
       num_frames += 1
-      known = _is_plain_frame(content, max_megapixels)
+      is_plain = _is_plain_frame(content, max_megapixels)
     elif marker == _APPLICATION:
-      known = content.startswith(b'JFIF\0') and len(content) >= 14
+      is_plain = content.startswith(b'JFIF\0') and len(content) >= 14
     elif marker == _QUANTIZATION:
-      known = not len(content) % _TABLE_BYTES and all(
+      is_plain = not len(content) % _TABLE_BYTES and all(
         number < 16 for number in content[::_TABLE_BYTES]
       )
     else:
-      known = marker in _WITHOUT_EFFECT
-    if not known:
+      is_plain = marker in _WITHOUT_EFFECT
+    if not is_plain:
       return False
   return False
 

@@ -1,6 +1,6 @@
 """Decoding of the plainest PNG files, as most palette masks are.
 
-  plain = plain_png.decode_plain_png(data)
+  plain = plain_png.decode_plain_png(data, max_megapixels=178)
   if plain is None:
     ...  # Another kind of file, or a damaged one.
 
@@ -22,7 +22,8 @@ _HEADER = struct.Struct('>IIBBBBB')
 _GRAY, _PALETTE = 0, 3
 # Chunks beside those of the pixels that change nothing, and their lengths.
 _WITHOUT_EFFECT = {b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'pHYs': 9}
-# Other encoders mostly filter one of so many first rows.
+# A file with filtered rows mostly has one among so many first ones, which are
+# checked before the others are decompressed.
 _FIRST_ROWS = 16
 
 

@@ -87,7 +87,7 @@ Options = MdcOptions | PicieOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskContrastOptions(comparator_options.MocoOptions):
-  """Head, ring and momentum encoder of MaskContrast.
+  """Options of MaskContrast: head, ring and momentum encoder.
 
   Attributes:
     size: number of features of an embedding.

@@ -32,7 +32,7 @@ class KeyOptions(objective_options.SingleObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MocoOptions(KeyOptions):
-  """Head, ring and momentum encoder of MoCo v2.
+  """Options of MoCo v2: head, ring and momentum encoder.
 
   Attributes:
     queue: number of keys in the ring, a multiple of the batch size.
@@ -92,7 +92,7 @@ class SimclrOptions(objective_options.SingleObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True)
 class ByolOptions(objective_options.SingleObjectiveOptions):
-  """Heads and momentum encoder of BYOL.
+  """Options of BYOL: heads and momentum encoder.
 
   Attributes:
     hidden: width of projector and predictor.
@@ -121,7 +121,7 @@ class SimsiamOptions(objective_options.SingleObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseclOptions(MocoOptions):
-  """Head, rings, momentum encoder and weights of DenseCL.
+  """Options of DenseCL: head, rings, momentum encoder and weights.
 
   Attributes:
     hidden: width of both projections.
@@ -134,7 +134,7 @@ class DenseclOptions(MocoOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PclOptions(MocoOptions, image_sizes.CenterCropOptions):
-  """Ring, clusterings and momentum encoder of PCL v2.
+  """Options of PCL v2: ring, clusterings and momentum encoder.
 
   Attributes:
     queue: number of keys in the ring, a multiple of the batch size.
@@ -180,7 +180,7 @@ class PclOptions(MocoOptions, image_sizes.CenterCropOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdcoOptions(KeyOptions):
-  """Negatives, their training, and the momentum encoder of AdCo.
+  """Options of AdCo: negatives, their training, and the momentum encoder.
 
   Attributes:
     negatives: number K of negatives, a multiple of the batch size.

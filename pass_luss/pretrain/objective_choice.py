@@ -1,4 +1,4 @@
-"""Which objectives a pretraining has, and how their terms are summed."""
+"""Choice of the objectives of a pretraining, and of the sum of their terms."""
 
 import dataclasses
 from typing import Literal

@@ -81,7 +81,7 @@ class HeadSizes:
 
 @dataclasses.dataclass(frozen=True)
 class SwavOptions(SingleObjectiveOptions):
-  """Targets, their loss and the queue.
+  """Options of SwAV: targets, their loss and the queue.
 
   Attributes:
     temperature: temperature τ of the predictions.
@@ -104,7 +104,7 @@ class SwavOptions(SingleObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True)
 class P2POptions(SingleObjectiveOptions):
-  """The loss that aligns pixels.
+  """Options of P2P: the loss that aligns pixels.
 
   Attributes:
     kind: 'regression' of one view's embedding from the other's, without
@@ -155,7 +155,7 @@ class P2POptions(SingleObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True)
 class D2SOptions(SingleObjectiveOptions):
-  """Supervised stages and their targets.
+  """Options of D2S: supervised stages and their targets.
 
   Attributes:
     stages: numbers of the supervised stages of the encoder: 3 is 'x3'; () for
@@ -180,7 +180,7 @@ class D2SOptions(SingleObjectiveOptions):
 
 @dataclasses.dataclass(frozen=True)
 class PixproOptions(SingleObjectiveOptions):
-  """Head, propagation and momentum encoder of PixPro.
+  """Options of PixPro: head, propagation and momentum encoder.
 
   Attributes:
     hidden: width of the projector g.

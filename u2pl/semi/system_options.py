@@ -1,4 +1,4 @@
-"""Options of all semi-supervised systems, of which a config has one's.
+"""Options of all semi-supervised systems, of which a config selects one.
 
 They are apart from the systems, so that a config is checked without importing
 the networks and losses of any.

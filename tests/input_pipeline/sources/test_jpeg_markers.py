@@ -105,3 +105,15 @@ def test_changed_headers_are_read_as_with_pillow(monkeypatch):
     actual = read(changed)
     monkeypatch.setattr(jpeg_markers, 'is_plain_jpeg', lambda *_: False)
     assert actual == read(changed), i
+
+
+@pytest.mark.parametrize('data', [PLAIN, jpeg(progressive=True)])
+def test_an_error_of_opencv_is_one_for_users(data, monkeypatch):
+  """It raises one if the memory does not suffice for a large image."""
+
+  def fail(*_):
+    raise cv2.error('Insufficient memory')
+
+  monkeypatch.setattr(cv2, 'imdecode', fail)
+  with pytest.raises(errors.UserError, match='cannot be decoded by OpenCV'):
+    image_files.read_image_file(data)
