@@ -1,7 +1,7 @@
 """Options of the objectives that PASS is compared with."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pass_luss import image_sizes
 from pass_luss.pretrain import objective_options
@@ -9,6 +9,7 @@ from runtime.option_ranges import (
   AtLeastOne,
   NonNegative,
   Positive,
+  Range,
   UnitInterval,
 )
 
@@ -58,14 +59,11 @@ class SupervisedOptions(objective_options.SingleObjectiveOptions):
   num_views: ClassVar[int] = 1
   keeps: ClassVar[tuple[str, ...]] = ('tags',)
 
-  num_classes: int
+  num_classes: Annotated[int, Range(2)]
   first_class: int = 0
 
   def __post_init__(self):
-    if self.num_classes < 2:
-      raise ValueError(
-        f'num_classes: expected 2 or more, got {self.num_classes}'
-      )
+    super().__post_init__()
     if self.first_class not in (0, 1):
       raise ValueError(f'first_class: expected 0 or 1, got {self.first_class}')
 

@@ -1,12 +1,13 @@
 """Options of PASS's objectives, and what all objectives share."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from runtime.option_ranges import (
   CheckedOptions,
   NonNegative,
   Positive,
+  Range,
   UnitInterval,
 )
 
@@ -51,7 +52,7 @@ class SingleObjectiveOptions(CheckedOptions):
 
     Args:
       batch_size: global number of images of a batch.
-      name: name of the objective, for the message.
+      name: name of the field with these options, for the message.
 
     Raises:
       ValueError: it does not fit.
@@ -119,18 +120,13 @@ class P2POptions(SingleObjectiveOptions):
   """
 
   kind: Literal['regression', 'clustering', 'contrastive'] = 'regression'
-  grid: int = 7
+  grid: Annotated[int, Range(2)] = 7
   project: bool = True
-  temperature: float = 0.2
+  temperature: Positive[float] = 0.2
   predictor_statistics: Literal['joint', 'per_view'] = 'joint'
 
   def __post_init__(self):
-    if self.grid < 2:
-      raise ValueError(f'grid: expected 2 or more, got {self.grid}')
-    if self.temperature <= 0:
-      raise ValueError(
-        f'temperature: expected more than 0, got {self.temperature}'
-      )
+    super().__post_init__()
     if self.predictor_statistics != 'joint' and not self.predicts:
       raise ValueError(
         f'predictor_statistics: expected joint with kind={self.kind!r}, which '
@@ -170,6 +166,7 @@ class D2SOptions(SingleObjectiveOptions):
   view: Literal['other', 'same'] = 'other'
 
   def __post_init__(self):
+    super().__post_init__()
     if len(set(self.stages)) < len(self.stages) or not (
       set(self.stages) <= set(_STAGES)
     ):

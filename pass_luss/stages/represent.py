@@ -65,7 +65,7 @@ class RepresentOptions:
     trained = self.learn.trained
     check_large_views(self.large, max(x.num_views for x in trained.values()))
     for name, each in trained.items():
-      each.check_batch_size(self.recipe.batch_size, name)
+      each.check_batch_size(self.recipe.batch_size, f'learn.{name}')
     if self.small and self.small.name != 'small':
       raise ValueError(f"small.name: expected 'small', got {self.small.name!r}")
     if self.small and not self.learn.clusters:

@@ -52,7 +52,7 @@ class RepresentMasksOptions:
   def __post_init__(self):
     represent.check_large_views(self.large)
     represent.check_whole_batch(self.recipe)
-    self.learn.check_batch_size(self.recipe.batch_size, dense_options.MASKS)
+    self.learn.check_batch_size(self.recipe.batch_size, 'learn')
     if not 0 <= self.shares[0] < self.shares[1] <= 1:
       raise ValueError(
         f'shares: expected 0 <= least < largest <= 1, got {self.shares}'

@@ -14,7 +14,7 @@ from input_pipeline import datasets, splits
 from runtime import errors
 from segcore.experiment import data as data_lib
 from segcore.models import network_options
-from segcore.train import operation as operation_lib
+from segcore.train import operation_options
 
 with epy.lazy_imports():
   from input_pipeline.sources import fingerprints
@@ -38,7 +38,7 @@ class Context:
 
   network: network_options.NetworkOptions
   data_dir: str
-  operation: operation_lib.OperationOptions
+  operation: operation_options.OperationOptions
   mesh: Mesh
   stages: tuple[str, ...] = ()
   opened: dict[tuple[datasets.DataOptions, str], datasets.Split] = (

@@ -3,7 +3,7 @@
 import dataclasses
 
 from segcore.models import network_options
-from segcore.train import operation as operation_lib
+from segcore.train import operation_options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Experiment:
   stages: tuple[str, ...]
   data_dir: str = ''
   network: network_options.NetworkOptions
-  operation: operation_lib.OperationOptions = operation_lib.OperationOptions()
+  operation: operation_options.OperationOptions = (
+    operation_options.OperationOptions()
+  )
   without_files: str = ''
   notes: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ from segcore.train import (
 )
 from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
-from segcore.train.operation import OperationOptions
+from segcore.train.operation_options import OperationOptions
 
 with epy.lazy_imports():
   from clu import parameter_overview

@@ -289,7 +289,7 @@ def test_attention_that_does_not_fit_the_encoder(argument, is_fresh, message):
     (
       'objective=moco',
       {'learn.moco.queue': 100},
-      'moco.queue: expected a multiple of the batch',
+      'learn.moco.queue: expected a multiple of the batch',
     ),
     (
       'objective=adco',

@@ -23,8 +23,13 @@ from segcore.distributed import sharding
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
 from segcore.ops import losses
-from segcore.train import loop, method, optimizers, train_state
-from segcore.train import operation as operation_lib
+from segcore.train import (
+  loop,
+  method,
+  operation_options,
+  optimizers,
+  train_state,
+)
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from tests.support import fake_data, fake_network
@@ -466,7 +471,7 @@ def train(
     loaded=loaded,
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
-  operation = operation_lib.OperationOptions(log_every=1, save_every=3)
+  operation = operation_options.OperationOptions(log_every=1, save_every=3)
   return loop.run_training_loop(training, workspace, operation, mesh)
 
 

@@ -20,7 +20,7 @@ from input_pipeline import transforms
 from segcore.ops import color_augment, kornia_color
 from segcore.types import ExampleKeys
 from u2pl import box_masks, mixing
-from u2pl.semi import cutout_view_options
+from u2pl.semi import pseudoseg_options
 
 # The mean color, in [-1, 1].
 _MEAN_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
@@ -40,7 +40,7 @@ class ViewDraws(NamedTuple):
 
 
 def sample_view_draws(
-  keys: ExampleKeys, options: cutout_view_options.CutoutViewOptions
+  keys: ExampleKeys, options: pseudoseg_options.CutoutViewOptions
 ) -> ViewDraws:
   """Draws colors and cutout of each image.
 
@@ -56,7 +56,7 @@ def sample_view_draws(
 def strong_views(
   weak: Float[Array, 'B H W 3'],
   draws: ViewDraws,
-  options: cutout_view_options.CutoutViewOptions,
+  options: pseudoseg_options.CutoutViewOptions,
   known: Bool[Array, 'B H W'] | None = None,
 ) -> tuple[Float[Array, 'B H W 3'], Bool[Array, 'B H W']]:
   """Changes the colors of images, then fills a square with the mean color.

@@ -206,19 +206,16 @@ class LearnOptions(branch_options.BranchOptions, SystemOptions):
   partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
   prototype_momentum: float = 0.0
   teacher: ema_options.EmaOptions = ema_options.EmaOptions()
-  warmup_epochs: int = 1
+  warmup_epochs: NonNegative[int] = 1
   distortion: photometric_distortion.DistortionOptions | None = None
 
   def __post_init__(self):
+    super().__post_init__()
     self.check_branch('consistency')
     if self.distortion and self.consistency:
       raise ValueError(
         'distortion: expected None with consistency, whose strong view has '
         'colors of its own'
-      )
-    if self.warmup_epochs < 0:
-      raise ValueError(
-        f'warmup_epochs: expected 0 or more, got {self.warmup_epochs}'
       )
 
   @property

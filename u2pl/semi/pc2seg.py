@@ -21,7 +21,7 @@ from segcore.ops import losses as pixel_losses
 from segcore.train import update as update_lib
 from segcore.train.train_state import StepResult, TrainState
 from u2pl import pseudo_labels
-from u2pl.semi import cutout_view_options, cutout_views, losses, method, student
+from u2pl.semi import cutout_views, losses, method, pseudoseg_options, student
 
 CellFeatures = Float[Array, 'B N D']
 
@@ -41,7 +41,7 @@ class Cells(NamedTuple):
 class Pc2Seg(method.SemiSupervised):
   """Consistency of labels and features between two views."""
 
-  options: cutout_view_options.Pc2SegOptions
+  options: pseudoseg_options.Pc2SegOptions
 
   def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of the PC2Seg-like system."""

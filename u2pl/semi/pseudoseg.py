@@ -18,11 +18,11 @@ from segcore.train import update as update_lib
 from segcore.train.train_state import StepResult, TrainState
 from segcore.types import Images, PixelMask
 from u2pl.semi import (
-  cutout_view_options,
   cutout_views,
   grad_cam,
   losses,
   method,
+  pseudoseg_options,
   student,
 )
 from u2pl.semi import options as options_lib
@@ -31,7 +31,7 @@ from u2pl.semi import options as options_lib
 class PseudoSeg(method.SemiSupervised):
   """PseudoSeg of one network, without a teacher."""
 
-  options: cutout_view_options.PseudoSegOptions
+  options: pseudoseg_options.PseudoSegOptions
 
   def train_step(self, state: TrainState, batch: Batch) -> StepResult:
     """Runs one step of PseudoSeg."""

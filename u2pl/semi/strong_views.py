@@ -17,7 +17,7 @@ from segcore.ops import color_augment, losses
 from segcore.train import train_state
 from segcore.train import update as update_lib
 from u2pl import box_masks, mixing, pseudo_labels
-from u2pl.semi import method, strong_view_options
+from u2pl.semi import method, unimatch_options
 
 
 class ConfidentLabels(NamedTuple):
@@ -117,7 +117,7 @@ class StrongView(NamedTuple):
 def draw_strong_views(
   weak: Float[Array, 'B H W 3'],
   rng: Array,
-  options: strong_view_options.ViewOptions,
+  options: unimatch_options.ViewOptions,
   count: int = 2,
 ) -> list[StrongView]:
   """Draws strong views of each image: other colors, then a partner's box.

@@ -6,10 +6,10 @@ the networks and losses of any.
 
 from u2pl.semi import (
   cct_options,
-  cutout_view_options,
   equalization_options,
-  strong_view_options,
+  pseudoseg_options,
   two_network_options,
+  unimatch_options,
 )
 from u2pl.semi import options as options_lib
 
@@ -20,10 +20,10 @@ Options = (
   | two_network_options.CpsOptions
   | cct_options.CctOptions
   | two_network_options.GctOptions
-  | cutout_view_options.PseudoSegOptions
-  | cutout_view_options.Pc2SegOptions
-  | strong_view_options.UniMatchOptions
-  | strong_view_options.UniMatchV2Options
+  | pseudoseg_options.PseudoSegOptions
+  | pseudoseg_options.Pc2SegOptions
+  | unimatch_options.UniMatchOptions
+  | unimatch_options.UniMatchV2Options
   | equalization_options.AelOptions
   | equalization_options.U2plAelOptions
 )

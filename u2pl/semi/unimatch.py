@@ -13,16 +13,16 @@ from u2pl.semi import (
   losses,
   method,
   perturbations,
-  strong_view_options,
   strong_views,
   student,
+  unimatch_options,
 )
 
 
 class UniMatch(method.SemiSupervised):
   """UniMatch of one network."""
 
-  options: strong_view_options.UniMatchOptions
+  options: unimatch_options.UniMatchOptions
 
   panel_output = strong_views.panel_output
 

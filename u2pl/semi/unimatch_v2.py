@@ -13,16 +13,16 @@ from u2pl import ema
 from u2pl.semi import (
   method,
   perturbations,
-  strong_view_options,
   strong_views,
   student,
+  unimatch_options,
 )
 
 
 class UniMatchV2(method.TeacherStudent):
   """UniMatch V2 of a student and its EMA teacher."""
 
-  options: strong_view_options.UniMatchV2Options
+  options: unimatch_options.UniMatchV2Options
 
   panel_output = strong_views.panel_output
 

@@ -14,7 +14,7 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import reporting
 from segcore.models import network_options
 from segcore.ops import class_weights
-from segcore.train import operation as operation_lib
+from segcore.train import operation_options
 from segcore.train import workspace as workspace_lib
 from tests.support import fake_data, messages
 
@@ -98,7 +98,7 @@ def context_and_block(split, **subset):
   context = context_lib.Context(
     network_options.NetworkOptions({'name': 'vit'}),
     '',
-    operation_lib.OperationOptions(),
+    operation_options.OperationOptions(),
     sharding.make_mesh(),
     opened={(data, 'train'): split},
   )

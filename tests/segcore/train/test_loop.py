@@ -18,11 +18,11 @@ from segcore.distributed import sharding
 from segcore.train import (
   callbacks,
   loop,
+  operation_options,
   run_log,
   tensorboard,
   train_state,
 )
-from segcore.train import operation as operation_lib
 from segcore.train import workspace as workspace_lib
 from segcore.weights import checkpoint_reader
 
@@ -72,7 +72,7 @@ def training(num_steps=11, nan_at=1000, **fields):
 
 
 def run(directory, spec, **fields):
-  operation = operation_lib.OperationOptions(
+  operation = operation_options.OperationOptions(
     **{'log_every': 3, 'save_every': 4, **fields}
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
@@ -301,7 +301,7 @@ def test_best_metric_improves(best, value, before, improves):
 @pytest.mark.parametrize('name', ['log_every', 'save_every', 'fsdp'])
 def test_invalid_operation_options_are_refused(name):
   with pytest.raises(ValueError, match=f'{name}: expected 1 or more, got 0'):
-    operation_lib.OperationOptions(**{name: 0})
+    operation_options.OperationOptions(**{name: 0})
 
 
 def test_term_that_is_always_zero_is_warned_of_once():

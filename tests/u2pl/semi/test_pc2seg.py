@@ -8,14 +8,14 @@ from segcore.train import update as update_lib
 from tests.transcriptions import semi_pseudoseg as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import pointwise, test_pseudoseg
-from u2pl.semi import cutout_view_options, cutout_views, pc2seg
+from u2pl.semi import cutout_views, pc2seg, pseudoseg_options
 
 SIDE, CELLS, NUM_CELLS = 24, (6, 6), 5
-OPTIONS = cutout_view_options.Pc2SegOptions(
+OPTIONS = pseudoseg_options.Pc2SegOptions(
   num_cells=NUM_CELLS,
   num_negatives=3,
   contrast=1.0,
-  views=cutout_view_options.CutoutViewOptions(cutout=0.34),
+  views=pseudoseg_options.CutoutViewOptions(cutout=0.34),
 )
 
 

@@ -8,13 +8,13 @@ from segcore.train import update as update_lib
 from tests.transcriptions import semi_pseudoseg as reference
 from tests.transcriptions import u2pl as u2pl_reference
 from tests.u2pl.semi import pointwise
-from u2pl.semi import cutout_view_options, cutout_views, grad_cam
+from u2pl.semi import cutout_views, grad_cam, pseudoseg_options
 
 SIDE, CELLS = 24, (6, 6)
 # The mean color of ImageNet, in [-1, 1].
 MEAN = np.array([124, 116, 104]) / 127.5 - 1
-OPTIONS = cutout_view_options.PseudoSegOptions(
-  attention_width=4, views=cutout_view_options.CutoutViewOptions(cutout=0.34)
+OPTIONS = pseudoseg_options.PseudoSegOptions(
+  attention_width=4, views=pseudoseg_options.CutoutViewOptions(cutout=0.34)
 )
 
 
@@ -145,7 +145,7 @@ def test_fusion_and_views_equal_the_reference():
   rng = np.random.default_rng(0)
   logits = np.float32(rng.normal(size=(2, 3, 4, 5, 6)) * 3)
   images = np.float32(rng.random((6, 9, 8, 3)) * 2 - 1)
-  options = cutout_view_options.CutoutViewOptions(cutout=0.5)
+  options = pseudoseg_options.CutoutViewOptions(cutout=0.5)
 
   @jax.jit
   def compute(logits, images):

@@ -15,19 +15,19 @@ from tests.u2pl import inputs
 from tests.u2pl.semi import pointwise, tiny
 from u2pl.semi import (
   cct_options,
-  cutout_view_options,
   equalization_options,
-  strong_view_options,
+  pseudoseg_options,
   system_options,
   systems,
   two_network_options,
+  unimatch_options,
 )
 from u2pl.semi import (
   options as options_lib,
 )
 
 # Gray alone: it is exact, so that no threshold is passed by rounding.
-VIEWS = strong_view_options.ViewOptions(
+VIEWS = unimatch_options.ViewOptions(
   color_augment.ColorOptions(gray=0.5), group=2
 )
 OPTIONS = {
@@ -40,10 +40,10 @@ OPTIONS = {
   'gct': two_network_options.GctOptions(
     detector=two_network_options.DetectorOptions(4, 2)
   ),
-  'pseudoseg': cutout_view_options.PseudoSegOptions(),
-  'pc2seg': cutout_view_options.Pc2SegOptions(num_cells=6, num_negatives=10),
-  'unimatch': strong_view_options.UniMatchOptions(confidence=0.22, views=VIEWS),
-  'unimatch_v2': strong_view_options.UniMatchV2Options(
+  'pseudoseg': pseudoseg_options.PseudoSegOptions(),
+  'pc2seg': pseudoseg_options.Pc2SegOptions(num_cells=6, num_negatives=10),
+  'unimatch': unimatch_options.UniMatchOptions(confidence=0.22, views=VIEWS),
+  'unimatch_v2': unimatch_options.UniMatchV2Options(
     confidence=0.22, views=VIEWS
   ),
   'ael': equalization_options.AelOptions(confidence=0.22),

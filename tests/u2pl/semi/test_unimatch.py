@@ -13,15 +13,15 @@ from tests.u2pl.semi import tiny
 from u2pl import box_masks, ema_options
 from u2pl.semi import (
   perturbations,
-  strong_view_options,
   strong_views,
   two_network_options,
+  unimatch_options,
 )
 
 # About the median of the initial network.
 LEAST = 0.245
 # Without jitter, which takes long to compile and is tested on its own.
-VIEWS = strong_view_options.ViewOptions(
+VIEWS = unimatch_options.ViewOptions(
   color_augment.ColorOptions(gray=0.5),
   box_masks.BoxOptions(probability=0.9),
   group=2,
@@ -108,7 +108,7 @@ def check(scalars, expected):
 
 def test_a_whole_step_of_unimatch_equals_the_reference():
   trained = tiny.make_method(
-    strong_view_options.UniMatchOptions(confidence=LEAST, views=VIEWS)
+    unimatch_options.UniMatchOptions(confidence=LEAST, views=VIEWS)
   )
   state, batch = tiny.draw_state(trained, step=3), padded_batch()
   # Only the scalars: the gradient is not compiled.
@@ -159,7 +159,7 @@ def test_a_whole_step_of_unimatch_equals_the_reference():
 @pytest.mark.slow
 def test_a_whole_step_of_unimatch_v2_equals_the_reference():
   trained = tiny.make_method(
-    strong_view_options.UniMatchV2Options(confidence=LEAST, views=VIEWS)
+    unimatch_options.UniMatchV2Options(confidence=LEAST, views=VIEWS)
   )
   state, batch = tiny.init_state(trained, step=3), padded_batch()
   # Another teacher than the student.
@@ -217,19 +217,19 @@ def test_a_whole_step_of_unimatch_v2_equals_the_reference():
   ('make', 'message'),
   [
     (
-      lambda: strong_view_options.UniMatchOptions(confidence=1.0),
+      lambda: unimatch_options.UniMatchOptions(confidence=1.0),
       r'expected \[0, 1\)',
     ),
     (
-      lambda: strong_view_options.UniMatchOptions(weight=0.0),
+      lambda: unimatch_options.UniMatchOptions(weight=0.0),
       'weight: expected more',
     ),
     (
-      lambda: strong_view_options.ViewOptions(group=0),
+      lambda: unimatch_options.ViewOptions(group=0),
       'group: expected 1 or more',
     ),
     (
-      lambda: strong_view_options.UniMatchV2Options(
+      lambda: unimatch_options.UniMatchV2Options(
         teacher=ema_options.EmaOptions(statistics='own')
       ),
       "teacher.statistics: expected 'ema' or 'copy'",
@@ -252,8 +252,8 @@ def test_a_threshold_of_0_keeps_all_pixels():
 @pytest.mark.parametrize(
   ('options', 'field'),
   [
-    (strong_view_options.UniMatchOptions(), 'views.group'),
-    (strong_view_options.UniMatchV2Options(), 'views.group'),
+    (unimatch_options.UniMatchOptions(), 'views.group'),
+    (unimatch_options.UniMatchV2Options(), 'views.group'),
     (two_network_options.CpsOptions(cutmix=True), 'group'),
   ],
 )

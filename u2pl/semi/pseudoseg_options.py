@@ -1,4 +1,4 @@
-"""Options of views with a cutout, and of PseudoSeg and PC2Seg."""
+"""Options of PseudoSeg and PC2Seg, and of their views with a cutout."""
 
 import dataclasses
 from typing import ClassVar, Literal

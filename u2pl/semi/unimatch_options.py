@@ -1,4 +1,4 @@
-"""Options of strong views, and of UniMatch and its V2."""
+"""Options of UniMatch and its V2, and of their strong views."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -11,12 +11,12 @@ from runtime.option_ranges import (
 )
 from segcore.ops import color_augment
 from u2pl import box_masks, ema_options
-from u2pl.semi import cutout_view_options
 from u2pl.semi import options as options_lib
+from u2pl.semi import pseudoseg_options
 
 # Probabilities and strengths of both versions.
 COLORS = dataclasses.replace(
-  cutout_view_options.COLORS, jitter=0.8, gray=0.2, blur=0.5
+  pseudoseg_options.COLORS, jitter=0.8, gray=0.2, blur=0.5
 )
 
 
