@@ -216,7 +216,7 @@ class _Reporter:
       raise _StoppedError from None
 
   def send(self, **fields: Any) -> None:
-    """Sends a report.
+    """Sends a report to the caller's process.
 
     Args:
       **fields: fields of the report beside the number of images.

@@ -4,11 +4,10 @@ content = image_files.read_image_file(data, ImageOptions(follow_exif=True))
 content.encoded, content.pixels   # Of a record: JPEG or PNG, and RGB.
 """
 
-import contextlib
 import dataclasses
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epy
@@ -319,8 +318,10 @@ def _orientation(image: 'PIL.Image.Image') -> int:
 
 def _deep_values(data: bytes, decoded: Decoded) -> UInt16[np.ndarray, 'H W 3']:
   """Decodes a file of 16 bits per sample, as RGB without transparency."""
-  with _opencv_errors_for_users():
+  try:
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  except cv2.error:  # As where memory is short.
+    values = None
   if values is None or values.dtype != np.uint16:
     raise errors.UserError('cannot be decoded by OpenCV as 16 bits per value')
   if decoded.format == 'TIFF':  # OpenCV turns these, asked or not.
@@ -332,16 +333,11 @@ def _deep_values(data: bytes, decoded: Decoded) -> UInt16[np.ndarray, 'H W 3']:
 
 def _decode_as_in_training(data: bytes) -> UInt8[np.ndarray, 'H W 3']:
   """Decodes a JPEG or PNG by the decoder of records."""
-  with _opencv_errors_for_users():
-    return records.decode_record_image(data)
-
-
-@contextlib.contextmanager
-def _opencv_errors_for_users() -> Iterator[None]:
-  """Turns errors of OpenCV, as of too little memory, into one for users."""
   try:
-    yield
-  except cv2.error:
+    return records.decode_record_image(data)
+  # OpenCV's own is raised where memory is short. The other is for users who
+  # read records: this file is not yet one.
+  except (cv2.error, errors.UserError):
     raise errors.UserError('cannot be decoded by OpenCV') from None
 
 

@@ -38,7 +38,7 @@ class Method(Protocol):
   def train_step(
     self, state: 'train_state.TrainState', batch: Batch
   ) -> 'train_state.StepResult':
-    """Computes one step.
+    """Computes one step of training.
 
     Returns:
       The next state, and scalars to log, which the loop checks to be finite.

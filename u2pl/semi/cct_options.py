@@ -67,7 +67,7 @@ class DecoderCounts(CheckedOptions):
 
 @dataclasses.dataclass(frozen=True)
 class CctOptions(options_lib.SystemOptions):
-  """Options of CCT.
+  """Options of CCT, cross-consistency training.
 
   Attributes:
     name: 'cct'.

@@ -129,7 +129,7 @@ class EqualizationOptions(options_lib.SystemOptions):
 
 @dataclasses.dataclass(frozen=True)
 class AelOptions(EqualizationOptions):
-  """Options of AEL.
+  """Options of AEL, adaptive equalization learning.
 
   Attributes:
     name: 'ael'.

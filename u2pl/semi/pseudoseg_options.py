@@ -52,7 +52,7 @@ class CutoutViewOptions(CheckedOptions):
 
 @dataclasses.dataclass(frozen=True)
 class PseudoSegOptions(options_lib.SystemOptions):
-  """Options of PseudoSeg.
+  """Options of PseudoSeg: views, fusion and loss of pseudo-labels.
 
   Attributes:
     name: 'pseudoseg'.

@@ -65,7 +65,7 @@ class DetectorOptions(CheckedOptions):
 
 @dataclasses.dataclass(frozen=True)
 class CpsOptions(options_lib.SystemOptions):
-  """Options of CPS.
+  """Options of CPS, cross pseudo supervision.
 
   Attributes:
     name: 'cps'.
@@ -106,7 +106,7 @@ class CpsOptions(options_lib.SystemOptions):
 
 @dataclasses.dataclass(frozen=True)
 class GctOptions(options_lib.SystemOptions):
-  """Options of GCT.
+  """Options of GCT, guided collaborative training.
 
   Attributes:
     name: 'gct'.

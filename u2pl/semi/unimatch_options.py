@@ -69,7 +69,7 @@ class StrongViewSystemOptions(options_lib.SystemOptions):
 
 @dataclasses.dataclass(frozen=True)
 class UniMatchOptions(StrongViewSystemOptions):
-  """Options of UniMatch.
+  """Options of UniMatch: two strong views and perturbed features.
 
   Attributes:
     name: 'unimatch'.

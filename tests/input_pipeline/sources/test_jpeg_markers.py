@@ -117,3 +117,12 @@ def test_an_error_of_opencv_is_one_for_users(data, monkeypatch):
   monkeypatch.setattr(cv2, 'imdecode', fail)
   with pytest.raises(errors.UserError, match='cannot be decoded by OpenCV'):
     image_files.read_image_file(data)
+
+
+def test_a_plain_file_that_opencv_refuses_is_no_record_to_prepare_again():
+  """Its first channel names a quantization table that is not there."""
+  at = PLAIN.index(FRAME) + len(FRAME) + 3
+  damaged = PLAIN[:at] + b'\3' + PLAIN[at + 1 :]
+  assert jpeg_markers.is_plain_jpeg(damaged, LIMIT)
+  with pytest.raises(errors.UserError, match='^cannot be decoded by OpenCV$'):
+    image_files.read_image_file(damaged)
