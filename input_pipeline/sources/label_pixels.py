@@ -2,14 +2,15 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int, Int64, UInt8
 
 # Counts of OpenCV are float32, which holds integers up to this number.
 _MAX_COUNT = 2**24
 
 
 def count_label_pixels(
-  label: Integer[np.ndarray, 'H W'], num_classes: int = 0
+  label: Int[np.ndarray, 'H W'] | UInt8[np.ndarray, 'H W'],
+  num_classes: int = 0,
 ) -> Int64[np.ndarray, 'C']:
   """Counts the pixels of each class in a label map.
 
