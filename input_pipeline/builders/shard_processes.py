@@ -161,10 +161,13 @@ def _explaining_death(process: Any, count: int) -> Iterator[None]:
     yield
   except (EOFError, OSError) as error:
     process.join(_GRACE)
-    status = process.exitcode or 0
-    reason = f'ended with status {status}: see what it printed, then'
-    if status < 0:
+    status = process.exitcode
+    if status is None:
+      reason = 'answers no longer:'
+    elif status < 0:
       reason = f'was killed by signal {-status}, as when memory is short:'
+    else:
+      reason = f'ended with status {status}: see what it printed, then'
     raise errors.UserError(
       f'jobs: expected {count} processes to write all shards, got one that '
       f'{reason} run the same command with fewer jobs, finished shards are kept'

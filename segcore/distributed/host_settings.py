@@ -23,6 +23,8 @@ LIBRARIES = (
   'orbax-checkpoint',
   'grain',
   'numpy',
+  'opencv-python-headless',
+  'pillow',
 )
 # Extras that change values of pixels by rounding: all hosts have it, or none.
 EXTRAS = ('cykooz-resizer',)

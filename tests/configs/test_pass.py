@@ -244,8 +244,8 @@ def test_thresholds_that_are_asked_for():
     ('choose=published,saliency=rc', 0.5),
     ('saliency=rc', -1.0),
   ):
-    found = loading.load('pass_imagenet_s50', argument).label.threshold
-    assert found == expected, argument
+    threshold = loading.load('pass_imagenet_s50', argument).label.threshold
+    assert threshold == expected, argument
 
 
 def test_submissions_say_what_the_servers_ask_for():

@@ -61,7 +61,7 @@ class StepKeys(NamedTuple):
 
 
 class MixedTargets(NamedTuple):
-  """What the student is trained on beside the source images.
+  """Holds the mixed images and their targets, beside the source images.
 
   Attributes:
     mixed: mixed images and their labels.

@@ -96,7 +96,7 @@ class SplitNorm(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool
   ) -> Float[Array, 'B h w D']:
-    """Normalizes a map."""
+    """Normalizes each half of the channels of a feature map."""
     first, second = jnp.split(x, [(x.shape[-1] + 1) // 2], axis=-1)
     first = norm.batch_norm(train=train, dtype=x.dtype, name='bn')(first)
     mean = jnp.mean(second, axis=(1, 2), keepdims=True)

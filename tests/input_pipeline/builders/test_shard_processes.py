@@ -1,6 +1,7 @@
 """Shards written by several processes are those of one."""
 
 import multiprocessing
+import types
 
 import pytest
 
@@ -9,6 +10,23 @@ from input_pipeline.builders import shard_processes, shards
 from runtime import errors
 from tests.support import archive_files, official, slow_writer
 from tests.support import official_cases as cases
+
+
+@pytest.mark.parametrize(
+  ('status', 'message'),
+  [
+    (None, 'got one that answers no longer: run the same command'),
+    (1, 'got one that ended with status 1: see what it printed'),
+    (-9, 'got one that was killed by signal 9'),
+  ],
+)
+def test_the_end_of_a_pipe_says_how_its_process_ended(status, message):
+  process = types.SimpleNamespace(join=lambda timeout: None, exitcode=status)
+  with (
+    pytest.raises(errors.UserError, match=message),
+    shard_processes._explaining_death(process, 2),
+  ):
+    raise EOFError
 
 
 @pytest.mark.parametrize(
