@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Parameters of mallopt in glibc's malloc.h, and their values in bytes: freed
 # memory up to the first is kept, and blocks up to the second come from it.
@@ -20,12 +20,29 @@ def keep_freed_memory() -> None:
   clear it again for the next ones: a quarter of the time of reading batches.
   Other allocators than glibc's are left as they are.
   """
+  mallopt = _malloc_function('mallopt')
+  if mallopt:
+    mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
+    mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def return_freed_memory() -> None:
+  """Returns what is kept to the operating system, for once.
+
+  For after work that is seldom done and takes other blocks than the rest, as
+  saving does: kept among the others, they would make the process grow.
+  """
+  trim = _malloc_function('malloc_trim')
+  if trim:
+    trim(0)
+
+
+def _malloc_function(name: str) -> Callable[..., int] | None:
+  """Returns a function of glibc's malloc.h; None with another C library."""
   try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):  # Another C library.
-    return
-  mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
-  mallopt(_TRIM_THRESHOLD, _KEPT)
+    return getattr(ctypes.CDLL(None), name)
+  except (AttributeError, OSError, TypeError):
+    return None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from etils import epy
 from jax.experimental import multihost_utils
 from jaxtyping import Int32
 
-from runtime import errors, files, progress
+from runtime import errors, files, memory, progress
 from segcore.distributed import collectives
 from segcore.weights import manifest
 
@@ -85,6 +85,9 @@ class Checkpoints:
       UserError: the disk is full; earlier checkpoints are kept.
     """
     with _explaining_full_disk(self.directory):
+      # Until the one before is on disk, Orbax would wait anyway.
+      self._latest.wait_until_finished()
+      memory.return_freed_memory()
       self._latest.save(step, args=_save_args(state, {}))
     progress.record_activity(f'saving step {step} of {self.directory.name}')
 
