@@ -63,6 +63,21 @@ def test_two_latest_are_kept_and_the_newest_is_restored(saved):
   )
 
 
+def test_kept_memory_is_returned_when_the_save_before_has_ended(
+  tmp_path, monkeypatch
+):
+  finished = []
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+
+    def record():
+      finished.append({p.name for p in (tmp_path / 'checkpoints').iterdir()})
+
+    monkeypatch.setattr(checkpoint.memory, 'return_freed_memory', record)
+    for step in (1, 2):
+      checkpoints.save(step, state(float(step)))
+  assert finished == [set(), {'1'}]
+
+
 def test_empty_folder_restores_none(tmp_path):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.restore(abstract()) is None
