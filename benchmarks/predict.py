@@ -1,15 +1,16 @@
 """Compares prediction and evaluation of images of many sizes with torch.
 
   python benchmarks/predict.py [--images=60] [--sizes=20] [--side=256]
-      [--threads=2] [--rounds=3] [--out=FILE.json]
+      [--short_side=0] [--threads=2] [--rounds=3] [--out=FILE.json]
 
 A folder of JPEGs with masks, whose sides vary by half around `--side`, is
 predicted as by `--stage=predict` and evaluated, by the network of the configs
 of own data (EfficientNet-Lite0 with a U-Net) with random values. torch has a
 plain loop over the images: read with cv2, pad to the stride, forward pass,
-upsampling, argmax, and write the label map or count it. Both run in turns. The
-first round, which compiles, is reported by itself. Without torch, this code
-alone is timed.
+upsampling, argmax, and write the label map or count it. With `--short_side`
+both first resize each image, as the configs of own data do. Both run in turns.
+The first round is reported by itself, with the number of programs that it
+compiles. Without torch, this code alone is timed.
 """
 
 import os
@@ -44,8 +45,8 @@ except ImportError:
   torch = None
 
 STRIDE = 32
-# As in the configs of own data.
-PROTOCOL = protocols.ProtocolOptions(size_multiple=64)
+# Of images that are not resized first, as in the configs of own data.
+SIZE_MULTIPLE = 64
 BATCH_SIZE = 8
 
 
@@ -63,7 +64,7 @@ def make_folder(folder: pathlib.Path, count: int, num_sizes: int, side: int):
     cv2.imwrite(str(folder / 'masks' / f'{i:04}.png'), mask)
 
 
-def make_model(mesh: Any) -> predict.Model:
+def make_model(mesh: Any, short_side: int) -> predict.Model:
   """Builds the network with random values."""
   segmenter = network.build_network(
     network_options.NetworkOptions(
@@ -80,7 +81,9 @@ def make_model(mesh: Any) -> predict.Model:
     predictor=inference.LabelMaps(
       method.HeadScores(segmenter),
       image_folders.CLASSES,
-      PROTOCOL,
+      protocols.ProtocolOptions(
+        size_multiple=SIZE_MULTIPLE, short_side=short_side
+      ),
       segmenter.size_multiple,
     ),
     classes=classes,
@@ -91,7 +94,7 @@ def make_model(mesh: Any) -> predict.Model:
 
 
 def in_torch(
-  folder: pathlib.Path, out: pathlib.Path
+  folder: pathlib.Path, out: pathlib.Path, short_side: int
 ) -> dict[str, Callable[[], Any]]:
   """Builds the loops over the images: prediction, evaluation."""
   model = torch_efficientnet.Network(image_folders.CLASSES, None)
@@ -100,6 +103,10 @@ def in_torch(
 
   def labels(path: pathlib.Path) -> np.ndarray:
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    size = image.shape[:2]
+    if short_side:
+      width, height = (short_side * n // min(size) for n in size[::-1])
+      image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     height, width = image.shape[:2]
     image = cv2.copyMakeBorder(
       image, 0, -height % STRIDE, 0, -width % STRIDE, cv2.BORDER_REFLECT
@@ -109,7 +116,10 @@ def in_torch(
       logits = torch.nn.functional.interpolate(
         model(x.permute(0, 3, 1, 2)), image.shape[:2], mode='bilinear'
       )
-      return logits[0, :, :height, :width].argmax(0).to(torch.uint8).numpy()
+      logits = logits[:, :, :height, :width]
+      if short_side:
+        logits = torch.nn.functional.interpolate(logits, size, mode='bilinear')
+      return logits[0].argmax(0).to(torch.uint8).numpy()
 
   paths = sorted((folder / 'images').iterdir())
 
@@ -129,10 +139,10 @@ def in_torch(
 
 
 def in_jax(
-  folder: pathlib.Path, out: pathlib.Path
+  folder: pathlib.Path, out: pathlib.Path, short_side: int
 ) -> tuple[dict[str, Callable[[], Any]], int]:
   """Builds prediction and evaluation; returns the number of groups, too."""
-  model = make_model(sharding.make_mesh())
+  model = make_model(sharding.make_mesh(), short_side)
   request = predict.Request(folder / 'images', out, overlays=False)
   split = datasets.open_dataset_split(
     image_folders.data_options(folder), 'train', str(folder / 'records')
@@ -152,10 +162,22 @@ def in_jax(
   }, len(groups)
 
 
+def count_compiled_programs() -> list[float]:
+  """Returns a list that grows with every program: seconds of compiling it."""
+  seconds = []
+
+  def listen(event: str, duration: float, **_) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      seconds.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return seconds
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
   arguments = command_line.parse_on_cores(
-    argv, __doc__, images=60, sizes=20, side=256, rounds=3
+    argv, __doc__, images=60, sizes=20, side=256, short_side=0, rounds=3
   )
   cv2.setNumThreads(0)
   if torch:
@@ -165,17 +187,20 @@ def main(argv: Sequence[str]) -> None:
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary) / 'photographs'
     make_folder(folder, arguments.images, arguments.sizes, arguments.side)
-    own, groups = in_jax(folder, pathlib.Path(temporary) / 'jax')
+    out, side = pathlib.Path(temporary), arguments.short_side
+    own, groups = in_jax(folder, out / 'jax', side)
     others = {}
     if torch:
-      others = in_torch(folder, pathlib.Path(temporary) / 'torch')
+      others = in_torch(folder, out / 'torch', side)
+    compiled = count_compiled_programs()
     start = time.perf_counter()
     own['prediction']()
     results['first'] = time.perf_counter() - start
-    results['groups'] = groups
+    results['groups'], results['programs'] = groups, len(compiled)
     print(
-      f'the first prediction, of {arguments.images} images in {groups} padded '
-      f'sizes: {results["first"]:.1f} s with compilation'
+      f'the first prediction, of {arguments.images} images in {groups} groups '
+      f'of sizes: {results["first"]:.1f} s, of which {sum(compiled):.1f} s for '
+      f'compiling {len(compiled)} programs'
     )
     for name, run in own.items():
       sides = {'jax': run}

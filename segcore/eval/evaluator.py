@@ -59,7 +59,7 @@ def plan_evaluation_batches(
 
   Args:
     sizes: (height, width) of each image.
-    batch_size: most rows of a batch; all batches of a group have as many, so
+    batch_size: most rows of a batch; all batches of one input have as many, so
       that they share a program.
     group: function from the size of an image to its group.
     row_multiple: number that divides the rows of a batch, of the devices.
@@ -68,9 +68,14 @@ def plan_evaluation_batches(
   indices_by_group = collections.defaultdict(list)
   for index, size in enumerate(sizes):
     indices_by_group[group_by_size[size]].append(index)
+  counts_by_input = collections.defaultdict(list)
+  for image_group, indices in indices_by_group.items():
+    counts_by_input[image_group.input_sizes].append(len(indices))
   batches = []
   for image_group, indices in sorted(indices_by_group.items()):
-    rows = _choose_batch_rows(len(indices), batch_size, row_multiple)
+    rows = _choose_batch_rows(
+      counts_by_input[image_group.input_sizes], batch_size, row_multiple
+    )
     padded = [*indices, *[-1] * (-len(indices) % rows)]
     batches += [
       PlannedBatch(image_group, tuple(padded[i : i + rows]))
@@ -79,21 +84,32 @@ def plan_evaluation_batches(
   return batches
 
 
-def _choose_batch_rows(count: int, batch_size: int, multiple: int) -> int:
-  """Returns the rows of each batch of a group: the batch size, or less.
+def _choose_batch_rows(
+  counts: Sequence[int], batch_size: int, multiple: int
+) -> int:
+  """Returns the rows of all batches of one input: the batch size, or less.
 
   Folders of images of many sizes have few of each group, and empty rows take as
   long as others. A batch is charged a quarter of the largest one for being a
   batch, since accelerators need large ones.
+
+  Args:
+    counts: numbers of images of the groups of this input, which share a program
+      of the network.
+    batch_size: most rows of a batch.
+    multiple: number that divides the rows.
   """
   choices, rows = [batch_size], batch_size
   while rows % 2 == 0 and rows // 2 % multiple == 0:
     rows //= 2
     choices.append(rows)
+
+  def cost(rows: int) -> float:
+    num_batches = sum(-(-count // rows) for count in counts)
+    return num_batches * (rows + batch_size / 4)
+
   # The first, and so the largest, of equal ones.
-  return min(
-    choices, key=lambda rows: -(-count // rows) * (rows + batch_size / 4)
-  )
+  return min(choices, key=cost)
 
 
 class Augmentation(NamedTuple):

@@ -12,6 +12,7 @@ sizes share few compiled programs, and no prediction depends on the others.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -43,7 +44,8 @@ class Group(NamedTuple):
   """Sizes that images must have in common to share a batch.
 
   Attributes:
-    padded_size: (height, width) to which each image is padded.
+    padded_size: (height, width) to which each image is padded, or its label map
+      alone where a protocol resizes images before all else.
     input_sizes: (height, width) of the network's input for each view; before
       them, where a protocol resizes images before all else, the size to which
       each image is padded after that.
@@ -134,6 +136,19 @@ def _round_up(size: resize.Size, multiple: int) -> resize.Size:
   return height, width
 
 
+def _smallest_canvas(shape: resize.Size, size: resize.Size) -> resize.Size:
+  """Returns the least of the enlargements of a shape that holds a size.
+
+  By 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, … So images of hundreds of sizes
+  that are resized to a few shapes have few canvases.
+  """
+  for exponent in itertools.count():
+    for quarters in range(4, 8):
+      height, width = (-(-n * quarters * 2**exponent // 4) for n in shape)
+      if size[0] <= height and size[1] <= width:
+        return height, width
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageScores:
   """Predictor of one row of scores or features for each image.
@@ -191,8 +206,7 @@ class LabelMaps(view_votes.ViewVotes):
     input_sizes = tuple(view.input_size for view in self._views(size))
     if not self.protocol.resizes_images:
       return Group(padded_size, input_sizes)
-    resized_size = _round_up(self.protocol.resized_size(size), self.multiple)
-    return Group(padded_size, (resized_size, *input_sizes))
+    return Group(padded_size, (self._resized_size(size), *input_sizes))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
@@ -314,12 +328,13 @@ class LabelMaps(view_votes.ViewVotes):
         )
       return _label_by_views(self, state, images)
     resized_size = protocol_resizing.symbolic_protocol_size(size, self.protocol)
-    padded_size = self._padded_size(size)
     if self.protocol.resizes_images:
       images = protocol_resizing.resize_protocol_images_on_device(
         images, resized_size, self.protocol
       )
       padded_size = _round_up(resized_size, self.multiple)
+    else:
+      padded_size = self._padded_size(size)
     scores = self.scores(
       state,
       batch_lib.batch_images_to_symmetric(_pad_on_device(images, padded_size)),
@@ -361,10 +376,15 @@ class LabelMaps(view_votes.ViewVotes):
     return transforms.MEAN_COLOR if is_mean else None
 
   def _padded_size(self, size: resize.Size) -> resize.Size:
+    if self.protocol.resizes_images:
+      return _smallest_canvas(self._resized_size(size), size)
     padded = _round_up(size, self.protocol.size_multiple or self.multiple)
     if self.protocol.is_single_view:
       padded = _round_up(padded, self.multiple)
     return padded
+
+  def _resized_size(self, size: resize.Size) -> resize.Size:
+    return _round_up(self.protocol.resized_size(size), self.multiple)
 
   def _views(self, size: tuple[int, int]) -> list[protocol_views.View]:
     return _cached_views(self.protocol, self.multiple, tuple(size))

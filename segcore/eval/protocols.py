@@ -52,10 +52,10 @@ class ProtocolOptions:
     antialias: whether to blur images before shrinking them.
     align_corners: whether a network's scores are enlarged to the size of its
       input with corners on corners; else with half-pixel centers.
-    size_multiple: images are padded to multiples of this, and one program is
-      compiled for each padded size and size of input; 0: the network's stride.
-      A single view of the whole image applies the network to the padded image,
-      padded by reflection.
+    size_multiple: images that are not resized before all else are padded to
+      multiples of this, and one program is compiled for each padded size and
+      size of input; 0: the network's stride. A single view of the whole image
+      applies the network to the padded image, padded by reflection.
     crf: whether a dense conditional random field refines the probabilities, by
       the package pydensecrf2 (see docs/evaluation.md).
     crf_options: kernels and iterations of it.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int16, Shaped
+from jaxtyping import Array, Float, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
 from segcore.eval import protocols
@@ -69,31 +69,43 @@ def dense_view_maps(packed: Packed, width: int) -> Array:
   return add(rows, packed.index, packed.weight)
 
 
-@functools.partial(jax.jit, static_argnames='fill')
-def view_network_input(images, view, fill):
+def view_network_input(
+  images: UInt8[Array | np.ndarray, 'B H W 3'],
+  view: Mapping[str, Packed] | None,
+  fill: tuple[int, int, int] | None,
+) -> Float[Array, 'B h w 3']:
   """Resamples images to a view, and scales them to [-1, 1] for the network.
 
   Args:
-    images: uint8 [B, H, W, 3].
+    images: the images.
     view: packed maps with the weights of the rows and columns of the image in
       those of the view; None for the images themselves.
     fill: RGB color of the view's pixels outside of the image; None for the
       color of value 0 in [-1, 1].
 
   Returns:
-    float32 [B, h, w, 3], of the size of the view, in [-1, 1].
+    The view, in [-1, 1].
   """
+  if view is None:
+    return _resample(images, None, fill)
+  # The maps of writing have other shapes, which would need other programs.
+  return _resample(images, (view['read_rows'], view['read_columns']), fill)
+
+
+@functools.partial(jax.jit, static_argnames='fill')
+def _resample(images, maps, fill):
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.batch_images_to_symmetric(images)
-  if view is None:
+  if maps is None:
     return symmetric
   if fill is not None:
     # Rows of the maps that read nothing yield 0, which is the fill color then.
     fill = batch_lib.batch_images_to_symmetric(jnp.array([[fill]], jnp.uint8))
     symmetric -= fill
-  height, width = images.shape[1:3]
-  rows = dense_view_maps(view['read_rows'], height)
-  columns = dense_view_maps(view['read_columns'], width)
+  rows, columns = (
+    dense_view_maps(packed, length)
+    for packed, length in zip(maps, images.shape[1:3], strict=True)
+  )
   inputs = jnp.einsum('bih,bhwc->biwc', rows, symmetric, precision=exact)
   inputs = jnp.einsum('bjw,biwc->bijc', columns, inputs, precision=exact)
   return inputs if fill is None else inputs + fill

@@ -80,6 +80,19 @@ def test_few_images_of_a_group_make_small_batches():
   assert {n for each in rows_of_batches(8).values() for n in each} == {8}
 
 
+def test_groups_of_one_input_have_batches_of_as_many_rows():
+  # 3 images would have a batch of 4 by themselves, as those of the third size.
+  planned = evaluator_lib.plan_evaluation_batches(
+    [(8, 8)] * 3 + [(16, 16)] * 100 + [(4, 8)] * 3,
+    8,
+    lambda size: inference.Group(size, ((min(8, size[0]), 8),)),
+  )
+  rows = collections.defaultdict(set)
+  for batch in planned:
+    rows[batch.group.padded_size].add(len(batch.indices))
+  assert rows == {(8, 8): {8}, (16, 16): {8}, (4, 8): {4}}
+
+
 def test_means_over_some_classes():
   split = fake_data.labeled_split(SIZES[:2])
   mesh = mesh_of(1)
