@@ -210,7 +210,7 @@ def test_options_change_what_a_system_takes():
 
 def test_ranks_of_negatives_need_contrast():
   with pytest.raises(
-    ValueError, match='low_rank=2: system=cutmix has no contr'
+    ValueError, match='low_rank=2: system=pseudoseg has no contr'
   ):
     loading.load('u2pl_folder', 'source=x,low_rank=2')
   block = loading.load('u2pl_folder', 'source=x,system=u2pl,low_rank=2').train
