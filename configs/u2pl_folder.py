@@ -6,8 +6,8 @@ Data:  a folder of images, masks of the same names and a class list: see
        they are images with masks, which only measure the pseudo-labels.
 Run:   python -m u2pl.main \\
          --config=configs/u2pl_folder.py:source=roads,ignore=255,labels=20
-Cost:  1,500 steps of 8 labeled and 8 unlabeled crops, not timed as a whole; of
-       4 and 4, about 7 minutes on a CPU core (docs/results/photographs.md).
+Cost:  1,500 steps of 8 labeled and 8 unlabeled crops, about 13 minutes on a
+       CPU core (docs/results/photographs.md).
 """
 
 from configs import pretrained, shared, u2pl, u2pl_losses, unlabeled
