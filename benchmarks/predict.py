@@ -26,6 +26,7 @@ from typing import Any
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import command_line
+import compilations
 import cv2
 import image_folders
 import jax
@@ -162,18 +163,6 @@ def in_jax(
   }, len(groups)
 
 
-def count_compiled_programs() -> list[float]:
-  """Returns a list that grows with every program: seconds of compiling it."""
-  seconds = []
-
-  def listen(event: str, duration: float, **_) -> None:
-    if event == '/jax/core/compile/backend_compile_duration':
-      seconds.append(duration)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  return seconds
-
-
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
   arguments = command_line.parse_on_cores(
@@ -192,7 +181,8 @@ def main(argv: Sequence[str]) -> None:
     others = {}
     if torch:
       others = in_torch(folder, out / 'torch', side)
-    compiled = count_compiled_programs()
+    compiled: list[float] = []
+    compilations.listen_to_compilations(compiled.append)
     start = time.perf_counter()
     own['prediction']()
     results['first'] = time.perf_counter() - start

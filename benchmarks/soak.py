@@ -16,7 +16,7 @@ import pathlib
 import sys
 import tempfile
 
-import jax
+import compilations
 import numpy as np
 
 from ddep import main as ddep_main
@@ -25,8 +25,6 @@ from segcore.experiment import cli
 from segcore.train import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-_COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
 class CompilationCounter:
@@ -41,12 +39,9 @@ class CompilationCounter:
     self.steps = 0
     self.compiled_after: list[int] = []
     self._build_step = loop.build_jitted_train_step
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event: str, duration: float, **_) -> None:
-    del duration
-    if event == _COMPILED:
-      self.compiled_after.append(self.steps)
+    compilations.listen_to_compilations(
+      lambda _: self.compiled_after.append(self.steps)
+    )
 
   def build_step(self, *arguments):
     """Replaces `loop.build_jitted_train_step` by one that counts calls."""

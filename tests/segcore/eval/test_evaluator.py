@@ -124,12 +124,12 @@ def test_random_crops_follow_from_the_seed_and_the_index():
         transforms.RandomCrop((16, 24)), (seed,)
       ),
     )
-    found = {}
+    prediction_by_id = {}
     for prediction, example in predictions(state):
       assert example['label'].shape == (16, 24)
       np.testing.assert_array_equal(prediction, example['image'][..., 0])
-      found[example['id'].item()] = prediction.tobytes()
-    return found
+      prediction_by_id[example['id'].item()] = prediction.tobytes()
+    return prediction_by_id
 
   first = crops(2, seed=0)
   assert len(first) == len(SIZES)
