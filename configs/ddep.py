@@ -25,6 +25,9 @@ NOISE = {
   'draw': ['uniform', 'linear', 'multiplicative'],  # of γ from the range
   'noise_steps': 0,  # time steps of 'linear' and 'multiplicative'
   'target': ['eps', 'x', 'eps_scaled'],  # of the prediction
+  # Strides of the skips that denoising sees, written as `skips`. The others are
+  # zeros there; fine-tuning has them.
+  'shown_skips': 'all',
 }
 # Options of the experiments of the paper.
 PAPER = {
@@ -400,11 +403,29 @@ def _set_stages(
   """Sets stages, initial weights and seeds by the options.
 
   Runs that differ only in `seed` share their pretraining.
+
+  Raises:
+    ValueError: `shown_skips` has another form, or the decoder has no skips.
   """
   config.update(_INITS[options.init])
+  _set_shown_skips(config, options.shown_skips)
   config.finetune.recipe.seed = options.seed
   for name in {'classify', 'denoise'} & {*config}:
     config[name].recipe.seed = options.pretrain_seed
+
+
+def _set_shown_skips(config: ml_collections.ConfigDict, text: str) -> None:
+  """Sets the skips that denoising sees, by the text of `shown_skips`."""
+  shown = networks.parse_skips(text, 'shown_skips')
+  if shown is True:
+    return
+  decoder = config.network.decoder.name
+  if decoder != 'unet':
+    raise ValueError(
+      f'config option shown_skips={text}: expected a network with the decoder '
+      f'unet, as it hides skips of a U-Net, got {decoder}'
+    )
+  config.denoise.shown_skips = shown
 
 
 def _set_encoder(config: ml_collections.ConfigDict, path: str) -> None:

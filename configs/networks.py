@@ -278,7 +278,7 @@ def _describe_no_unet(network: str) -> str:
   )
 
 
-def parse_skips(text: str) -> bool | tuple[int, ...]:
+def parse_skips(text: str, option: str = 'skips') -> bool | tuple[int, ...]:
   """Parses which maps of the encoder reach a U-Net, apart from the deepest.
 
   >>> parse_skips('16-8'), parse_skips('none')
@@ -287,6 +287,7 @@ def parse_skips(text: str) -> bool | tuple[int, ...]:
   Args:
     text: 'all', 'none', 'coarse' for strides of 8 and more, or strides joined
       by '-'.
+    option: name of the config option with the text, for the message.
 
   Raises:
     ValueError: the text has another form, or a stride is not 2, 4, 8 or 16.
@@ -297,7 +298,7 @@ def parse_skips(text: str) -> bool | tuple[int, ...]:
   strides = text.split('-')
   if not {*strides} <= {'2', '4', '8', '16'}:
     raise ValueError(
-      f'config option skips={text}: expected all, none, coarse, or some of '
+      f'config option {option}={text}: expected all, none, coarse, or some of '
       'the strides 16, 8, 4 and 2 joined by -, as 16-8'
     )
   return tuple(map(int, strides))

@@ -58,6 +58,9 @@ class DenoiseOptions:
     flips: directions of random flips.
     recipe: batch size, number of steps, optimizer.
     also: further images that are trained on.
+    shown_skips: strides of a U-Net's skips that denoising sees, True for all,
+      False for none. The others are zeros, so that deeper blocks have to learn;
+      stages that start from this one see them.
   """
 
   data: datasets.DataOptions
@@ -70,6 +73,7 @@ class DenoiseOptions:
   flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.RecipeOptions
   also: tuple[data_lib.Images, ...] = ()
+  shown_skips: bool | tuple[int, ...] = True
 
   def __post_init__(self):
     if not self.trained or not set(self.trained) <= set(_PARTS):
@@ -174,6 +178,8 @@ class DenoiseStage(experiment_stage.TrainingStage):
     """Builds the denoising method."""
     del num_classes
     block = self.options
+    if block.shown_skips is not True:
+      context = context.with_decoder(shown_skips=block.shown_skips)
     net = context.build({'noise': heads.SubpixelHead(3)}, self.size)
     update = block.recipe.make_update(block.trained, net.frozen_parameters)
     return Denoise(net, update, block.noise)

@@ -65,6 +65,10 @@ class Context:
       return self
     return self.with_network(encoder={**self.network.encoder, **given})
 
+  def with_decoder(self, **fields: Any) -> 'Context':
+    """Returns a context with other fields of the decoder."""
+    return self.with_network(decoder={**self.network.decoder, **fields})
+
   def fitted(self, size: tuple[int, int]) -> network_options.NetworkOptions:
     """Returns the network options for images of this (height, width)."""
     return network_lib.with_position_grid(self.network, size, 'config.network')

@@ -185,6 +185,28 @@ def test_skips_noise_and_width_are_options(name):
   assert net.reported_metrics() == (f'{config.denoise.val_split}/*',)
 
 
+@pytest.mark.parametrize('name', SMALL + PAPER)
+def test_skips_are_hidden_from_denoising_alone(name):
+  source = 'source=x,' if name in ('ddep_camvid', 'ddep_folder') else ''
+  config = loading.load(name, f'{source}init=ddep,shown_skips=coarse')
+  config.denoise.crop.size = (64, 64)
+  stages = ddep_main.PROGRAM.build(config)
+  denoise, finetune = stages['denoise'], stages['finetune']
+  method = denoise.method(denoise.context, 0)
+  assert method.segmenter.decoder.shown_skips == (16, 8)
+  tuned = finetune.method(finetune.context, 2).segmenter
+  assert tuned.decoder.shown_skips is True
+
+
+def test_hidden_skips_need_a_unet():
+  with pytest.raises(ValueError, match='shown_skips=8-3: expected all, none'):
+    loading.load('ddep_shapes', 'shown_skips=8-3')
+  with pytest.raises(ValueError, match='shown_skips=none: expected a network'):
+    loading.load(
+      'ddep_folder', 'source=x,network=efficientnet+dpt,shown_skips=none'
+    )
+
+
 def test_steps_of_the_paper():
   def recipes(name, options=''):
     config = loading.load(name, options)

@@ -117,6 +117,13 @@ class DecoderBlock(nn.Module):
     return x
 
 
+def _contains(skips: bool | tuple[int, ...], stride: int) -> bool:
+  """Returns whether the skip of a stride is among `UNetDecoder.skips`."""
+  if isinstance(skips, bool):
+    return skips and stride > 1
+  return stride in skips
+
+
 class UNetDecoder(network_part.NetworkPart):
   """Upsamples the encoder's deepest map to the output stride.
 
@@ -139,6 +146,9 @@ class UNetDecoder(network_part.NetworkPart):
     output_stride: stride of the last map: 1 for the resolution of the image.
     skips: True for a skip at every stride above 1, False for none, or the
       strides that have one. A skip that the encoder lacks is an error.
+    shown_skips: as `skips`, those whose values the blocks see; the others are
+      zeros. Parameters have the same shapes, so a network with all skips can
+      start from weights that were trained without them.
     norm: 'group' or 'batch'; see `norm.make_norm`.
     num_groups: number of groups of a group norm.
     norm_epsilon: constant added to the variance by a group norm; a batch norm
@@ -151,6 +161,7 @@ class UNetDecoder(network_part.NetworkPart):
   layout: Literal['A', 'A1', 'B'] = 'A'
   output_stride: Literal[1, 2, 4, 8] = 1
   skips: bool | tuple[int, ...] = True
+  shown_skips: bool | tuple[int, ...] = True
   norm: str = 'group'
   num_groups: int = 32
   norm_epsilon: float = 1e-6
@@ -232,9 +243,7 @@ class UNetDecoder(network_part.NetworkPart):
 
   def _has_skip(self, stride: int) -> bool:
     """Returns whether the block whose result has this stride joins a skip."""
-    if isinstance(self.skips, bool):
-      return self.skips and stride > 1
-    return stride in self.skips
+    return _contains(self.skips, stride)
 
   def _upsamples(self, stride: int) -> tuple[bool, ...]:
     """Returns for each block whether it upsamples."""
@@ -268,6 +277,8 @@ class UNetDecoder(network_part.NetworkPart):
         f'must be multiples of {features.deepest.stride}, and a dilated_resnet '
         "must have stem='plain' or 'small'"
       )
+    if not _contains(self.shown_skips, stride):
+      return jnp.zeros_like(skip.array)
     return skip.array
 
   def _embed(

@@ -130,6 +130,31 @@ def test_skips_are_joined_as_configured():
     assert in_channels == channels
 
 
+@pytest.mark.parametrize(
+  ('shown', 'zeroed'), [(False, (2, 4)), ((4,), (2,)), ((), (2, 4))]
+)
+def test_hidden_skips_are_zeros_for_the_same_parameters(shown, zeroed):
+  maps = reference_networks.draw_maps((2, 3), (4, 5), (8, 4))
+  seeing = unet.UNetDecoder((8, 8, 8), num_groups=4)
+  params = reference_networks.draw_params(seeing, maps)
+  without = maps.replace(
+    maps=tuple(
+      each.replace(array=each.array * (each.stride not in zeroed))
+      for each in maps.maps
+    )
+  )
+  hiding = unet.UNetDecoder((8, 8, 8), num_groups=4, shown_skips=shown)
+  run = [jax.jit(module.apply) for module in (seeing, hiding)]
+  variables = {'params': params}
+  expected, hidden = (
+    apply(variables, given).at_stride(1).array
+    for apply, given in zip(run, (without, maps), strict=True)
+  )
+  np.testing.assert_allclose(hidden, expected, atol=1e-6)
+  seen = run[0](variables, maps).at_stride(1).array
+  assert not np.allclose(seen, expected)
+
+
 def test_layouts_differ_in_the_block_that_keeps_the_resolution():
   maps = reference_networks.draw_maps((2, 3), (4, 5), (8, 4))
   for layout, strides, convs in (
