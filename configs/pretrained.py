@@ -44,7 +44,8 @@ class Network(NamedTuple):
   Attributes:
     block: encoder and decoder.
     encoder: file, package or stage with the encoder's weights; '' for random
-      values.
+      values, or those of `start`.
+    is_pretrained: whether the encoder has weights, be they of `start`.
     size_multiple: divisor of the sides of crops and images, in pixels.
     max_area: largest share of the area of an image that a crop of about 14,000
       pixels (96x144) shows, above 0 and up to 1.
@@ -55,6 +56,7 @@ class Network(NamedTuple):
 
   block: ml_collections.ConfigDict
   encoder: str
+  is_pretrained: bool
   size_multiple: int
   max_area: float
   is_small: bool
@@ -63,7 +65,7 @@ class Network(NamedTuple):
   @property
   def encoder_lr(self) -> float:
     """Returns the factor of the encoder's learning rate."""
-    return 0.1 if self.encoder else 1.0
+    return 0.1 if self.is_pretrained else 1.0
 
   def learning_rate(self, of_small: float) -> float:
     """Returns the learning rate: `of_small` for a small network, else 3e-3."""
@@ -104,17 +106,19 @@ def choose_network(
       notes = (_describe_start(network, encoder),)
   elif encoder == 'random':
     encoder = ''
+  is_pretrained = bool(encoder or getattr(options, 'start', ''))
   block = networks.named(
     network,
     width=options.width,
     skips=options.skips,
-    frozen=bool(encoder or getattr(options, 'start', '')),
+    frozen=is_pretrained,
     full_resolution=options.full_resolution,
   )
   is_small = network.startswith('small+')
   return Network(
     block,
     encoder,
+    is_pretrained,
     _size_multiple(network, block),
     # Encoders of public weights resolve little at the size of whole images.
     1.0 if is_small else 0.4,

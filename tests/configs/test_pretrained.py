@@ -105,6 +105,11 @@ def test_a_run_that_starts_from_denoising_has_its_network():
   denoised = loading.load('ddep_folder', 'source=x')
   assert start.network == denoised.network
   assert starts(start) == {'train': 'runs/a/finetune'}
+  # The encoder keeps its tenth of the learning rate.
+  plain = loading.load('u2pl_folder', 'source=x')
+  optimizer = start.train.recipe.optimizer
+  assert optimizer == plain.train.recipe.optimizer
+  assert optimizer.groups == (('^encoder/', 0.1, 1.0),)
   options = 'source=x,full_resolution,skips=16-8,width=2'
   start = loading.load('u2pl_folder', f'{options},start=runs/a/finetune')
   denoised = loading.load('ddep_folder', options)
