@@ -145,32 +145,38 @@ def test_a_grid_of_the_images_is_that_of_each_stage():
   assert stages[0].settings['network'].encoder['grid'] == (4, 4)
   config = loading.load('ddep_pascal', 'tiny')
   config.denoise.crop.size = (32, 64)
-  found = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
+  settings = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   grids = {
-    name: found[name]['settings']['network']['encoder']['grid']
+    name: settings[name]['settings']['network']['encoder']['grid']
     for name in ('classify', 'denoise', 'finetune')
   }
   assert grids == {'classify': [4, 4], 'denoise': [2, 4], 'finetune': [4, 4]}
 
 
 def test_noise_is_set_by_options():
-  def found(options):
+  def noise_fields(options):
     noise = loading.load('ddep_shapes', options).denoise.noise
     return noise.kind, noise.gamma, noise.sigma, noise.gamma_range, noise.target
 
   none = (0.0, 0.0)
-  assert found('') == ('scaled', 0.7, 0.0, none, 'eps')
-  assert found('noise=simple,target=x') == ('simple', 0.7, 0.0, none, 'x')
+  assert noise_fields('') == ('scaled', 0.7, 0.0, none, 'eps')
+  assert noise_fields('noise=simple,target=x') == (
+    'simple',
+    0.7,
+    0.0,
+    none,
+    'x',
+  )
   spaces = [
     loading.load('ddep_shapes', options).denoise.noise.noise_space
     for options in ('', 'noise_space=unit')
   ]
   assert spaces == ['auto', 'unit']
-  assert found('gamma=0.5')[1:4] == (0.5, 0.0, none)
-  assert found('sigma=0.8')[1:4] == (0.0, 0.8, none)
-  assert found('gamma_range=0.9-0.95')[1:4] == (0.0, 0.0, (0.9, 0.95))
+  assert noise_fields('gamma=0.5')[1:4] == (0.5, 0.0, none)
+  assert noise_fields('sigma=0.8')[1:4] == (0.0, 0.8, none)
+  assert noise_fields('gamma_range=0.9-0.95')[1:4] == (0.0, 0.0, (0.9, 0.95))
   with pytest.raises(ValueError, match='gamma_range=0.9: expected LEAST-LARG'):
-    found('gamma_range=0.9')
+    noise_fields('gamma_range=0.9')
 
 
 @pytest.mark.parametrize('name', SMALL + PAPER)

@@ -221,13 +221,13 @@ class UNetDecoder(network_part.NetworkPart):
     A ValueError is raised for a skip that is finer than the last map.
     """
     deepest, last = features.deepest.stride, self.output_stride
-    if (
-      not isinstance(self.skips, bool) and min(self.skips, default=last) < last
-    ):
-      raise ValueError(
-        f'skips: expected strides from {last} on, that of the last map, got '
-        f'{", ".join(map(str, self.skips))}'
-      )
+    for name in ('skips', 'shown_skips'):
+      given = getattr(self, name)
+      if not isinstance(given, bool) and min(given, default=last) < last:
+        raise ValueError(
+          f'{name}: expected strides from {last} on, that of the last map, got '
+          f'{", ".join(map(str, given))}'
+        )
     strides = [last * 2**i for i in range(1 + len(self.widths))]
     fits = deepest in [last * 2**i for i in range(16)]
     if fits:

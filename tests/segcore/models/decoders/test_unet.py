@@ -95,6 +95,11 @@ def test_condition_of_an_unconditional_decoder_is_refused():
       'layout: expected A, since all 3 blocks upsample from stride 8, got B',
     ),
     (
+      ((4, 3), (8, 4)),
+      {'widths': (8,), 'output_stride': 4, 'shown_skips': (2,)},
+      'shown_skips: expected strides from 4 on, that of the last map, got 2',
+    ),
+    (
       ((8, 4),),
       {'widths': (8, 8, 8), 'skips': False, 'norm': 'layer'},
       "norm: expected group or batch, got 'layer'",
