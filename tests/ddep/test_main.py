@@ -108,6 +108,28 @@ def test_finished_work_is_not_done_twice(discs, whole):
 
 
 @pytest.mark.slow
+def test_hidden_skips_are_hidden_from_denoising_alone(discs, tmp_path):
+  workdir = tmp_path / 'run'
+  recipe = ('num_steps=8', 'evaluate_every=8', 'batch_size=4')
+  denoising = ('crop.size=(32, 32)', *(f'recipe.{x}' for x in recipe))
+  process = runs.start(
+    discs,
+    workdir,
+    *(f'--config.denoise.{x}' for x in denoising),
+    options='init=dep,shown_skips=none',
+  )
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  # Of the maps of strides 8, 4 and 2, its decoder reads the deepest alone.
+  read = re.findall(r'^  (stride \d+) ', runs.read_log(workdir), re.MULTILINE)
+  assert read == ['stride 8']
+  # Still its first block joins 64 channels of stride 8 and 32 of stride 4, as
+  # it does in fine-tuning.
+  for stage in ('denoise', 'finetune'):
+    decoder = runs.read_state(workdir / stage)['params']['decoder']
+    assert decoder['block0']['conv1']['kernel'].shape == (3, 3, 64 + 32, 16)
+
+
+@pytest.mark.slow
 def test_another_protocol_is_reported_beside_the_first(whole):
   before = runs.read_results(whole)
   flags = ('--stage=evaluate', '--config.evaluate.protocol.flip=True')

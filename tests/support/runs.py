@@ -90,7 +90,7 @@ def start(
     devices: number of simulated devices.
     process: (index, count, port) of a process among several hosts.
     method: 'ddep' or 'u2pl'.
-    options: further options of the config.
+    options: further options of the config, and others for those of `method`.
     log: file that the output is appended to; `workdir`.log by default.
   """
   method_options, short = {
@@ -101,14 +101,8 @@ def start(
       SHORT_U2PL,
     ),
   }[method]
-  options = ','.join(
-    filter(
-      None,
-      (
-        f'source={source},ignore=255,val_fraction=0.4,{method_options},tiny',
-        options,
-      ),
-    )
+  options = _join_options(
+    f'source={source},ignore=255,val_fraction=0.4,tiny', method_options, options
   )
   command = [sys.executable, '-m', f'{method}.main', f'--workdir={workdir}']
   if source:
@@ -127,6 +121,12 @@ def start(
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
+
+
+def _join_options(*texts: str) -> str:
+  """Joins options of a config; of two with one name, the later one counts."""
+  each = (x for text in texts for x in text.split(',') if x)
+  return ','.join({x.partition('=')[0]: x for x in each}.values())
 
 
 def _environment(
