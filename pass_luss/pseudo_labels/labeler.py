@@ -44,18 +44,25 @@ class ForegroundThreshold(NamedTuple):
     threshold: threshold τ; pixels of lower foreground are 'other'.
     miou: mIoU on the split it was chosen on; None where a config sets it.
     chosen_on: name of that split; '' where a config sets it.
+    foreground_auc: probability that a pixel of an object has more foreground
+      than one of 'other', on that split; None where it is unknown.
   """
 
   threshold: float
   miou: float | None = None
   chosen_on: str = ''
+  foreground_auc: float | None = None
 
   def summary(self) -> dict[str, Any]:
     """Returns the fields for results.json.
 
     Scores on the split `chosen_on` are optimistic: the best of all candidates.
     """
-    return {'threshold': self.threshold, 'chosen_on': self.chosen_on}
+    return {
+      'threshold': self.threshold,
+      'chosen_on': self.chosen_on,
+      'foreground_auc': self.foreground_auc,
+    }
 
 
 def pseudo_category_function(

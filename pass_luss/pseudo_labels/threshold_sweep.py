@@ -128,6 +128,31 @@ class ThresholdSweep:
     best = int(np.argmax(mious))
     return THRESHOLDS[best], mious[best]
 
+  def count_foreground(self, threshold: float) -> int:
+    """Counts the labeled pixels that reach one of `THRESHOLDS`."""
+    pixels = self.pixels[: self._num_rows]
+    return int(pixels[:, THRESHOLDS.index(threshold) + 1 :].sum())
+
+  def foreground_auc(self) -> float | None:
+    """Computes how well attention tells objects from 'other'.
+
+    Returns:
+      The area under the ROC curve: the probability that a pixel of a class has
+      more attention than one of 'other'. 0.5 is chance; where it is lower,
+      'other' is attended instead. Pixels between the same two thresholds, and
+      all above the highest one, count as equal. None unless there are both.
+    """
+    used = slice(self._num_rows)
+    is_other = self.pairs[used] % (self.num_classes + 1) == 0
+    other, objects = (
+      self.pixels[used][rows].sum(axis=0, dtype=np.float64)
+      for rows in (is_other, ~is_other)
+    )
+    if not other.any() or not objects.any():
+      return None
+    below = np.cumsum(other) - other / 2
+    return float(objects @ below / (objects.sum() * other.sum()))
+
   def _foregrounds(
     self,
   ) -> Iterator[

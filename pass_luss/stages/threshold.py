@@ -1,7 +1,10 @@
 """The attention threshold of a stage: given, or chosen on images with masks."""
 
+from collections.abc import Iterator
+
 from input_pipeline import datasets
 from pass_luss.pseudo_labels import labeler as labeler_lib
+from pass_luss.pseudo_labels import threshold_sweep
 from runtime import console, json_files
 from segcore.distributed import collectives
 from segcore.train import workspace as workspace_lib
@@ -42,11 +45,33 @@ def choose_attention_threshold(
       choose_on, num_categories, num_classes, foreground
     )
     threshold = labeler_lib.ForegroundThreshold(
-      *sweep.best(by_name), choose_on.name
+      *sweep.best(by_name), choose_on.name, sweep.foreground_auc()
     )
-    console.print_line(
-      f'threshold {threshold.threshold:.2f}: mIoU {threshold.miou:.4f} on '
-      f'{choose_on.name}, the best of those tried'
-    )
+    for line in _describe_choice(threshold, sweep):
+      console.print_line(line)
   json_files.write_json(path, threshold._asdict())
   return threshold
+
+
+def _describe_choice(
+  chosen: labeler_lib.ForegroundThreshold, sweep: threshold_sweep.ThresholdSweep
+) -> Iterator[str]:
+  """Yields lines on a chosen threshold, and a warning where all is 'other'."""
+  yield (
+    f'threshold {chosen.threshold:.2f}: mIoU {chosen.miou:.4f} on '
+    f'{chosen.chosen_on}, the best of those tried'
+  )
+  auc = chosen.foreground_auc
+  if auc is None:
+    return
+  yield (
+    '  a pixel of an object has more foreground than one of the background in '
+    f'{auc:.0%} of all pairs (50%: chance)'
+  )
+  if not sweep.count_foreground(chosen.threshold):
+    yield (
+      f'warning: no pixel of {chosen.chosen_on} reaches this threshold, as '
+      'labels are better without any foreground: there is background alone to '
+      'learn from. Look at pictures/attention.png; saliency=rc, or a folder of '
+      'maps, takes the place of attention, threshold=NUMBER that of the choice'
+    )

@@ -247,6 +247,25 @@ def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
   assert first.chosen_on == swept[0]
 
 
+@pytest.mark.parametrize(
+  ('attention', 'auc', 'is_warned'), [(0.7, '100%', False), (0.1, '0%', True)]
+)
+def test_attention_of_the_background_is_warned_of(
+  config, whole, tmp_path, monkeypatch, capsys, attention, auc, is_warned
+):
+  stage, workspace, labeler = build_label_stage(config, whole, tmp_path)
+  sweep = threshold_sweep.ThresholdSweep.empty(2, 2)
+  # An object of class 1 fills a quarter of the image.
+  label = np.arange(16).reshape(4, 4) // 12
+  sweep.update(label * 0 + 1, np.where(label > 0, attention, 0.5), label)
+  monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', lambda *_: sweep)
+  chosen = stage.choose_threshold(workspace, labeler, 2)
+  output = capsys.readouterr().out
+  assert f'one of the background in {auc} of all pairs' in output
+  assert ('warning: no pixel of' in output) == is_warned
+  assert chosen.summary()['foreground_auc'] == float(not is_warned)
+
+
 def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
   stage, _, labeler = build_label_stage(config, whole, tmp_path)
   drawn = []

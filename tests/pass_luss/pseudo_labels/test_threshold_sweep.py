@@ -50,6 +50,37 @@ def test_sweep_equals_labeling_at_each_threshold():
   assert max(expected) - min(expected) > 0.02
 
 
+def test_objects_are_compared_with_the_background_pixel_by_pixel():
+  rng = np.random.default_rng(0)
+  sweep = threshold_sweep.ThresholdSweep.empty(3, 3)
+  assert sweep.foreground_auc() is None
+  attended = {True: [], False: []}
+  for _ in range(4):
+    label = rng.integers(-1, 4, (5, 6))
+    attention = np.where(label > 0, 0.3, 0.5) + 0.4 * rng.random(label.shape)
+    sweep.update(rng.integers(1, 4, label.shape), attention, label)
+    for is_object in (True, False):
+      pixels = attention[label > 0 if is_object else label == 0]
+      # In hundredths; 0.8 and more are one.
+      attended[is_object].extend(np.minimum(np.floor(pixels * 100), 80))
+  higher = [
+    (a > b) + (a == b) / 2 for a in attended[True] for b in attended[False]
+  ]
+  assert 0.1 < np.mean(higher) < 0.4
+  np.testing.assert_allclose(sweep.foreground_auc(), np.mean(higher), rtol=1e-9)
+  every = attended[True] + attended[False]
+  for threshold in (0.0, 0.45, 0.8):
+    assert sweep.count_foreground(threshold) == sum(
+      x >= round(100 * threshold) for x in every
+    )
+
+
+def test_objects_alone_cannot_be_compared_with_a_background():
+  sweep = threshold_sweep.ThresholdSweep.empty(3, 3)
+  sweep.update(np.ones((2, 2), int), np.ones((2, 2)), np.ones((2, 2), int))
+  assert sweep.foreground_auc() is None
+
+
 def test_counts_of_hosts_are_merged(monkeypatch):
   rng = np.random.default_rng(0)
   images = [
