@@ -141,6 +141,14 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
     ) from error
 
 
+def cannot_write(path: Path, error: OSError) -> errors.UserError:
+  """Builds the error about a file of a work folder that cannot be written."""
+  return errors.UserError(
+    f'cannot write {path} ({error.strerror or error}): free some space, or '
+    'choose another --workdir'
+  )
+
+
 def walk_files(path: Path) -> Iterator[Path]:
   """Yields the files below a folder, sorted; yields a single file itself."""
   if not path.is_dir():

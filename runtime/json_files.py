@@ -50,10 +50,7 @@ def write_json(path: files.Path, content: Any) -> None:
     )
     files.write_atomically(path, text)
   except OSError as error:
-    raise errors.UserError(
-      f'cannot write {path} ({error.strerror or error}): free some space, or '
-      'choose another --workdir'
-    ) from error
+    raise files.cannot_write(path, error) from error
 
 
 def read_json(path: files.Path) -> Any:

@@ -3,17 +3,34 @@
 A stage writes to `workdir/NAME`. `settings.json` there holds the settings it
 was started with; `DONE.json` marks it as finished and lists its outputs with
 their checksums. Running the same command again does what is left; a folder of
-other settings is refused (see `placement`).
+other settings is refused (see `placement`), and so is one that another process
+is working on.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Container,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from runtime import console, errors, files, json_files, options, progress
+from runtime import (
+  console,
+  errors,
+  files,
+  json_files,
+  options,
+  process_lock,
+  progress,
+)
 from segcore.cost import topology as topology_lib
 from segcore.distributed import host_settings
 from segcore.experiment import placement as placement_lib
@@ -80,7 +97,7 @@ def run_stages(
 
   Raises:
     UserError: an unknown name, a needed stage that is not finished, or a folder
-      that belongs to other settings.
+      that belongs to other settings or that another process is working on.
   """
   chosen = _choose(stages, only)
   placements = place_stages(stages, workdir)
@@ -100,22 +117,50 @@ def run_stages(
       if name not in worked:
         _require_all_steps(placements[name], stage.name)
       require_finished_stage(placements[name].directory, stage.name)
-    _prepare(placed)
-    workspace = workspace_lib.Workspace(
-      placed.directory,
-      {name: placements[name].directory for name in stage.needs},
-      options.options_digest(placed.settings),
-      preemption,
-    )
-    if preemption.reached():
-      raise workspace_lib.Preempted(f'{workdir} is ready to start {stage.name}')
-    try:
-      outputs = stage.run(workspace)
-    except errors.UserError:
-      _remove_unused_settings(placed.directory)
-      raise
-    _finish(workspace, stage.name, outputs)
+    with _claiming(placed):
+      _run_stage(stage, placements, preemption)
     worked.add(stage.name)
+
+
+@contextlib.contextmanager
+def _claiming(placed: placement_lib.Placement) -> Iterator[None]:
+  """Keeps other processes from working on the stage, by host 0.
+
+  Raises:
+    UserError: one does so already.
+  """
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      directory = placed.directory
+      path = directory.with_name(f'.{directory.name}.lock')
+      stack.enter_context(process_lock.locking(path, str(directory)))
+    yield
+
+
+def _run_stage(
+  stage: Stage,
+  placements: Mapping[str, placement_lib.Placement],
+  preemption: workspace_lib.Preemption,
+) -> None:
+  """Runs a stage in its folder, and marks it as finished."""
+  placed = placements[stage.name]
+  _prepare(placed)
+  workspace = workspace_lib.Workspace(
+    placed.directory,
+    {name: placements[name].directory for name in stage.needs},
+    options.options_digest(placed.settings),
+    preemption,
+  )
+  if preemption.reached():
+    raise workspace_lib.Preempted(
+      f'{placed.directory.parent} is ready to start {stage.name}'
+    )
+  try:
+    outputs = stage.run(workspace)
+  except errors.UserError:
+    _remove_unused_settings(placed.directory)
+    raise
+  _finish(workspace, stage.name, outputs)
 
 
 def _require_all_steps(placed: placement_lib.Placement, needed_by: str) -> None:

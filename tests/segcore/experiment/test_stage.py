@@ -6,6 +6,7 @@ import pytest
 from runtime import errors
 from segcore.experiment import placement, stage
 from segcore.train import workspace as workspace_lib
+from tests.support import lock_holder
 
 
 def writes(log, name, text='x'):
@@ -47,6 +48,22 @@ def test_an_interrupted_stage_runs_again_and_the_next_follows(tmp_path):
   assert not (tmp_path / 'b' / 'DONE.json').exists()
   stage.run_stages(stages, tmp_path)
   assert log == ['a', 'b']
+
+
+def test_a_stage_that_another_process_works_on_is_refused(tmp_path):
+  log = []
+  stages = chain(log)
+  with (
+    lock_holder.holding(tmp_path / '.b.lock') as process,
+    pytest.raises(errors.UserError) as caught,
+  ):
+    stage.run_stages(stages, tmp_path)
+  assert f'process {process} on' in str(caught.value)
+  assert f'is working on {tmp_path}/b: wait for it' in str(caught.value)
+  assert not (tmp_path / 'b').exists()
+  stage.run_stages(stages, tmp_path)
+  assert log == ['a', 'b']
+  assert {p.name for p in tmp_path.iterdir()} == {'a', 'b'}
 
 
 def test_changed_libraries_are_reported_and_the_stage_goes_on(

@@ -1,0 +1,77 @@
+"""Locks against other processes, which are killed."""
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from runtime import errors, process_lock
+from tests.support import lock_holder
+
+
+def test_a_lock_of_another_process_is_refused_until_that_is_killed(tmp_path):
+  path = tmp_path / 'runs' / '.train.lock'
+  with (
+    lock_holder.holding(path) as process,
+    pytest.raises(errors.UserError) as caught,
+    process_lock.locking(path, 'runs/train'),
+  ):
+    pass
+  assert str(caught.value) == (
+    f'process {process} on {socket.gethostname()} is working on runs/train: '
+    'wait for it, or stop it; for another run choose another --workdir'
+  )
+  # The file of the killed process is left, and locks nothing.
+  assert path.exists()
+  with process_lock.locking(path, 'runs/train'):
+    assert path.read_text().startswith(f'process {os.getpid()} ')
+  assert not path.exists()
+
+
+def test_a_process_left_behind_does_not_keep_the_lock(tmp_path):
+  path = tmp_path / 'lock'
+  child = [sys.executable, '-c', 'import time; time.sleep(600)']
+  with process_lock.locking(path, 'x'):
+    left = subprocess.Popen(child, close_fds=False)
+  try:
+    with lock_holder.holding(path) as process:
+      assert path.read_text().startswith(f'process {process} ')
+  finally:
+    left.kill()
+    left.wait()
+
+
+def test_a_lock_file_that_its_holder_removes_is_made_again(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'lock'
+  path.touch()
+  lockf, tried = fcntl.lockf, []
+
+  def remove_first(descriptor, flags):
+    if not tried:
+      path.unlink()
+    tried.append(descriptor)
+    lockf(descriptor, flags)
+
+  monkeypatch.setattr(process_lock.fcntl, 'lockf', remove_first)
+  with process_lock.locking(path, 'x'):
+    assert path.exists()
+  assert len(tried) == 2
+
+
+def test_without_locks_work_goes_on(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(process_lock.errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(process_lock.fcntl, 'lockf', refuse)
+  worked = []
+  with process_lock.locking(tmp_path / 'lock', 'x'):
+    worked.append('file system')
+  with process_lock.locking(epath.Path('gs://bucket/lock'), 'x'):
+    worked.append('bucket')
+  assert worked == ['file system', 'bucket']
