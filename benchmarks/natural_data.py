@@ -1,13 +1,14 @@
 """Measures what simple features tell of the classes of shapes/natural.
 
   python benchmarks/natural_data.py [--images=2000] [--tested=400] [--side=64]
-      [--picture=FILE.png] [--out=FILE.json]
+      [--picture=FILE.png] [--clusters=RUN/cluster] [--out=FILE.json]
 
 On images of one object: accuracy of the nearest class mean of mean colors, and
 of the 20 nearest neighbors by mean color, by a histogram of colors, and by mean
 features of the encoder of `pass_shapes.py` with random parameters. On scenes:
 shares of the classes. The picture shows images of one object, a class in each
-column, and scenes with their labels.
+column, and scenes with their labels. The clusters of a run of
+`pass_shapes.py:data=natural` are compared with classes and with backgrounds.
 """
 
 import sys
@@ -22,9 +23,10 @@ import PIL.Image
 
 from configs import networks
 from input_pipeline import overlays
-from input_pipeline.builders import natural, natural_classes
+from input_pipeline.builders import natural, natural_classes, scene_sampling
 from input_pipeline.sources import records
-from runtime import options
+from pass_luss.pseudo_labels import cluster, clustering_scores
+from runtime import files, options
 from segcore.models import network as network_lib
 
 NEIGHBORS = 20
@@ -128,6 +130,33 @@ def write_picture(
   PIL.Image.fromarray(picture).quantize(256).save(path, optimize=True)
 
 
+def score_clusters(
+  assignments: np.ndarray, single: natural.NaturalConfig
+) -> dict[str, dict[str, float]]:
+  """Compares clusters of the training images with classes and backgrounds.
+
+  Args:
+    assignments: cluster of each image, [N].
+    single: images of one object.
+  """
+  scenes = []
+  for i in range(len(assignments)):
+    _, rng = scene_sampling.seed_scene(single.name, 'train', i)
+    scenes.append(natural.make_natural_scene(single, rng, i))
+  classes = np.array([scene.objects[0].class_id - 1 for scene in scenes])
+  contexts = [*natural_classes.CONTEXTS]
+  backgrounds = np.array([contexts.index(scene.context) for scene in scenes])
+  score = clustering_scores.score_clustering
+  counts = np.zeros((assignments.max() + 1, len(contexts)))
+  np.add.at(counts, (assignments, backgrounds), 1)
+  return {
+    'clusters and classes': score(assignments, classes),
+    'backgrounds and classes': score(backgrounds, classes),
+    'clusters and backgrounds': score(assignments, backgrounds)
+    | {'purity': float(counts.max(axis=1).sum() / len(assignments))},
+  }
+
+
 def measure(arguments) -> dict[str, object]:
   """Draws the images and measures them.
 
@@ -137,6 +166,9 @@ def measure(arguments) -> dict[str, object]:
   scenes, single = natural.natural_configs(arguments.side)
   if arguments.picture:
     write_picture(arguments.picture, single, scenes)
+  if arguments.clusters:
+    folder = files.parse_file_path(arguments.clusters, '--clusters')
+    return score_clusters(cluster.read_cluster_assignments(folder), single)
   tested = arguments.tested
   start = time.process_time()
   samples = [single.draw_sample('train', i) for i in range(arguments.images)]
@@ -163,7 +195,7 @@ def measure(arguments) -> dict[str, object]:
 def main(argv: Sequence[str]) -> None:
   """Prints the measures, and writes them and the picture."""
   arguments = command_line.parse(
-    argv, __doc__, images=2000, tested=400, side=64, picture=''
+    argv, __doc__, images=2000, tested=400, side=64, picture='', clusters=''
   )
   results = measure(arguments)
   for name, value in results.items():

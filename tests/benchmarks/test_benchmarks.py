@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.support import runs
@@ -39,3 +40,26 @@ def test_a_benchmark_writes_its_results(name, tmp_path):
     assert line['name'] and line['value']
     assert (line['share'] is None) == (line['other'] == '')
   assert summary or name == 'natural_data'
+
+
+@pytest.mark.slow
+def test_clusters_are_compared_with_classes_and_backgrounds(tmp_path):
+  # Classes take turns, and 70 % lie on the background that is theirs.
+  np.save(tmp_path / 'assignments.npy', np.arange(1000, dtype=np.int32) % 10)
+  out = tmp_path / 'results.json'
+  done = subprocess.run(
+    [
+      *(sys.executable, 'benchmarks/natural_data.py'),
+      *(f'--clusters={tmp_path}', f'--out={out}'),
+    ],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  results = json.loads(out.read_text())
+  perfect = {'nmi': pytest.approx(1), 'accuracy': 1}
+  assert results['clusters and classes'] == perfect
+  backgrounds = results['clusters and backgrounds']
+  assert backgrounds['purity'] == pytest.approx(0.7, abs=0.05)
+  assert backgrounds['nmi'] < 0.5
