@@ -26,7 +26,7 @@ from input_pipeline import overlays
 from input_pipeline.builders import natural, natural_classes, scene_sampling
 from input_pipeline.sources import records
 from pass_luss.pseudo_labels import cluster, clustering_scores
-from runtime import files, options
+from runtime import errors, files, options
 from segcore.models import network as network_lib
 
 NEIGHBORS = 20
@@ -138,9 +138,18 @@ def score_clusters(
   Args:
     assignments: cluster of each image, [N].
     single: images of one object.
+
+  Raises:
+    UserError: the clusters are not those of the images.
   """
+  count = single.num_images['train']
+  if len(assignments) != count:
+    raise errors.UserError(
+      f'--clusters: expected a cluster of each of {count:,} images, got '
+      f'{len(assignments):,}'
+    )
   scenes = []
-  for i in range(len(assignments)):
+  for i in range(count):
     _, rng = scene_sampling.seed_scene(single.name, 'train', i)
     scenes.append(natural.make_natural_scene(single, rng, i))
   classes = np.array([scene.objects[0].class_id - 1 for scene in scenes])
@@ -163,7 +172,9 @@ def measure(arguments) -> dict[str, object]:
   Args:
     arguments: flags of the command line.
   """
-  scenes, single = natural.natural_configs(arguments.side)
+  # Names seed the images, those of other sizes than 64 end with it.
+  suffix = '' if arguments.side == 64 else f'_{arguments.side}'
+  scenes, single = natural.natural_configs(arguments.side, suffix)
   if arguments.picture:
     write_picture(arguments.picture, single, scenes)
   if arguments.clusters:

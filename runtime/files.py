@@ -66,6 +66,11 @@ def absolute_path(path: Path) -> Path:
   return path.absolute() if is_local_path(path) else path
 
 
+def resolve_links(path: Path) -> Path:
+  """Returns a local path without links, and a path in a bucket as it is."""
+  return path.resolve() if is_local_path(path) else path
+
+
 def write_atomically(
   path: Path, content: str | bytes, durable: bool = True
 ) -> None:

@@ -24,6 +24,12 @@ with epy.lazy_imports():
   from segcore.experiment import evaluation
 
 
+_ADVICE = (
+  '; look at pictures/attention.png: saliency=rc, or a folder of maps, takes '
+  'the place of attention'
+)
+
+
 class LabelStage(cluster.ClusteredStage):
   """Labels the images by the nearest centroids, and scores such labels."""
 
@@ -176,6 +182,7 @@ class LabelStage(cluster.ClusteredStage):
       block.threshold,
       choose_on,
       foreground,
+      advice='' if block.saliency else _ADVICE,
     )
 
   def _image_categories(

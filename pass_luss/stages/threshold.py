@@ -20,6 +20,7 @@ def choose_attention_threshold(
   choose_on: datasets.Split | None,
   foreground: labeler_lib.ForegroundFunction | None = None,
   by_name: bool = False,
+  advice: str = '',
 ) -> labeler_lib.ForegroundThreshold:
   """Returns the threshold that attention must reach; writes it to a file.
 
@@ -33,6 +34,7 @@ def choose_attention_threshold(
       takes the given one.
     foreground: supplied foreground, if any.
     by_name: whether categories are the classes of the masks.
+    advice: what to do if labels are best without any foreground.
   """
   path = workspace.directory / FILE
   # Host 0 decides: another host may see its files later.
@@ -47,14 +49,16 @@ def choose_attention_threshold(
     threshold = labeler_lib.ForegroundThreshold(
       *sweep.best(by_name), choose_on.name, sweep.foreground_auc()
     )
-    for line in _describe_choice(threshold, sweep):
+    for line in _describe_choice(threshold, sweep, advice):
       console.print_line(line)
   json_files.write_json(path, threshold._asdict())
   return threshold
 
 
 def _describe_choice(
-  chosen: labeler_lib.ForegroundThreshold, sweep: threshold_sweep.ThresholdSweep
+  chosen: labeler_lib.ForegroundThreshold,
+  sweep: threshold_sweep.ThresholdSweep,
+  advice: str,
 ) -> Iterator[str]:
   """Yields lines on a chosen threshold, and a warning where all is 'other'."""
   yield (
@@ -70,8 +74,8 @@ def _describe_choice(
   )
   if not sweep.count_foreground(chosen.threshold):
     yield (
-      f'warning: no pixel of {chosen.chosen_on} reaches this threshold, as '
-      'labels are better without any foreground: there is background alone to '
-      'learn from. Look at pictures/attention.png; saliency=rc, or a folder of '
-      'maps, takes the place of attention, threshold=NUMBER that of the choice'
+      f'warning: no labeled pixel of {chosen.chosen_on} reaches this '
+      'threshold, as labels are better without any foreground: all are '
+      'background. '
+      f'threshold=NUMBER sets another one{advice}'
     )

@@ -102,38 +102,40 @@ def run_stages(
   chosen = _choose(stages, only)
   placements = place_stages(stages, workdir)
   left = [s for s in chosen if not placements[s.name].is_finished]
-  save_config(workdir, any(not s.is_report for s in left))
-  preemption = workspace_lib.Preemption()
-  worked = set()
-  for stage in chosen:
-    placed = placements[stage.name]
-    progress.record_activity(f'the start of {stage.name}')
-    if placed.is_finished:
-      console.print_line(
-        f'{stage.name} is finished already: {placed.directory}'
-      )
-      continue
-    for name in stage.needs:
-      if name not in worked:
-        _require_all_steps(placements[name], stage.name)
-      require_finished_stage(placements[name].directory, stage.name)
-    with _claiming(placed):
+  with _claiming([placements[s.name].directory for s in left]):
+    save_config(workdir, any(not s.is_report for s in left))
+    preemption = workspace_lib.Preemption()
+    worked = set()
+    for stage in chosen:
+      placed = placements[stage.name]
+      progress.record_activity(f'the start of {stage.name}')
+      if placed.is_finished:
+        console.print_line(
+          f'{stage.name} is finished already: {placed.directory}'
+        )
+        continue
+      for name in stage.needs:
+        if name not in worked:
+          _require_all_steps(placements[name], stage.name)
+        require_finished_stage(placements[name].directory, stage.name)
       _run_stage(stage, placements, preemption)
-    worked.add(stage.name)
+      worked.add(stage.name)
 
 
 @contextlib.contextmanager
-def _claiming(placed: placement_lib.Placement) -> Iterator[None]:
-  """Keeps other processes from working on the stage, by host 0.
+def _claiming(directories: Iterable[files.Path]) -> Iterator[None]:
+  """Keeps other processes from working on stages, by host 0.
 
   Raises:
     UserError: one does so already.
   """
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
-      directory = placed.directory
-      path = directory.with_name(f'.{directory.name}.lock')
-      stack.enter_context(process_lock.locking(path, str(directory)))
+      for directory in directories:
+        # Studies share stages among their work folders by links.
+        shared = files.resolve_links(directory)
+        path = shared.with_name(f'.{shared.name}.lock')
+        stack.enter_context(process_lock.locking(path, str(directory)))
     yield
 
 

@@ -262,7 +262,8 @@ def test_attention_of_the_background_is_warned_of(
   chosen = stage.choose_threshold(workspace, labeler, 2)
   output = capsys.readouterr().out
   assert f'one of the background in {auc} of all pairs' in output
-  assert ('warning: no pixel of' in output) == is_warned
+  assert ('warning: no labeled pixel of' in output) == is_warned
+  assert ('saliency=rc' in output) == is_warned
   assert chosen.summary()['foreground_auc'] == float(not is_warned)
 
 

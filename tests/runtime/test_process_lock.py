@@ -1,10 +1,10 @@
 """Locks against other processes, which are killed."""
 
+import contextlib
 import fcntl
 import os
 import socket
-import subprocess
-import sys
+import types
 
 import pytest
 from etils import epath
@@ -22,8 +22,9 @@ def test_a_lock_of_another_process_is_refused_until_that_is_killed(tmp_path):
   ):
     pass
   assert str(caught.value) == (
-    f'process {process} on {socket.gethostname()} is working on runs/train: '
-    'wait for it, or stop it; for another run choose another --workdir'
+    f'process {process.pid} on {socket.gethostname()} is working on '
+    'runs/train: wait for it, or stop it; for another run choose another '
+    '--workdir'
   )
   # The file of the killed process is left, and locks nothing.
   assert path.exists()
@@ -34,15 +35,43 @@ def test_a_lock_of_another_process_is_refused_until_that_is_killed(tmp_path):
 
 def test_a_process_left_behind_does_not_keep_the_lock(tmp_path):
   path = tmp_path / 'lock'
-  child = [sys.executable, '-c', 'import time; time.sleep(600)']
-  with process_lock.locking(path, 'x'):
-    left = subprocess.Popen(child, close_fds=False)
-  try:
-    with lock_holder.holding(path) as process:
-      assert path.read_text().startswith(f'process {process} ')
-  finally:
-    left.kill()
-    left.wait()
+  with lock_holder.holding(path) as process:
+    process.kill()
+    process.wait()
+    # Its child, which lives, has the file open.
+    assert path.read_text().startswith(f'process {process.pid} ')
+    with process_lock.locking(path, 'x'):
+      assert path.read_text().startswith(f'process {os.getpid()} ')
+
+
+@pytest.mark.parametrize('is_lost', [True, False])
+def test_the_lock_of_another_host_is_waited_for(
+  tmp_path, monkeypatch, capsys, is_lost
+):
+  path = tmp_path / 'lock'
+  seconds = []
+  with lock_holder.holding(path) as process:
+    path.write_text('process 7 on host-3')
+
+    def sleep(step):
+      seconds.append(step)
+      if is_lost and sum(seconds) == 90:
+        process.kill()
+        process.wait()
+
+    clock = types.SimpleNamespace(sleep=sleep, monotonic=lambda: sum(seconds))
+    monkeypatch.setattr(process_lock, 'time', clock)
+    refused = pytest.raises(errors.UserError, match='process 7 on host-3 is')
+    with (
+      contextlib.nullcontext() if is_lost else refused,
+      process_lock.locking(path, 'x'),
+    ):
+      pass
+  assert sum(seconds) == (90 if is_lost else 120)
+  assert capsys.readouterr().out == (
+    'process 7 on host-3 is working on x, or has been lost: waiting 2m00s for '
+    'it to end\n'
+  )
 
 
 def test_a_lock_file_that_its_holder_removes_is_made_again(

@@ -46,24 +46,39 @@ def test_an_interrupted_stage_runs_again_and_the_next_follows(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     stage.run_stages(broken, tmp_path)
   assert not (tmp_path / 'b' / 'DONE.json').exists()
+  assert {p.name for p in tmp_path.iterdir()} == {'a', 'b'}
   stage.run_stages(stages, tmp_path)
   assert log == ['a', 'b']
 
 
 def test_a_stage_that_another_process_works_on_is_refused(tmp_path):
-  log = []
+  log, saved = [], []
   stages = chain(log)
   with (
     lock_holder.holding(tmp_path / '.b.lock') as process,
     pytest.raises(errors.UserError) as caught,
   ):
-    stage.run_stages(stages, tmp_path)
-  assert f'process {process} on' in str(caught.value)
+    stage.run_stages(stages, tmp_path, (), lambda *args: saved.append(args))
+  assert f'process {process.pid} on' in str(caught.value)
   assert f'is working on {tmp_path}/b: wait for it' in str(caught.value)
-  assert not (tmp_path / 'b').exists()
+  # Before anything is written.
+  assert not log and not saved
+  assert [p.name for p in tmp_path.iterdir()] == ['.b.lock']
   stage.run_stages(stages, tmp_path)
   assert log == ['a', 'b']
   assert {p.name for p in tmp_path.iterdir()} == {'a', 'b'}
+
+
+def test_a_stage_that_work_folders_share_by_links_is_locked_once(tmp_path):
+  shared = tmp_path / 'shared' / 'a'
+  shared.mkdir(parents=True)
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'a').symlink_to(shared)
+  with (
+    lock_holder.holding(shared.with_name('.a.lock')),
+    pytest.raises(errors.UserError, match='is working on .*/run/a: wait'),
+  ):
+    stage.run_stages(chain([])[:1], tmp_path / 'run')
 
 
 def test_changed_libraries_are_reported_and_the_stage_goes_on(
