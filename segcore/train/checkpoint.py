@@ -100,6 +100,8 @@ class Checkpoints:
       value: value by which it is the best.
     """
     with _explaining_full_disk(self.directory):
+      # On several hosts both managers would meet at barriers of one name.
+      self._latest.wait_until_finished()
       is_first = self.best_value(before=step) is None
       # A run that resumed from an earlier checkpoint repeats these steps.
       for later in self._best.all_steps():

@@ -51,6 +51,28 @@ def saved(tmp_path):
   return tmp_path
 
 
+def test_the_best_state_is_saved_after_the_latest_one(tmp_path, monkeypatch):
+  """Saves that overlap would meet at barriers of one name on several hosts."""
+  finished = []
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    save = checkpoints._best.save
+
+    def save_best(*args, **kwargs):
+      finished.append((tmp_path / 'checkpoints' / '7').exists())
+      return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints._best, 'save', save_best)
+    latest = checkpoints._latest
+    waited = latest.wait_until_finished
+    monkeypatch.setattr(
+      latest, 'wait_until_finished', lambda: finished.append('wait') or waited()
+    )
+    checkpoints.save(7, state(7.0))
+    finished.clear()
+    checkpoints.save_best(7, state(7.0), 0.5)
+  assert finished[:2] == ['wait', True]
+
+
 def test_two_latest_are_kept_and_the_newest_is_restored(saved):
   names = {p.name for p in (saved / 'checkpoints').iterdir()}
   assert names == {'2', '3'}
