@@ -26,7 +26,7 @@ from input_pipeline import overlays
 from input_pipeline.builders import natural, natural_classes, scene_sampling
 from input_pipeline.sources import records
 from pass_luss.pseudo_labels import cluster, clustering_scores
-from runtime import errors, files, options
+from runtime import files, options
 from segcore.models import network as network_lib
 
 NEIGHBORS = 20
@@ -140,11 +140,11 @@ def score_clusters(
     single: images of one object.
 
   Raises:
-    UserError: the clusters are not those of the images.
+    SystemExit: the clusters are not those of the images.
   """
   count = single.num_images['train']
   if len(assignments) != count:
-    raise errors.UserError(
+    raise SystemExit(
       f'--clusters: expected a cluster of each of {count:,} images, got '
       f'{len(assignments):,}'
     )

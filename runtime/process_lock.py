@@ -100,5 +100,5 @@ def _is_same_file(descriptor: int, path: files.Path) -> bool:
   """Returns whether a path still leads to an open file."""
   try:
     return os.path.samestat(os.fstat(descriptor), os.stat(path))
-  except OSError:
+  except FileNotFoundError:
     return False

@@ -44,18 +44,28 @@ def test_a_benchmark_writes_its_results(name, tmp_path):
 
 @pytest.mark.slow
 def test_clusters_are_compared_with_classes_and_backgrounds(tmp_path):
-  # Classes take turns, and 70 % lie on the background that is theirs.
-  np.save(tmp_path / 'assignments.npy', np.arange(4000, dtype=np.int32) % 10)
   out = tmp_path / 'results.json'
-  done = subprocess.run(
-    [
-      *(sys.executable, 'benchmarks/natural_data.py'),
-      *(f'--clusters={tmp_path}', f'--out={out}'),
-    ],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
+
+  def compare(count):
+    # Classes take turns, and 70 % lie on the background that is theirs.
+    clusters = np.arange(count, dtype=np.int32) % 10
+    np.save(tmp_path / 'assignments.npy', clusters)
+    return subprocess.run(
+      [
+        *(sys.executable, 'benchmarks/natural_data.py'),
+        *(f'--clusters={tmp_path}', f'--out={out}'),
+      ],
+      cwd=runs.ROOT,
+      capture_output=True,
+      text=True,
+    )
+
+  other = compare(30)
+  assert other.returncode == 1
+  assert other.stderr.endswith(
+    '--clusters: expected a cluster of each of 4,000 images, got 30\n'
   )
+  done = compare(4000)
   assert done.returncode == 0, done.stderr
   results = json.loads(out.read_text())
   perfect = {'nmi': pytest.approx(1), 'accuracy': 1}

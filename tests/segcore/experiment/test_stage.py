@@ -149,7 +149,10 @@ def report(log, flip=False, rate=1):
 def test_another_report_goes_beside_the_first(tmp_path, capsys):
   log = []
   saved = []
-  save = lambda workdir, replaces: saved.append(replaces)  # noqa: E731
+
+  def save(workdir, replaces):
+    saved.append(replaces)
+
   stage.run_stages(report(log), tmp_path, save_config=save)
   capsys.readouterr()
   for _ in range(2):  # The same command does nothing the second time.
